@@ -1,0 +1,3 @@
+from medsr_monai.cli import main
+
+main()

@@ -1,0 +1,108 @@
+"""Read an official checkpoint into the network of this package: one table of names a family."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from medsr_monai.convert import rdst
+
+WRAPPERS = ("model", "state_dict", "params")  # keys under which training scripts put the weights
+
+
+@dataclass(frozen=True)
+class Family:
+    """How the checkpoints of one method are read.
+
+    Args:
+        build: the network for a checkpoint, its hyper-parameters read off the names and shapes of the tensors; raises
+            ValueError where a tensor that the table drops would matter.
+        table: for a checkpoint, their name -> ours, or None for what is dropped on purpose. A `*` stands for one part
+            between dots, and the nth `*` on the right for what the nth on the left has matched.
+    """
+
+    build: Callable[[Mapping[str, Tensor]], nn.Module]
+    table: Callable[[Mapping[str, Tensor]], Mapping[str, str | None]]
+
+
+FAMILIES: dict[str, Family] = {
+    "rdst": Family(rdst.build, rdst.table),
+}
+
+
+def load_official(source: str | os.PathLike | Mapping[str, Any], family: str) -> nn.Module:
+    """Build the network of an official checkpoint and load its weights into it.
+
+    Args:
+        source: file, or what was read from it: the state dict, plain or under "model", "state_dict" or "params". Files
+            are read with `weights_only=True`.
+        family: name in `FAMILIES`.
+
+    Returns:
+        The network in eval mode, float32, on the CPU. Its `.arguments` are the `network_def` for a config.
+
+    Raises:
+        ValueError: unknown family; a file that holds no state dict; a tensor of the checkpoint that the table does not
+            know, or one of the network that the checkpoint lacks; a dropped tensor that would change the output.
+        RuntimeError: a tensor's shape contradicts the others'.
+    """
+    if family not in FAMILIES:
+        raise ValueError(f"family is {family!r}: expected one of {sorted(FAMILIES)}.")
+    if not isinstance(source, Mapping):
+        source = _read(source)
+    for wrapper in WRAPPERS:
+        if isinstance(source.get(wrapper), Mapping):
+            source = source[wrapper]
+    table = FAMILIES[family].table(source)
+    renamed = {name: _rename(name, table) for name in source}
+    _refuse(
+        [name for name, ours in renamed.items() if ours == ""],
+        f"not known to the table of {family!r}: is this checkpoint of another family, or of a variant?",
+    )
+    try:
+        network = FAMILIES[family].build(source)
+    except KeyError as error:
+        raise ValueError(
+            f"The checkpoint has no tensor {error}, from which {family!r} reads its hyper-parameters: "
+            "is it complete, and of this family?"
+        ) from None
+    weights = {ours: source[name] for name, ours in renamed.items() if ours}
+    _refuse(weights.keys() - network.state_dict().keys(), "without a place in the network that the others describe.")
+    _refuse(network.state_dict().keys() - weights.keys(), "of the network that the checkpoint lacks: is it complete?")
+    network.load_state_dict(weights)
+    return network.eval()
+
+
+def _read(path: str | os.PathLike) -> Mapping[str, Any]:
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
+    except Exception as error:  # pickle, zip and torch raise many kinds
+        raise ValueError(f"{path}: not a PyTorch weights file, or a damaged one") from error
+    if not isinstance(content, Mapping):
+        raise ValueError(f"{path}: holds a {type(content).__name__}, a state dict is needed")
+    return content
+
+
+def _rename(name: str, table: Mapping[str, str | None]) -> str | None:
+    """Look a name up: our name, None where it is dropped, "" where no pattern matches."""
+    for theirs, ours in table.items():
+        match = re.fullmatch(re.escape(theirs).replace(r"\*", r"([^.]+)"), name)
+        if match:
+            parts = iter(match.groups())
+            return ours and re.sub(r"\*", lambda _, parts=parts: next(parts), ours)
+    return ""
+
+
+def _refuse(names: Iterable[str], why: str) -> None:
+    names = sorted(names)
+    if names:
+        shown = ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
+        raise ValueError(f"{len(names)} tensors {why} They are: {shown}.")

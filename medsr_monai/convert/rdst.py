@@ -1,0 +1,100 @@
+"""RDST (arXiv 2302.11184): the authors' checkpoints of any size and scale, GFF variant included."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import isqrt, prod
+
+import torch
+from torch import Tensor
+
+from medsr_monai.networks.rdst import RDST
+
+_LAYER, _OUR_LAYER = "body.*.body.*.body.blocks.*", "blocks.*.blocks.*.layers.*"
+
+TABLE = {
+    "sub_mean.*": None,  # identity, checked by build
+    "add_mean.*": None,  # identity, checked by build
+    "head.*": "head.*",
+    "patch_embed.norm.*": "embed_norm.*",
+    f"{_LAYER}.attn_mask": None,  # computed for every size
+    f"{_LAYER}.attn.relative_position_index": None,  # computed
+    f"{_LAYER}.attn.relative_position_bias_table": f"{_OUR_LAYER}.attn.relative_position_bias_table",
+    f"{_LAYER}.attn.qkv.*": f"{_OUR_LAYER}.attn.qkv.*",
+    f"{_LAYER}.attn.proj.*": f"{_OUR_LAYER}.attn.proj.*",
+    f"{_LAYER}.norm1.*": f"{_OUR_LAYER}.norm1.*",
+    f"{_LAYER}.norm2.*": f"{_OUR_LAYER}.norm2.*",
+    f"{_LAYER}.mlp.fc1.*": f"{_OUR_LAYER}.mlp.linear1.*",
+    f"{_LAYER}.mlp.fc2.*": f"{_OUR_LAYER}.mlp.linear2.*",
+    "body.*.body.*.tail.*.*": "blocks.*.blocks.*.bottleneck.*.*",
+    "body.*.conv.*": "blocks.*.fusion.*",
+    "norm.*": "norm.*",
+    "conv_after_body.*": "conv_after_body.*",
+    "bottleneck.*.*": "global_fusion.*.*",
+    "tail.0.*.*": "upsample.*.*",
+    "tail.1.*": "last.*",
+}
+# The GFF variant allocates these two and never uses them.
+GFF_TABLE = {**TABLE, "norm.*": None, "conv_after_body.*": None}
+
+
+def table(state: Mapping[str, Tensor]) -> Mapping[str, str | None]:
+    """Return their names and ours for this checkpoint: `GFF_TABLE` for the variant with global feature fusion."""
+    return GFF_TABLE if _fuses_globally(state) else TABLE
+
+
+def build(state: Mapping[str, Tensor]) -> RDST:
+    """Build the network that these tensors belong to.
+
+    Raises:
+        ValueError: the checkpoint's MeanShift layers change intensities (they do not in any published run).
+        KeyError: a tensor that tells a hyper-parameter is missing.
+    """
+    for name in ("sub_mean", "add_mean"):
+        _require_identity(name, state)
+    block = "body.0.body.0.body.blocks.0"
+    embed_dim, in_channels = state["head.weight"].shape[:2]
+    num_dense_blocks = _count("body.0.body.", state)
+    bias_rows, num_heads = state[f"{block}.attn.relative_position_bias_table"].shape
+    upsampling = [
+        w.shape[0] // embed_dim for k, w in state.items() if k.startswith("tail.0.") and k.endswith(".weight")
+    ]
+    return RDST(
+        in_channels=in_channels,
+        out_channels=state["tail.1.weight"].shape[0],
+        scale=prod(isqrt(factor) for factor in upsampling),
+        embed_dim=embed_dim,
+        growth_rate=(state["body.0.conv.weight"].shape[1] - embed_dim) // num_dense_blocks,
+        num_heads=num_heads,
+        window_size=(isqrt(bias_rows) + 1) // 2,
+        # Built for images no larger than one window, their layers have no mask and never shift.
+        shift_size=None if any(name.endswith(".attn_mask") for name in state) else 0,
+        mlp_ratio=state[f"{block}.mlp.fc1.weight"].shape[0] / embed_dim,
+        num_blocks=_count("body.", state),
+        num_dense_blocks=num_dense_blocks,
+        layers_per_block=_count("body.0.body.0.body.blocks.", state),
+        global_feature_fusion=_fuses_globally(state),
+    )
+
+
+def _fuses_globally(state: Mapping[str, Tensor]) -> bool:
+    return "bottleneck.0.weight" in state
+
+
+def _count(prefix: str, state: Mapping[str, Tensor]) -> int:
+    """Number of the different parts that follow a prefix."""
+    return len({name[len(prefix) :].split(".")[0] for name in state if name.startswith(prefix)})
+
+
+def _require_identity(name: str, state: Mapping[str, Tensor]) -> None:
+    weight, bias = state.get(f"{name}.weight"), state.get(f"{name}.bias")
+    if weight is not None and not torch.equal(weight.flatten(1), torch.eye(len(weight), dtype=weight.dtype)):
+        raise ValueError(_NO_IDENTITY.format(name=f"{name}.weight", expected="the identity matrix"))
+    if bias is not None and bias.any():
+        raise ValueError(_NO_IDENTITY.format(name=f"{name}.bias", expected="zeros"))
+
+
+_NO_IDENTITY = (
+    "{name} changes intensities, and RDST here has no such layer: expected {expected}. "
+    "Fold it into the first (sub_mean) or last (add_mean) convolution, or normalise the images instead."
+)

@@ -1,0 +1,19 @@
+"""Padding of an image to a size that a network can work on; cropping its output is the caller's slice."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
+    """Pad an image [B, C, H, W] at the bottom and right until `multiple` divides H and W.
+
+    An axis is reflected where it is longer than the padding, and its last line repeated otherwise.
+    """
+    down, right = -x.shape[2] % multiple, -x.shape[3] % multiple
+    if down > 0:
+        x = F.pad(x, [0, 0, 0, down], mode="reflect" if down < x.shape[2] else "replicate")
+    if right > 0:
+        x = F.pad(x, [0, right, 0, 0], mode="reflect" if right < x.shape[3] else "replicate")
+    return x
