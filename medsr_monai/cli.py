@@ -1,0 +1,668 @@
+"""The command ``medsr``: plain typed functions; heavy imports happen inside the one that is called."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import inspect
+import json as jsonlib
+import logging
+import math
+import os
+import re
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+    from monai.data import MetaTensor
+
+    from medsr_monai.metrics import SliceTable
+
+DEFAULT_BUNDLE = "rdst_e"
+NIFTI_SUFFIXES = (".nii", ".nii.gz")
+ERRORS = (ValueError, OSError, RuntimeError, MemoryError)
+"""What a user can mend: told in one line. Anything else is a bug of ours and shows its traceback."""
+
+
+# bundles
+
+
+def bundle_folders() -> dict[str, Path]:
+    """Bundles by name: those inside an installed package, or beside it in a checkout."""
+    package = Path(__file__).resolve().parent
+    root = next((r for r in (package / "bundles", package.parent / "bundles") if r.is_dir()), None)
+    return {p.parent.parent.name: p.parent.parent for p in sorted(root.glob("*/configs/metadata.json"))} if root else {}
+
+
+def bundle_folder(bundle: str) -> Path:
+    """Folder of a bundle, given by name or by path."""
+    known = bundle_folders()
+    folder = known.get(bundle, Path(bundle))
+    if not (folder / "configs" / "inference.json").is_file():
+        raise FileNotFoundError(f"no bundle {bundle!r}: choose {', '.join(known)}, or give a bundle's folder")
+    return folder
+
+
+def _device(device: str) -> str:
+    import torch
+
+    if device == "auto":
+        return "cuda:0" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device {device!r} is not available here, choose cpu or cuda:0") from error
+    return device
+
+
+class BundleRunner:
+    """A bundle's inference pipeline on single volumes: configuration parsed and weights loaded once.
+
+    Args:
+        bundle: name or folder.
+        weights: file, or None for the bundle's own.
+        overrides: ids of the bundle's inference.json and their values.
+    """
+
+    def __init__(self, bundle: str, weights: str | None = None, **overrides: Any) -> None:
+        folder = bundle_folder(bundle)
+        if weights is not None and not Path(weights).is_file():
+            raise FileNotFoundError(f"{weights}: no such weights file")
+        from monai.bundle import ConfigParser
+
+        from medsr_monai.handlers import load_weights
+
+        self.parser = ConfigParser()
+        self.parser.read_config(folder / "configs" / "inference.json")
+        progress = {"inferer#progress": sys.stderr.isatty()}
+        self.parser.update({"bundle_root": str(folder), "output_dir": None} | progress | overrides)
+        self.parser.parse()
+        weights = weights or self["weights"]
+        self.network = self["network"].eval()
+        self.sha256 = load_weights(self.network, weights) if weights else None
+
+    def __getitem__(self, name: str) -> Any:
+        return self.parser.get_parsed_content(name)
+
+    def read(self, path: str | Path) -> dict[str, MetaTensor]:
+        """Preprocessed input."""
+        return self["preprocessing"]({"image": str(path)})
+
+    def run(self, item: dict[str, MetaTensor], network: torch.nn.Module | None = None) -> MetaTensor:
+        """Super-resolved volume [C, X, Y, Z] of a preprocessed input, with another network if one is given."""
+        import torch
+
+        with torch.inference_mode():
+            pred = self["inferer"](item["image"][None].to(self["device"]), network or self.network)[0].cpu()
+        return self["postprocessing"](item | {"pred": pred})["pred"]
+
+
+# files
+
+
+def _nifti_output(path: str, overwrite: bool, source: str) -> Path:
+    out = Path(path)
+    if not out.name.endswith(NIFTI_SUFFIXES):
+        raise ValueError(f"{out}: the output is written as NIfTI, give a name that ends in .nii.gz")
+    _check_output(out, overwrite, source)
+    return out
+
+
+def _check_output(path: Path, overwrite: bool, source: str | None = None) -> None:
+    """Refuse an output file before any work: it is the input, is there already, or has no folder to be written to."""
+    if source is not None and path.resolve() == Path(source).resolve():
+        raise ValueError(f"{path}: is the input, which is never overwritten, choose another name")
+    if path.is_dir():
+        raise ValueError(f"{path}: is a folder, give the name of a file")
+    if path.exists() and not overwrite:
+        raise FileExistsError(f"{path}: exists, choose another name or add --overwrite")
+    parent = next(p for p in path.absolute().parents if p.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        raise PermissionError(f"{path}: nothing can be written to {parent}, choose another output")
+
+
+def _check_input(path: str) -> None:
+    if not Path(path).exists():
+        raise FileNotFoundError(f"{path}: no such file or folder")
+
+
+def _write(volume: MetaTensor, path: Path) -> None:
+    import numpy as np
+
+    from medsr_monai.data import NiftiWriter
+
+    with _naming(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        writer = NiftiWriter(output_dtype=np.float32)
+        writer.set_data_array(volume, channel_dim=0)
+        writer.set_metadata(volume.meta, resample=False)
+        writer.write(path)
+
+
+def _describe(volume: MetaTensor) -> str:
+    from medsr_monai.transforms import spacing
+
+    edges = "x".join(f"{edge:.3g}" for edge in spacing(volume.affine))
+    return f"{'x'.join(map(str, volume.shape[1:]))} voxels of {edges} mm"
+
+
+def _cases(source: str, target: str, overwrite: bool) -> list[tuple[str, Path]]:
+    """(input, output file) of a file, a DICOM folder or a folder of volumes; outputs are checked, nothing is read."""
+    _check_input(source)
+    path, out = Path(source), Path(target)
+    # a file is refused by its output's name before monai is imported
+    if path.is_file() and not out.is_dir():
+        return [(source, _nifti_output(target, overwrite, source))]
+    from medsr_monai.data import find_volumes, is_dicom_folder, volume_name
+
+    single = path.is_file() or is_dicom_folder(path)
+    if single and not out.is_dir():
+        return [(source, _nifti_output(target, overwrite, source))]
+    if out.is_file() or (not out.is_dir() and out.name.endswith(NIFTI_SUFFIXES)):
+        raise ValueError(f"{path}: is a folder of volumes, give an output folder, {out} is the name of a file")
+    if single:
+        cases = [(source, out / f"{volume_name(path)}_sr.nii.gz")]
+    else:
+        files = find_volumes(path)
+        cases = [(f, out / Path(f).relative_to(path).parent / f"{volume_name(f)}_sr.nii.gz") for f in files]
+    written = {}
+    for name, file in cases:
+        if file in written:
+            raise ValueError(f"{file}: would be written for {written[file]} and for {name}, rename one of them")
+        written[file] = name
+        _check_output(file, overwrite, name)
+    return cases
+
+
+def _reason(error: BaseException) -> str:
+    """The innermost cause in one line: MONAI's Compose wraps what a transform raises."""
+    while error.__cause__ is not None and isinstance(error, RuntimeError):
+        error = error.__cause__
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+@contextlib.contextmanager
+def _naming(path: str | Path) -> Iterator[None]:
+    """Errors raised inside name the file, as checks of voxels cannot do."""
+    try:
+        yield
+    except ERRORS as error:
+        reason = _reason(error)
+        raise ValueError(reason if str(path) in reason else f"{path}: {reason}") from error
+
+
+def _json(value: dict[str, Any]) -> str:
+    """JSON, which has no infinite numbers: they become null."""
+    finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in value.items()}
+    return jsonlib.dumps(finite, allow_nan=False)
+
+
+# commands
+
+
+def upscale(
+    input: str,
+    output: str,
+    bundle: str = DEFAULT_BUNDLE,
+    plane: str = "auto",
+    device: str = "auto",
+    weights: str | None = None,
+    frame: int | None = None,
+    slice_batch: int = 4,
+    tile: int | None = None,
+    overwrite: bool = False,
+) -> int:
+    """Super-resolve a volume, or every volume of a folder, with a bundle; writes float32 NIfTI in the input's units.
+
+    Args:
+        input: NIfTI file (.nii, .nii.gz), FreeSurfer file (.mgz), folder of such files, or folder with a DICOM series.
+        output: NIfTI file, or a folder (made if missing) when the input is a folder of volumes.
+        bundle: name of a bundle (see `medsr models`) or path of its folder.
+        plane: axial, coronal or sagittal: the plane whose slices are enlarged; auto is the one with the finest pixels.
+        device: auto, cpu, cuda:0.
+        weights: another weights file than the bundle's models/model.pt.
+        frame: of a 4D file, counted from 0.
+        slice_batch: slices computed at a time.
+        tile: side in pixels of tiles, to save memory; leaves faint seams. Default: whole slices.
+        overwrite: replace existing outputs.
+    """
+    bundle_folder(bundle)
+    cases = _cases(input, output, overwrite)
+    from medsr_monai.transforms import PLANES
+
+    if plane not in ("auto", *PLANES):
+        raise ValueError(f"plane is {plane!r}, expected auto, {', '.join(PLANES)}")
+    if slice_batch < 1 or (tile is not None and tile < 32):
+        raise ValueError("slice_batch must be at least 1 and tile at least 32 pixels")
+    device = _device(device)
+    overrides = {"plane": plane, "frame": frame, "sw_batch_size": slice_batch, "device": f"$torch.device('{device}')"}
+    if tile is not None:
+        overrides["inferer#roi_size"] = [tile, tile]
+    runner = BundleRunner(bundle, weights, **overrides)
+    failed = 0
+    for path, out in cases:
+        try:
+            with _naming(path):
+                item = runner.read(path)
+                chosen = runner["inferer"].resolve(item["image"].affine)
+                auto = " (auto)" if plane == "auto" else ""
+                print(f"{path}: {_describe(item['image'])}, plane {chosen}{auto}", flush=True)
+                result = runner.run(item)
+                _write(result, out)
+                print(f"{out}: {_describe(result)}", flush=True)
+        except ValueError as error:
+            failed += 1
+            print(f"medsr: error: {_reason(error)}", file=sys.stderr, flush=True)
+    if failed and len(cases) > 1:
+        print(f"medsr: error: {failed} of {len(cases)} volumes failed", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def degrade(
+    input: str,
+    output: str,
+    scale: int = 4,
+    direction: str = "in-plane",
+    plane: str = "auto",
+    method: str | None = None,
+    fwhm: float | None = None,
+    noise: float = 0.0,
+    seed: int = 0,
+    frame: int | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Make a low-resolution volume of a high-resolution one; its outer corners stay where they are.
+
+    Args:
+        input: NIfTI or FreeSurfer file.
+        output: NIfTI file.
+        scale: integer factor.
+        direction: in-plane (larger pixels) or through-plane (thicker slices).
+        plane: axial, coronal or sagittal, auto for the one with the finest pixels.
+        method: bicubic (default in-plane), gaussian (default through-plane), box or kspace.
+        fwhm: width of the Gaussian slice profile in voxels, default the scale.
+        noise: standard deviation of Gaussian noise as a fraction of the intensity range.
+        seed: of the noise.
+        frame: of a 4D file, counted from 0.
+        overwrite: replace an existing output.
+    """
+    _check_input(input)
+    out = _nifti_output(output, overwrite, input)
+    if direction not in ("in-plane", "through-plane"):
+        raise ValueError(f"direction is {direction!r}, expected in-plane or through-plane")
+    if scale < 2:
+        raise ValueError(f"scale is {scale}, expected at least 2")
+    if not 0 <= noise < math.inf:
+        raise ValueError(f"noise is {noise}, expected a fraction of the intensity range such as 0.02")
+    from medsr_monai.data import LoadVolumed
+    from medsr_monai.transforms import axis_factors, intensity_range, plane_axis, sharp_plane
+    from medsr_monai.transforms import degrade as degrade_volume
+
+    with _naming(input):
+        volume = LoadVolumed("image", frame=frame).load(input)
+        low, high = intensity_range(volume, "minmax")
+    chosen = sharp_plane(volume.affine) if plane == "auto" else plane
+    axis = plane_axis(volume.affine, chosen)
+    if direction == "in-plane":
+        factors = axis_factors(axis, scale)
+    else:
+        factors = tuple(scale if a == axis else 1 for a in range(3))
+    result = degrade_volume(
+        volume,
+        factors,
+        method or ("bicubic" if direction == "in-plane" else "gaussian"),
+        fwhm=fwhm,
+        noise_std=noise * (high - low),
+        noise_seed=seed,
+    )
+    cropped = [n % f for n, f in zip(volume.shape[1:], factors, strict=True)]
+    if any(cropped):
+        print(f"{input}: cropped by {'x'.join(map(str, cropped))} voxels at the far end, to a multiple of {scale}")
+    _write(result, out)
+    print(f"{out}: {_describe(result)}, {direction}, plane {chosen}")
+
+
+def evaluate(
+    pred: str,
+    ref: str,
+    plane: str = "auto",
+    border: int = 4,
+    frame: int | None = None,
+    csv: str | None = None,
+    json: bool = False,
+    overwrite: bool = False,
+) -> None:
+    """PSNR and SSIM of a super-resolved volume against its reference, per slice and as means over the volume.
+
+    Both are scaled by the reference's minimum and maximum. Slices whose standard deviation is below a quarter of the
+    volume's (air) are left out.
+
+    Args:
+        pred: super-resolved volume.
+        ref: reference in the same grid; where `degrade` has cropped its far end, the rest is compared.
+        plane: whose slices are compared; auto as in `upscale`.
+        border: pixels left out at each side of a slice.
+        frame: of a 4D reference, counted from 0.
+        csv: write the figures of every slice to this file.
+        json: print JSON; an infinite PSNR (equal volumes) is null.
+        overwrite: replace an existing CSV file.
+    """
+    for path in (pred, ref):
+        _check_input(path)
+        if csv is not None:
+            _check_output(Path(csv), overwrite, path)
+    if border < 0:
+        raise ValueError(f"border is {border}, expected 0 or more pixels")
+    from medsr_monai.data import LoadVolumed
+    from medsr_monai.transforms import intensity_range
+
+    with _naming(pred):
+        image = LoadVolumed("image").load(pred)
+        if not image.isfinite().all():
+            raise ValueError("has voxels that are NaN or infinite, which cannot be compared")
+    with _naming(ref):
+        label = LoadVolumed("image", frame=frame).load(ref)
+        intensity_range(label, "minmax")
+    table, summary = _compare(image, label, plane, border)
+    if csv is not None:
+        Path(csv).parent.mkdir(parents=True, exist_ok=True)
+        table.write_csv(csv)
+    print(_json(summary) if json else _sentence(summary))
+
+
+def _compare(pred: MetaTensor, ref: MetaTensor, plane: str, border: int = 4) -> tuple[SliceTable, dict]:
+    """Figures of every slice, and their means with the PSNR of the whole volume."""
+    import numpy as np
+
+    from medsr_monai.metrics import SliceTable, psnr, ssim
+    from medsr_monai.transforms import intensity_range, outer_corners, plane_axis, sharp_plane, spacing
+
+    shape = pred.shape[1:]
+    grids = f"the result has {_describe(pred)}, the reference {_describe(ref)}"
+    if any(p > r for p, r in zip(shape, ref.shape[1:], strict=True)):
+        raise ValueError(f"{grids}: only volumes in the same grid can be compared")
+    ref_part = ref[:, : shape[0], : shape[1], : shape[2]]
+    distance = np.abs(outer_corners(pred.affine, shape) - outer_corners(ref.affine, shape)).max()
+    if distance > 0.1 * spacing(ref.affine).min():
+        raise ValueError(
+            f"{grids}, corners up to {distance:.2f} mm apart: only volumes in the same grid can be compared"
+        )
+    low, high = intensity_range(ref, "minmax")
+    chosen = sharp_plane(ref.affine) if plane == "auto" else plane
+    axis = plane_axis(ref.affine, chosen)
+    image, label = (((v.as_tensor()[0] - low) / (high - low)).movedim(axis, 0) for v in (pred, ref_part))
+    table = SliceTable(("plane",), ("psnr", "ssim"))
+    threshold = float(label.std(correction=0)) / 4
+    for number, (p, t) in enumerate(zip(image, label, strict=True)):
+        if float(t.std(correction=0)) > threshold:
+            table.extend([{"plane": chosen, "slice": number, "psnr": psnr(p, t, border), "ssim": ssim(p, t, border)}])
+    if not table.rows:
+        raise ValueError(f"the reference has no {chosen} slice with any contrast: compare another plane")
+    error = float((image - label).double().square().mean())
+    return table, table.summary()[0] | {"psnr_volume": -10 * float(np.log10(error)) if error else float("inf")}
+
+
+def _sentence(summary: dict) -> str:
+    return (
+        f"{summary['plane']}, {summary['slices']} slices: PSNR {summary['psnr']:.2f} dB (whole volume "
+        f"{summary['psnr_volume']:.2f} dB), SSIM {summary['ssim']:.4f}"
+    )
+
+
+def convert(source: str, output: str, family: str = "rdst", overwrite: bool = False) -> None:
+    """Turn an official checkpoint into a weights file of this package.
+
+    Args:
+        source: the authors' checkpoint.
+        output: file to write, {"model": state dict, "network": constructor arguments}.
+        family: kind of network, see the error of an unknown one.
+        overwrite: replace an existing output.
+    """
+    out = Path(output)
+    _check_output(out, overwrite, source)
+    if not Path(source).is_file():
+        raise FileNotFoundError(f"{source}: no such file")
+    from medsr_monai.convert import load_official
+    from medsr_monai.handlers import save_atomically
+    from medsr_monai.networks import NetworkArguments
+
+    with _naming(source):
+        network = load_official(source, family)
+    arguments = NetworkArguments(network).state_dict()
+    save_atomically({"network": arguments, "model": network.state_dict()}, out)
+    print(f"{out}: {arguments}")
+
+
+def models(json: bool = False) -> None:
+    """List the bundles, whether their weights are here, and where missing ones belong.
+
+    Args:
+        json: print JSON.
+    """
+    import hashlib
+
+    rows = []
+    for name, folder in bundle_folders().items():
+        metadata = jsonlib.loads((folder / "configs" / "metadata.json").read_text())
+        weights = folder / "models" / "model.pt"
+        there = weights.is_file()
+        rows.append(
+            {
+                "bundle": name,
+                "version": metadata["version"],
+                "task": metadata["task"],
+                "folder": str(folder),
+                "weights": str(weights),
+                "trained": there,
+                "sha256": hashlib.sha256(weights.read_bytes()).hexdigest() if there else None,
+            }
+        )
+    if json:
+        print(jsonlib.dumps(rows, indent=2))
+        return
+    for row in rows:
+        print(f"{row['bundle']} {row['version']}: {row['task']}")
+        if row["trained"]:
+            print(f"  weights {row['weights']}, sha256 {row['sha256'][:16]}")
+        else:
+            print(f"  no trained weights: train the bundle, or put model.pt at {row['weights']}")
+
+
+def demo(output: str = "demo_out", bundle: str = DEFAULT_BUNDLE, device: str = "auto", overwrite: bool = False) -> None:
+    """Degrade the small real volume that ships with the package, super-resolve it, compare it with bicubic.
+
+    Writes reference.nii.gz, input.nii.gz, bicubic.nii.gz, sr.nii.gz and demo.png.
+
+    Args:
+        output: folder, made if missing.
+        bundle: bundle to run, x4 in-plane.
+        device: auto, cpu, cuda:0.
+        overwrite: replace existing files.
+    """
+    folder = Path(output)
+    files = {name: folder / f"{name}.nii.gz" for name in ("reference", "input", "bicubic", "sr")} | {
+        "picture": folder / "demo.png"
+    }
+    for file in files.values():
+        _check_output(file, overwrite)
+    bundle_folder(bundle)
+    from monai.transforms import Orientation
+
+    from medsr_monai.data import LoadVolumed, sample_volume
+    from medsr_monai.metrics import comparison_picture
+    from medsr_monai.networks import Bicubic
+    from medsr_monai.transforms import intensity_range
+
+    runner = BundleRunner(bundle, plane="sagittal", device=f"$torch.device('{_device(device)}')")
+    scale = runner["scale"]
+    load = LoadVolumed("image").load
+    _write(load(sample_volume()), files["reference"])
+    degrade(str(files["reference"]), str(files["input"]), scale=scale, plane="sagittal", overwrite=True)
+    item = runner.read(files["input"])
+    _write(runner.run(item, Bicubic(scale=scale)), files["bicubic"])
+    _write(runner.run(item), files["sr"])
+    volumes = {name: load(file) for name, file in files.items() if name != "picture"}
+    titles = {"input": f"input, x{scale} coarser"}
+    for name in ("bicubic", "sr"):
+        _, summary = _compare(volumes[name], volumes["reference"], "sagittal")
+        print(f"{name}: {_sentence(summary)}")
+        titles[name] = f"{'bicubic' if name == 'bicubic' else Path(bundle).name}, {summary['psnr']:.2f} dB"
+    titles["reference"] = "reference"
+    slices = {}
+    for name, title in titles.items():
+        canonical = Orientation("RAS")(volumes[name])[0]
+        slices[title] = canonical[canonical.shape[0] // 2].as_tensor().T.flip(0).numpy()
+    window = intensity_range(volumes["reference"])
+    comparison_picture(files["picture"], slices, slices["reference"].shape, window)
+    print(f"{folder}: {', '.join(file.name for file in files.values())}")
+
+
+def benchmark(
+    bundle: str = DEFAULT_BUNDLE, size: str = "160x160", device: str = "auto", runs: int = 5, json: bool = False
+) -> None:
+    """Time a bundle's network on one slice, beside this machine's matrix product; weights do not matter.
+
+    Args:
+        bundle: name or folder.
+        size: HxW of the low-resolution slice.
+        device: auto, cpu, cuda:0.
+        runs: timed runs after two warm-up runs; the median counts.
+        json: print JSON.
+    """
+    folder = bundle_folder(bundle)
+    sides = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", size)
+    if not sides:
+        raise ValueError(f"size is {size!r}, expected HxW such as 160x160")
+    if runs < 1:
+        raise ValueError(f"runs is {runs}, expected at least 1")
+    height, width = map(int, sides.groups())
+    from monai.bundle import ConfigParser
+
+    from medsr_monai.metrics import benchmark_network
+
+    device = _device(device)
+    parser = ConfigParser(ConfigParser.load_config_file(folder / "configs" / "inference.json"))
+    parser["device"] = f"$torch.device('{device}')"
+    network = parser.get_parsed_content("network").eval()
+    channels = network.arguments["in_channels"]
+    row = {"network": bundle} | benchmark_network(network, (1, channels, height, width), device, runs)
+    if json:
+        print(_json(row))
+        return
+    for name, value in row.items():
+        print(f"{name}: {value:.4g}" if isinstance(value, float) else f"{name}: {value}")
+
+
+COMMANDS = {f.__name__: f for f in (upscale, degrade, evaluate, convert, models, demo, benchmark)}
+
+
+# fire
+
+
+class _Closed:
+    """Fire offers every name that `dir` shows (`medsr clear`, `medsr upscale __doc__`): here there is none."""
+
+    def __dir__(self) -> list[str]:
+        return []
+
+
+class _Commands(_Closed, dict):
+    """Super-resolution of medical volumes; `medsr COMMAND --help` explains a command."""
+
+
+class _Call(_Closed):
+    """A checked command line, not yet run: Fire calls a function before it looks at the arguments left over."""
+
+    def __init__(self, function: Callable, args: tuple, kwargs: dict) -> None:
+        self.function, self.args, self.kwargs = function, args, kwargs
+
+
+class _Command(_Closed):
+    """A function of the same signature for Fire, its arguments parsed by annotation: a folder 1e3 is no number."""
+
+    def __init__(self, function: Callable) -> None:
+        from fire.decorators import SetParseFns
+
+        functools.update_wrapper(self, function)
+        parameters = inspect.signature(function).parameters.items()
+        parsers = {name: PARSERS[parameter.annotation.removesuffix(" | None")] for name, parameter in parameters}
+        SetParseFns(**parsers)(self)
+
+    def __get__(self, instance: object, owner: type | None = None) -> _Command:
+        return self  # makes it a routine to `inspect`, as Fire wants it for positional arguments
+
+    def __call__(self, *args: Any, **kwargs: Any) -> _Call:
+        return _Call(self.__wrapped__, args, kwargs)
+
+
+def _wrong(message: str) -> Exception:
+    from fire.core import FireError
+
+    return FireError(message)  # Fire adds the usage and exits with 2
+
+
+def _parse_text(text: str) -> str:
+    if not text:
+        raise _wrong("an argument is empty: an unset variable in a script?")
+    return text
+
+
+def _parse_bool(text: str) -> bool:
+    if text not in ("True", "False", "true", "false"):
+        raise _wrong(f"a switch was given the value {text!r}: put switches last, or write --name=true")
+    return text.lower() == "true"
+
+
+def _parse_number(kind: type, text: str) -> Any:
+    if text == "None":
+        return None
+    try:
+        return kind(text)
+    except ValueError:
+        raise _wrong(f"{text!r} is not a number of type {kind.__name__}") from None
+
+
+PARSERS = {
+    "str": _parse_text,
+    "bool": _parse_bool,
+    "int": functools.partial(_parse_number, int),
+    "float": functools.partial(_parse_number, float),
+}
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run ``medsr``: exit code 0, 1 for an error (one line on stderr), 2 for a wrong command line."""
+    import fire
+
+    arguments = sys.argv[1:] if argv is None else argv
+    if arguments == ["--version"]:
+        from medsr_monai import __version__
+
+        print(__version__)
+        return
+    logging.basicConfig(level=logging.WARNING, format="medsr: %(message)s")
+    # headers are checked by medsr_monai.data, in words for users
+    logging.getLogger("nibabel.global").setLevel(logging.CRITICAL)
+    # an optional GPU decoder of MONAI's that nobody asked for
+    logging.getLogger("monai.data.nvimgcodec_pydicom_plugin").setLevel(logging.ERROR)
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")  # of libraries, for developers; ours are logged
+    try:
+        commands = _Commands((name, _Command(f)) for name, f in COMMANDS.items())
+        call = fire.Fire(commands, arguments or ["--help"], "medsr", _text)
+        code = call.function(*call.args, **call.kwargs) if isinstance(call, _Call) else 0
+    except KeyboardInterrupt:
+        print("medsr: interrupted", file=sys.stderr)
+        sys.exit(130)
+    except ERRORS as error:
+        print(f"medsr: error: {_reason(error)}", file=sys.stderr)
+        sys.exit(1)
+    sys.exit(code or 0)
+
+
+def _text(result: object) -> str | None:
+    return result if isinstance(result, str) else None  # Fire's completion script

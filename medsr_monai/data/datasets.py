@@ -1,0 +1,148 @@
+"""2D slices of volumes, drawn reproducibly."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import torch
+from monai.data import CacheDataset, DistributedSampler
+from monai.transforms import Compose
+from torch.utils.data import Dataset
+
+from medsr_monai.data.volumes import volume_name
+from medsr_monai.transforms.geometry import PLANES, plane_axis, spacing
+
+__all__ = ["SliceDataset", "SliceSampler"]
+
+logger = logging.getLogger(__name__)
+
+
+class SliceDataset(Dataset):
+    """Slices of volumes in one or more anatomical planes; the volumes are read once and cached.
+
+    An item is the dictionary that ``transform`` makes of ``{"label": [C, H, W], "case": str, "plane": str,
+    "slice": int}``. Random transforms are seeded by (seed, item number, pass), so an item of a pass is the same
+    whatever was drawn before, in any worker, in any process: a resumed training sees what an uninterrupted one sees.
+
+    Args:
+        data: MONAI data list, items with the key ``image``.
+        volume_transform: deterministic; reads ``image`` as a ``MetaTensor`` [C, X, Y, Z].
+        transform: applied to each slice.
+        plane: one or more of sagittal, coronal, axial.
+        min_size: shortest side in pixels that a slice must have; the planes of a volume that have smaller slices are
+            left out.
+        max_anisotropy: largest ratio of the pixel edges of a usable plane: thick slices seen from the side are no
+            high-resolution truth.
+        min_std: a slice is usable if its standard deviation is above this fraction of its volume's, which leaves out
+            air.
+        slices_per_volume: as many evenly spread usable slices per plane of a volume, None for all.
+        seed: of the random transforms.
+        num_workers: threads that read the volumes.
+
+    Raises:
+        ValueError: unknown plane, or no usable slice in any volume.
+    """
+
+    def __init__(
+        self,
+        data: Sequence[dict],
+        volume_transform: Callable,
+        transform: Callable,
+        plane: str | Sequence[str] = PLANES,
+        *,
+        min_size: int = 1,
+        max_anisotropy: float = 2.0,
+        min_std: float = 0.25,
+        slices_per_volume: int | None = None,
+        seed: int = 0,
+        num_workers: int = 1,
+    ) -> None:
+        self.data = data
+        self.transform = transform if isinstance(transform, Compose) else Compose([transform])
+        self.seed = seed
+        self.volumes = CacheDataset(
+            [{"image": item["image"]} for item in data], volume_transform, num_workers=num_workers, progress=False
+        )
+        self.items: list[tuple[int, int, str, int]] = []
+        left_out = []
+        planes = (plane,) if isinstance(plane, str) else tuple(plane)
+        for number in range(len(self.volumes)):
+            image = self.volumes[number]["image"]
+            for name in planes:
+                axis = plane_axis(image.affine, name)
+                sides = [n for i, n in enumerate(image.shape[1:]) if i != axis]
+                edges = np.delete(spacing(image.affine), axis)
+                if min(sides) < min_size or edges.max() > max_anisotropy * edges.min():
+                    left_out.append(f"{self.case(number)} {name} ({sides[0]}x{sides[1]})")
+                    continue
+                self.items += [(number, axis, name, i) for i in _usable(image, axis, min_std, slices_per_volume)]
+        if left_out:
+            logger.warning(
+                "planes left out, slices smaller than %d pixels or thicker than %g pixels: %s",
+                min_size,
+                max_anisotropy,
+                ", ".join(left_out),
+            )
+        if not self.items:
+            raise ValueError(
+                f"no slice of {len(data)} volumes in {', '.join(planes)} has {min_size} or more pixels a side: "
+                "use a smaller patch_size, other planes or other volumes"
+            )
+
+    def case(self, number: int) -> str:
+        """Name of a volume: its last folder and its file name."""
+        path = str(self.data[number]["image"]).rstrip("/")
+        return "/".join([*path.split("/")[-2:-1], volume_name(path)])
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, key: int) -> dict:
+        """Item ``key % len(self)`` of pass ``key // len(self)`` (see :class:`SliceSampler`)."""
+        _, index = divmod(key, len(self))
+        number, axis, plane, position = self.items[index]
+        image = self.volumes[number]["image"].as_tensor().select(axis + 1, position)
+        self.transform.set_random_state(seed=(self.seed * 1_000_003 + key) % 2**32)
+        item = {"label": image.clone(), "case": self.case(number), "plane": plane, "slice": position}
+        return self.transform(item)
+
+
+def _usable(image: torch.Tensor, axis: int, min_std: float, count: int | None) -> list[int]:
+    """Positions along ``axis`` whose slices are worth using, evenly thinned to ``count``."""
+    others = [d for d in range(image.ndim) if d != axis + 1]
+    stds = image.as_tensor().std(dim=others, correction=0)
+    positions = torch.nonzero(stds > min_std * image.as_tensor().std(correction=0)).flatten().tolist()
+    if count is None or len(positions) <= count:
+        return positions
+    picks = np.linspace(0, len(positions) - 1, 2 * count + 1)[1::2]
+    return [positions[round(pick)] for pick in picks]
+
+
+class SliceSampler(DistributedSampler):
+    """Items of one pass, numbered so that :class:`SliceDataset` knows the pass.
+
+    MONAI's engines tell every ``DistributedSampler`` the epoch; a single process is the case of one replica.
+
+    Args:
+        dataset: a :class:`SliceDataset`.
+        shuffle: True for training: shuffled, and each process draws equally many items. False for validation: natural
+            order, always pass 0, and every item exactly once over all processes.
+        seed: of the shuffling.
+    """
+
+    def __init__(self, dataset: SliceDataset, shuffle: bool = True, seed: int = 0) -> None:
+        distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+        super().__init__(
+            dataset,
+            even_divisible=shuffle,
+            num_replicas=None if distributed else 1,
+            rank=None if distributed else 0,
+            shuffle=shuffle,
+            seed=seed,
+        )
+
+    def __iter__(self) -> Iterator[int]:
+        offset = self.epoch * len(self.dataset) if self.shuffle else 0
+        return (offset + index for index in super().__iter__())

@@ -1,0 +1,352 @@
+"""Volumes on disk: find them, read them with checks, write them atomically, split them by subject."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from collections.abc import Hashable, Mapping
+from pathlib import Path
+
+import itk
+import nibabel
+import numpy as np
+import torch
+from monai.config import KeysCollection
+from monai.data import ITKReader, MetaTensor, NibabelReader, NibabelWriter, load_decathlon_datalist
+from monai.data.folder_layout import default_name_formatter
+from monai.transforms import LoadImage, MapTransform, SaveImage, SaveImaged
+
+from medsr_monai.data.dicom import check_series, is_dicom_folder
+from medsr_monai.transforms.geometry import outer_corners
+
+__all__ = [
+    "LoadVolumed",
+    "NiftiWriter",
+    "SaveVolumed",
+    "check_nifti",
+    "find_volumes",
+    "list_volumes",
+    "sample_volume",
+    "split_volumes",
+    "volume_name",
+]
+
+SUFFIXES = (".nii", ".nii.gz", ".mgz", ".mgh")
+MAX_FORMS_APART = 0.1
+"""Largest distance, in voxels, between a volume's corners by qform and by sform."""
+QFORM_PRECISION = 5e-4
+"""Radians by which a qform may be off unnoticed: of its quaternion, three numbers are stored, as float32."""
+MAX_SHEAR = 0.01
+"""Largest cosine between two voxel axes; above it slices are skewed and in-plane super-resolution shifts anatomy."""
+
+
+def volume_name(path: str | os.PathLike) -> str:
+    """File name without its image suffix: ``sub-1_T1w.nii.gz`` gives ``sub-1_T1w``."""
+    name = Path(path).name
+    suffix = next((s for s in sorted(SUFFIXES, key=len, reverse=True) if name.lower().endswith(s)), "")
+    return name[: len(name) - len(suffix)]
+
+
+def find_volumes(folder: str | os.PathLike) -> list[str]:
+    """NIfTI and FreeSurfer volumes below a folder, sorted; hidden files are left out.
+
+    Raises:
+        FileNotFoundError: no such folder, or no volume in it.
+    """
+    root = Path(folder)
+    if not root.is_dir():
+        raise FileNotFoundError(f"{root}: no such folder")
+    found = sorted(
+        str(p)
+        for p in root.rglob("*")
+        if p.name.lower().endswith(SUFFIXES) and not any(part.startswith(".") for part in p.relative_to(root).parts)
+    )
+    if not found:
+        raise FileNotFoundError(f"{root}: no volume ({', '.join(SUFFIXES)}) in this folder")
+    return found
+
+
+def list_volumes(dataset_dir: str | os.PathLike) -> list[dict[str, str]]:
+    """MONAI data list with the key ``image``: the volumes below a folder, or the folder itself if it is a DICOM series.
+
+    Raises:
+        FileNotFoundError: no such folder, or no volume in it.
+    """
+    if is_dicom_folder(dataset_dir):
+        return [{"image": str(dataset_dir)}]
+    return [{"image": path} for path in find_volumes(dataset_dir)]
+
+
+def check_nifti(path: str | os.PathLike, frame: int | None = None) -> None:
+    """Refuse a file that is no 3D volume with a sound geometry; only its header is read.
+
+    Args:
+        path: NIfTI or FreeSurfer file.
+        frame: taken from a 4D file, counted from 0; None for 3D files.
+
+    Raises:
+        FileNotFoundError, ValueError: one line: what is wrong, where, what to do.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such file")
+    if path.is_dir():
+        raise ValueError(f"{path}: a folder without DICOM images, give a volume file or the folder of a DICOM series")
+    if not path.name.lower().endswith(SUFFIXES):
+        raise ValueError(f"{path}: not a volume file, expected {', '.join(SUFFIXES)} or a DICOM folder")
+    if path.stat().st_size == 0:
+        raise ValueError(f"{path}: the file is empty")
+    try:
+        image = nibabel.load(path)
+        dtype, shape = image.get_data_dtype(), image.shape
+    except Exception as error:  # nibabel, gzip and zlib raise many kinds
+        raise ValueError(f"{path}: cannot be read as a volume ({_first_line(error)}): damaged or misnamed?") from error
+    if dtype.names or dtype.kind == "c":
+        raise ValueError(f"{path}: voxels are {dtype}: RGB and complex volumes cannot be super-resolved, convert first")
+    sizes = tuple(int(n) for n in shape)
+    while len(sizes) > 3 and sizes[-1] == 1:
+        sizes = sizes[:-1]
+    if len(sizes) < 3:
+        raise ValueError(f"{path}: the image has {len(sizes)} dimensions {sizes}, a 3D volume is needed")
+    if len(sizes) > 4:
+        raise ValueError(f"{path}: the image has {len(sizes)} dimensions {sizes}, a 3D volume is needed")
+    frames = sizes[3] if len(sizes) == 4 else 1
+    if frames > 1 and frame is None:
+        raise ValueError(f"{path}: a series of {frames} frames {sizes}, choose one with --frame 0 to {frames - 1}")
+    if frame is not None and not 0 <= frame < frames:
+        raise ValueError(f"{path}: frame {frame} asked for, it has frames 0 to {frames - 1}")
+    if min(sizes) < 1:
+        raise ValueError(f"{path}: a side of the volume {sizes} is empty")
+    _check_geometry(path, image, sizes[:3])
+
+
+def _check_geometry(path: Path, image: nibabel.spatialimages.SpatialImage, shape: tuple[int, ...]) -> None:
+    header = image.header
+    if isinstance(header, nibabel.Nifti1Header):
+        # nibabel mends zero and negative voxel sizes silently when it loads an image
+        with image.file_map["image"].get_prepare_fileobj("rb") as file:
+            edges = np.asarray(type(header).from_fileobj(file, check=False)["pixdim"][1:4], dtype=float)
+        if not (np.isfinite(edges).all() and (edges > 0).all()):
+            raise ValueError(f"{path}: voxel size {edges.tolist()} mm in the header, correct pixdim before use")
+    affine = np.asarray(image.affine, dtype=float)
+    columns = affine[:3, :3]
+    if not np.isfinite(affine).all() or abs(np.linalg.det(columns)) < 1e-9:
+        raise ValueError(f"{path}: the affine {columns.tolist()} is singular or not finite, correct qform and sform")
+    unit = columns / np.linalg.norm(columns, axis=0)
+    shear = np.abs(unit.T @ unit - np.eye(3)).max()
+    if shear > MAX_SHEAR:
+        raise ValueError(
+            f"{path}: voxel axes are not perpendicular (cosine {shear:.3f}), as after gantry tilt or an affine "
+            "registration: resample to a rectangular grid first"
+        )
+    if isinstance(header, nibabel.Nifti1Header) and header["qform_code"] > 0 and header["sform_code"] > 0:
+        try:
+            distance = _forms_apart(header, shape)
+        except (ValueError, nibabel.spatialimages.HeaderDataError) as error:
+            raise ValueError(f"{path}: the qform cannot be read ({_first_line(error)}): set its code to 0") from error
+        if distance > MAX_FORMS_APART * np.linalg.norm(columns, axis=0).min():
+            raise ValueError(
+                f"{path}: qform and sform place the volume up to {distance:.2f} mm apart: "
+                "set the code of the wrong one to 0"
+            )
+
+
+def _forms_apart(header: nibabel.Nifti1Header, shape: tuple[int, ...]) -> float:
+    """Largest distance in mm between the corners by qform and by sform, beyond a qform's precision."""
+    by_qform, by_sform = (outer_corners(form, shape) for form in (header.get_qform(), header.get_sform()))
+    diagonal = np.linalg.norm(by_sform[-1] - by_sform[0])
+    return float(np.linalg.norm(by_qform - by_sform, axis=1).max() - QFORM_PRECISION * diagonal)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+class LoadVolumed(MapTransform):
+    """Read a volume, a NIfTI or FreeSurfer file or a folder with one DICOM series, as a float32 ``MetaTensor``.
+
+    The result is [1, X, Y, Z] with the affine in RAS millimetres; integer files have their slope and intercept
+    applied.
+
+    Args:
+        keys: hold a path each.
+        frame: of a 4D file, counted from 0.
+
+    Raises:
+        FileNotFoundError, ValueError: see :func:`check_nifti` and
+            :func:`medsr_monai.data.dicom.check_series`; also for truncated files and slices that ITK drops.
+    """
+
+    def __init__(self, keys: KeysCollection, frame: int | None = None, allow_missing_keys: bool = False) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.frame = frame
+        self.loader = LoadImage(ensure_channel_first=True, image_only=True, dtype=np.float32)
+
+    def __call__(self, data: Mapping[Hashable, object]) -> dict[Hashable, object]:
+        d = dict(data)
+        for key in self.key_iterator(d):
+            d[key] = self.load(d[key])
+        return d
+
+    def load(self, path: str | os.PathLike) -> MetaTensor:
+        """One volume."""
+        slices = None
+        if is_dicom_folder(path):
+            slices = check_series(path)
+            # the pixel type of the first slice would truncate the others where rescale slopes differ
+            reader = ITKReader(pixel_type=itk.F)
+        else:
+            check_nifti(path, self.frame)
+            reader = NibabelReader(squeeze_non_spatial_dims=True)
+        try:
+            volume = self.loader(str(path), reader=reader)
+        except MemoryError:
+            raise
+        except Exception as error:  # gzip, zlib, nibabel, ITK and codecs raise many kinds
+            raise ValueError(f"{path}: cannot be read to its end ({_first_line(error)}): damaged file?") from error
+        if slices is not None and volume.shape[-1] != slices:
+            raise ValueError(
+                f"{path}: only {volume.shape[-1]} of {slices} DICOM slices can be read together: files are damaged, or "
+                "slices differ in thickness, date or series number; convert the series with dcm2niix"
+            )
+        if self.frame is not None:
+            volume = volume[self.frame : self.frame + 1]
+        return volume.to(torch.float32)
+
+
+class NiftiWriter(NibabelWriter):
+    """NIfTI writer that never leaves half a file: it writes to a temporary name and renames it when all is on disk.
+
+    sform, qform and units (mm) are set; the code of the qform is 0 where it cannot hold the affine, which is slightly
+    sheared then.
+    """
+
+    def write(self, filename: str | os.PathLike, verbose: bool = False, **kwargs: object) -> None:
+        path = Path(filename)
+        # the suffix must stay last: nibabel chooses the format and the compression by it
+        partial = path.with_name(f".partial-{os.getpid()}-{path.name}")
+        affine = np.eye(4) if self.affine is None else np.asarray(self.affine, dtype=float)
+        image = self.create_backend_obj(self.data_obj, affine=affine, dtype=self.output_dtype, **kwargs)
+        image.header.set_xyzt_units("mm")
+        image.set_sform(affine, code=1)
+        image.set_qform(affine, code=1)
+        if _forms_apart(image.header, image.shape[:3]) > MAX_FORMS_APART * min(image.header.get_zooms()[:3]):
+            image.set_qform(affine, code=0)
+        try:
+            nibabel.save(image, partial)
+            os.replace(partial, path)
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                partial.unlink()
+
+
+def _name_parts(meta: dict, saver: SaveImage) -> dict:
+    """MONAI takes what follows the last dot of a DICOM folder's name for a suffix."""
+    parts = default_name_formatter(meta, saver)
+    path = Path(str(parts["subject"]))
+    return parts | {"subject": str(path.with_name(f"{volume_name(path)}.nii.gz"))}
+
+
+class SaveVolumed(SaveImaged):
+    """MONAI's ``SaveImaged`` for one float32 NIfTI file per volume, in the grid that the volume has.
+
+    ``<output_dir>/<folders below data_root_dir>/<name>_<postfix>.nii.gz``
+
+    Args:
+        keys: ``MetaTensor`` volumes [C, X, Y, Z].
+        output_dir: made if missing.
+        output_postfix: appended to the input's name.
+        data_root_dir: folder below which the input's folders are kept in the output.
+        overwrite: replace an existing file.
+
+    Raises:
+        FileExistsError: the file is there and ``overwrite`` is False.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        output_dir: str,
+        output_postfix: str = "sr",
+        data_root_dir: str = "",
+        overwrite: bool = False,
+    ) -> None:
+        super().__init__(
+            keys,
+            output_dir=output_dir,
+            output_postfix=output_postfix,
+            output_ext=".nii.gz",
+            output_dtype=np.float32,
+            resample=False,
+            separate_folder=False,
+            data_root_dir=data_root_dir,
+            output_name_formatter=_name_parts,
+            writer=NiftiWriter,
+            print_log=False,
+        )
+        self.overwrite = overwrite
+
+    def __call__(self, data: Mapping[Hashable, MetaTensor]) -> dict[Hashable, MetaTensor]:
+        for key in self.key_iterator(data):
+            parts = self.saver.fname_formatter(data[key].meta, self.saver)
+            path = Path(self.saver.folder_layout.filename(**parts))
+            if path.exists() and not self.overwrite:
+                raise FileExistsError(f"{path}: exists, choose another output_dir or set overwrite to true")
+        return super().__call__(data)
+
+
+def _subject(path: Path, root: Path, base: Path) -> str:
+    bids = re.search(r"sub-[A-Za-z0-9]+", str(path.relative_to(root)))
+    if bids:
+        return bids.group()
+    return volume_name(path.relative_to(base).parts[0])
+
+
+def split_volumes(
+    dataset_dir: str | os.PathLike,
+    datalist: str | os.PathLike | None = None,
+    train_fraction: float = 0.8,
+    seed: int = 0,
+) -> dict[str, list[dict[str, str]]]:
+    """Training and validation volumes, as MONAI data lists with the key ``image``.
+
+    Args:
+        dataset_dir: folder of volumes, or the base folder of the datalist's relative paths.
+        datalist: MONAI datalist JSON with the lists ``training`` and ``validation``. Without one, subjects (not
+            volumes) are split at random. A subject is a BIDS label (``sub-01``) anywhere in the path, else what lies
+            directly below the deepest folder that holds all volumes: a folder, or a file without its suffix.
+        train_fraction: of the subjects, at least one for each part.
+        seed: of the split.
+
+    Returns:
+        ``{"training": [{"image": path}, ...], "validation": [...]}``
+
+    Raises:
+        FileNotFoundError, ValueError: missing folder or file, or fewer than two subjects.
+    """
+    parts = ("training", "validation")
+    if datalist is not None:
+        if not Path(datalist).is_file():
+            raise FileNotFoundError(f"{datalist}: no such datalist")
+        return {part: load_decathlon_datalist(str(datalist), True, part, str(dataset_dir)) for part in parts}
+    root = Path(dataset_dir)
+    paths = [Path(p) for p in find_volumes(root)]
+    base = Path(os.path.commonpath([p.parent for p in paths]))
+    subjects: dict[str, list[dict[str, str]]] = {}
+    for path in paths:
+        subjects.setdefault(_subject(path, root, base), []).append({"image": str(path)})
+    if len(subjects) < 2:
+        raise ValueError(
+            f"{root}: volumes of one subject only ({next(iter(subjects))}), training and validation need at least two: "
+            "add volumes or give a datalist"
+        )
+    names = np.random.default_rng(seed).permutation(sorted(subjects)).tolist()
+    count = min(max(1, round(train_fraction * len(names))), len(names) - 1)
+    split = {"training": names[:count], "validation": names[count:]}
+    return {part: [item for name in sorted(split[part]) for item in subjects[name]] for part in parts}
+
+
+def sample_volume() -> Path:
+    """Path of the small real volume that ships with the package (see ``sample/LICENSE.md``)."""
+    return Path(__file__).parent / "sample" / "brain_t1w.nii.gz"

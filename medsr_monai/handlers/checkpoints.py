@@ -1,0 +1,231 @@
+"""Weights and training state on disk: loaded with checks, written atomically, nothing overwritten unasked."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from ignite.engine import Engine, Events
+from monai.handlers import EarlyStopHandler
+from monai.utils import ensure_tuple
+
+from medsr_monai.networks.arguments import NetworkArguments
+
+__all__ = ["EarlyStop", "TrainingCheckpoints", "WeightsLoader", "load_weights", "save_atomically"]
+
+logger = logging.getLogger(__name__)
+
+LAST, BEST = "last.pt", "model.pt"
+
+
+def save_atomically(content: object, path: str | os.PathLike) -> None:
+    """``torch.save`` to a temporary name in the same folder, then rename: no reader ever sees half a file."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".partial-{os.getpid()}-{path.name}")
+    try:
+        torch.save(content, partial)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def load_weights(network: torch.nn.Module, path: str | os.PathLike) -> str:
+    """Load ``{"model": state dict, "network": constructor arguments}`` into ``network``, strictly.
+
+    Switches without parameters (a bicubic residual, a scale of attention) would load strictly and give wrong pixels,
+    so the arguments are compared too.
+
+    Args:
+        network: built with the arguments that the weights were trained with; may be wrapped for several processes.
+        path: weights file. A file of a bundle without one means that the bundle ships no trained weights.
+
+    Returns:
+        sha256 of the file.
+
+    Raises:
+        FileNotFoundError: no file.
+        ValueError: no such dictionary in it, other arguments, or other parameters.
+    """
+    path = Path(path)
+    if not path.is_file():
+        bundle = path.parent.parent
+        if (bundle / "configs" / "metadata.json").is_file():
+            name = bundle.resolve().name
+            raise FileNotFoundError(f"bundle {name} has no trained weights: train it, or put them at {path}")
+        raise FileNotFoundError(f"{path}: no such weights file")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # pickle, zip and torch raise many kinds
+        raise ValueError(f"{path}: not a PyTorch weights file, or a damaged one") from error
+    if not isinstance(content, Mapping) or not {"model", "network"} <= set(content):
+        raise ValueError(f'{path}: no {{"model", "network"}} dictionary; official weights: `medsr convert` first')
+    try:
+        NetworkArguments(network).load_state_dict(content["network"])
+        getattr(network, "module", network).load_state_dict(content["model"])
+    except (AttributeError, TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{path}: {' '.join(str(error).split())}") from error
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+class WeightsLoader:
+    """Load a bundle's weights when its engine starts, see :func:`load_weights`.
+
+    Args:
+        path: weights file, or None to load nothing (a network without weights, or training from scratch).
+        network: to be filled; several where a moving average starts from the same weights.
+    """
+
+    def __init__(self, path: str | None, network: torch.nn.Module | Sequence[torch.nn.Module]) -> None:
+        self.path = path
+        self.networks = ensure_tuple(network)
+
+    def attach(self, engine: Engine) -> None:
+        """Load at the engine's start."""
+        if self.path is not None:
+            engine.add_event_handler(Events.STARTED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        for network in self.networks:
+            load_weights(network, self.path)
+        logger.info("loaded weights %s", self.path)
+
+
+class EarlyStop(EarlyStopHandler):
+    """MONAI's early stopping, attached to the trainer that it stops; ``patience=None`` never stops.
+
+    Args:
+        patience: validations without a better score before training ends.
+        evaluator: whose key metric, the higher the better, is the score.
+    """
+
+    def __init__(self, patience: int | None, evaluator: Engine) -> None:
+        super().__init__(patience or 1, lambda engine: evaluator.state.metrics[evaluator.state.key_metric_name])
+        self.enabled = patience is not None
+        self.evaluator = evaluator
+
+    def attach(self, engine: Engine) -> None:
+        """Count at the end of every epoch in which a validation ran; attach after the validation."""
+        self.set_trainer(engine)
+        if self.enabled:
+            super().attach(engine)
+
+    def __call__(self, engine: Engine) -> None:
+        if self.evaluator.state.metrics:
+            super().__call__(engine)
+
+    def state_dict(self) -> dict:
+        """Counter and best score."""
+        return dict(self._handler.state_dict())
+
+    def load_state_dict(self, state: Mapping) -> None:
+        """Restore :meth:`state_dict`."""
+        self._handler.load_state_dict(state)
+
+
+class TrainingCheckpoints:
+    """Write ``last.pt`` (all that an exact resume needs) every epoch and ``model.pt`` (the best weights); resume.
+
+    A training that is started anew in a folder with such files sets them aside first (``model.1.pt``, ``last.1.pt``
+    and so on).
+
+    Args:
+        ckpt_dir: folder, made if missing.
+        network: whose arguments are written beside the weights.
+        state: objects with ``state_dict`` and ``load_state_dict`` that make up the training state besides the trainer:
+            network, optimiser, moving average, early stopping.
+        best_network: what is written to ``model.pt``, such as the moving average.
+        evaluator: whose key metric, the higher the better, chooses ``model.pt``.
+        resume: go on from ``last.pt`` where there is one.
+
+    Attach it last, after validation and early stopping. Only the first process writes.
+    """
+
+    def __init__(
+        self,
+        ckpt_dir: str,
+        network: torch.nn.Module,
+        state: Mapping[str, object],
+        best_network: torch.nn.Module,
+        evaluator: Engine,
+        resume: bool = False,
+    ) -> None:
+        self.folder = Path(ckpt_dir)
+        self.network = network
+        self.state = dict(state)
+        self.best_network = best_network
+        self.evaluator = evaluator
+        self.resume = resume
+        self.best = float("-inf")
+
+    def attach(self, engine: Engine) -> None:
+        """Resume or set old files aside at the start, save at the end of every epoch."""
+        engine.add_event_handler(Events.STARTED, self.start)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self.save)
+
+    def start(self, engine: Engine) -> None:
+        """Resume, or make room."""
+        if self.resume and (self.folder / LAST).is_file():
+            self._load(engine)
+        elif _is_writer():
+            for name in (LAST, BEST):
+                _set_aside(self.folder / name)
+
+    def _load(self, engine: Engine) -> None:
+        path = self.folder / LAST
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        NetworkArguments(self.network).load_state_dict(content["network"])
+        missing = set(self.state) ^ set(content["state"])
+        if missing:
+            raise ValueError(f"{path}: written by another configuration, differs in {', '.join(sorted(missing))}")
+        for name, target in self.state.items():
+            target.load_state_dict(content["state"][name])
+        max_epochs = engine.state.max_epochs
+        engine.load_state_dict(content["trainer"])
+        if max_epochs is not None and engine.state.epoch >= max_epochs:
+            raise ValueError(f"{path}: epoch {engine.state.epoch} of {max_epochs} is done, ask for more --epochs")
+        engine.state.max_epochs = max_epochs
+        self.best = content["best"]
+        logger.info("resumed after epoch %d from %s", engine.state.epoch, path)
+
+    def save(self, engine: Engine) -> None:
+        """Write both files."""
+        if not _is_writer():
+            return
+        # without a validation in this epoch the metrics are older, and their score is no better than the best
+        score = float(self.evaluator.state.metrics.get(self.evaluator.state.key_metric_name, float("-inf")))
+        if score > self.best:
+            self.best = score
+            content = {"network": NetworkArguments(self.best_network).state_dict(), "model": _cpu(self.best_network)}
+            save_atomically(content, self.folder / BEST)
+            logger.info("best %s so far: %.4f, saved %s", self.evaluator.state.key_metric_name, score, BEST)
+        content = {
+            "network": NetworkArguments(self.network).state_dict(),
+            "state": {name: target.state_dict() for name, target in self.state.items()},
+            "trainer": dict(engine.state_dict()),
+            "best": self.best,
+        }
+        save_atomically(content, self.folder / LAST)
+
+
+def _cpu(network: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: tensor.detach().cpu() for name, tensor in network.state_dict().items()}
+
+
+def _is_writer() -> bool:
+    return not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0
+
+
+def _set_aside(path: Path) -> None:
+    if not path.exists():
+        return
+    number = 1
+    while (moved := path.with_name(f"{path.stem}.{number}{path.suffix}")).exists():
+        number += 1
+    path.rename(moved)
+    logger.warning("%s is of an earlier training: moved to %s", path, moved.name)

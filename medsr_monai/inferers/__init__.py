@@ -1,0 +1,3 @@
+"""Inferers that run 2D networks over volumes."""
+
+from .plane import PlaneInferer

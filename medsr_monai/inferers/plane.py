@@ -1,0 +1,139 @@
+"""Slice-by-slice inference in an anatomical plane."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+
+import torch
+from monai.data import MetaTensor
+from monai.inferers import SliceInferer
+from monai.utils import BlendMode, PytorchPadMode
+
+from medsr_monai.transforms.geometry import PLANES, plane_axis, sharp_plane
+
+__all__ = ["PlaneInferer"]
+
+logger = logging.getLogger(__name__)
+
+WHOLE_SLICES = (-1, -1)
+MEMORY_TILES = (128, 128)
+"""Tiles taken when not even one slice fits into memory."""
+
+
+class PlaneInferer(SliceInferer):
+    """Run a 2D network on the slices of a volume, the plane named by anatomy instead of by array axis.
+
+    Whole slices by default, which leaves no seams. Slices are batched; a batch that does not fit into the
+    accelerator's memory is halved until it fits, and where not even one slice does, slices are tiled, with a warning.
+    The result differs between batch sizes by less than 1e-5 of the output's range (measured: 3e-7; the order of float32
+    sums changes with the batch), and is bit-identical for the same batch size.
+
+    Memory: the output, a count map of the same size (of one channel), and the activations of one slice batch.
+
+    Args:
+        plane: ``sagittal``, ``coronal``, ``axial``, or ``auto`` for the plane with the finest pixels by voxel size
+            (axial where voxels are isotropic).
+        sw_batch_size: slices per batch.
+        roi_size: (-1, -1) for whole slices. Smaller tiles save memory and leave seams, never larger than the network's
+            own error at a tile's border, which blending does not remove. With overlap 0.5 and tiles of 64 or 128
+            pixels, measured in parts of the output's range: 0.1 % for bicubic, 0.4 % for bicubic plus a tenth of
+            untrained zero-padded convolutions, a third for these alone (see ``tests/inferers``).
+        overlap: of neighbouring tiles; only for tiles.
+        through: plane in which thick slices were acquired, for networks with a scale per axis: slices are handed to
+            the network with the thick axis last, as ``scale=[1, 4]`` expects. None keeps the volume's axis order.
+        progress: show a progress bar with the time left.
+        sw_device, device: where windows are computed and where the output is gathered; None for the input's device.
+
+    Raises:
+        ValueError: for unknown planes, or ``through`` equal to the plane that is cut.
+    """
+
+    def __init__(
+        self,
+        plane: str = "auto",
+        sw_batch_size: int = 4,
+        roi_size: Sequence[int] = WHOLE_SLICES,
+        overlap: float = 0.5,
+        *,
+        through: str | None = None,
+        progress: bool = False,
+        sw_device: torch.device | str | None = None,
+        device: torch.device | str | None = None,
+    ) -> None:
+        if plane not in ("auto", *PLANES):
+            raise ValueError(f"plane is {plane!r}, expected auto, {', '.join(PLANES)}")
+        if through not in (None, *PLANES):
+            raise ValueError(f"through is {through!r}, expected None, {', '.join(PLANES)}")
+        if through is not None and through == plane:
+            raise ValueError(f"plane and through are both {plane!r}: slices across the thick axis do not contain it")
+        self.plane = plane
+        self.through = through
+        super().__init__(
+            spatial_dim=0,
+            roi_size=tuple(roi_size),
+            sw_batch_size=sw_batch_size,
+            overlap=overlap,
+            mode=BlendMode.CONSTANT if tuple(roi_size) == WHOLE_SLICES else BlendMode.GAUSSIAN,
+            padding_mode=PytorchPadMode.REPLICATE,
+            sw_device=sw_device,
+            device=device,
+            progress=progress,
+        )
+
+    def resolve(self, affine: torch.Tensor) -> str:
+        """Plane that a volume with this 4x4 affine is cut in."""
+        if self.plane != "auto":
+            return self.plane
+        plane = sharp_plane(affine)
+        if plane != self.through:
+            return plane
+        return next(name for name in PLANES if name != self.through)
+
+    def axes(self, affine: torch.Tensor) -> tuple[int, int, int]:
+        """Array axes as (across the slices, slice rows, slice columns)."""
+        across = plane_axis(affine, self.resolve(affine))
+        rows, columns = (axis for axis in range(3) if axis != across)
+        if self.through is not None and plane_axis(affine, self.through) == rows:
+            rows, columns = columns, rows
+        return across, rows, columns
+
+    def __call__(
+        self, inputs: torch.Tensor, network: Callable[..., torch.Tensor], *args: object, **kwargs: object
+    ) -> torch.Tensor:
+        """Super-resolve a batch of volumes.
+
+        Args:
+            inputs: ``MetaTensor`` [N, C, X, Y, Z], one affine for the batch; a plain tensor counts as RAS, 1 mm.
+            network: [B, C, H, W] to [B, C', H * sh, W * sw], integer factors.
+
+        Returns:
+            [N, C', X', Y', Z'], axes in the order of the input, on ``device``, with the input's metadata (its affine
+            is that of the input: :class:`medsr_monai.transforms.geometry.MatchCornersd` mends it).
+        """
+        affine = torch.eye(4)
+        if isinstance(inputs, MetaTensor):
+            affines = inputs.affine.reshape(-1, 4, 4)
+            affine = affines[0]
+            if len({self.axes(a) for a in affines}) > 1:
+                raise ValueError("volumes of one batch differ in orientation: use batches of one volume")
+        axes = self.axes(affine)
+        order = (0, 1, *(axis + 2 for axis in axes))
+        inverse = tuple(int(i) for i in torch.tensor(order).argsort())
+        data = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs
+        out = self._run(data.permute(order), network, *args, **kwargs).permute(inverse)
+        return MetaTensor(out).copy_meta_from(inputs) if isinstance(inputs, MetaTensor) else out
+
+    def _run(self, volume: torch.Tensor, network: Callable[..., torch.Tensor], *args, **kwargs) -> torch.Tensor:
+        while True:
+            try:
+                return super().__call__(volume, network, *args, **kwargs)
+            except torch.OutOfMemoryError:
+                if self.sw_batch_size > 1:
+                    self.sw_batch_size //= 2
+                    logger.warning("out of memory: going on with %d slices at a time", self.sw_batch_size)
+                elif self.orig_roi_size == WHOLE_SLICES:
+                    self.orig_roi_size, self.mode = MEMORY_TILES, BlendMode.GAUSSIAN
+                    logger.warning("out of memory with one slice: going on with tiles of %dx%d pixels", *MEMORY_TILES)
+                else:
+                    raise

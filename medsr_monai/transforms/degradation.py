@@ -1,0 +1,194 @@
+"""Low-resolution volumes from high-resolution ones: the papers' degradations, along any axes, corners kept.
+
+Every degradation here is linear and separable, so it is one matrix per axis (:func:`degradation_matrix`), the same
+for a patch, a slice or a volume.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from functools import lru_cache
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from monai.config import KeysCollection
+from monai.data import MetaTensor
+from monai.transforms import MapTransform, RandomizableTransform
+from monai.utils import convert_to_tensor, ensure_tuple_rep
+
+from medsr_monai.transforms.geometry import resized_affine
+
+__all__ = ["METHODS", "RandDegraded", "degradation_matrix", "degrade"]
+
+METHODS = ("bicubic", "gaussian", "box", "kspace")
+FWHM_TO_SIGMA = 1 / np.sqrt(8 * np.log(2))
+
+
+def _gaussian_matrix(size: int, sigma: float) -> np.ndarray:
+    """Convolution with a sampled Gaussian (cut at 4 sigma), half-sample symmetric borders, as a matrix."""
+    radius = int(4 * sigma + 0.5)
+    offsets = np.arange(-radius, radius + 1)
+    weights = np.exp(-0.5 * (offsets / sigma) ** 2)
+    weights /= weights.sum()
+    source = (np.arange(size)[:, None] + offsets) % (2 * size)
+    source = np.where(source < size, source, 2 * size - 1 - source)
+    matrix = np.zeros((size, size))
+    np.add.at(matrix, (np.arange(size)[:, None], source), weights)
+    return matrix
+
+
+@lru_cache(maxsize=64)
+def degradation_matrix(size: int, factor: int, method: str, fwhm: float | None = None) -> torch.Tensor:
+    """Matrix [size // factor, size] (float64) that turns ``size`` samples into the thick ones, centred on blocks.
+
+    Methods:
+        - ``bicubic``: cubic convolution (A = -0.75) without antialiasing, as the RDST authors' code (OpenCV) and
+          ``torch.nn.functional.interpolate`` make it;
+        - ``gaussian``: a Gaussian slice profile of full width at half maximum ``fwhm`` (in high-resolution samples,
+          default ``factor``), sampled at the block centres;
+        - ``box``: mean of the block;
+        - ``kspace``: the central ``1 / factor`` of the spectrum (periodic), as a smaller acquisition matrix.
+
+    Args:
+        size: a multiple of ``factor``.
+
+    Raises:
+        ValueError: unknown method, ``size`` not a multiple of ``factor``, or ``fwhm`` not positive or given to a
+            method other than ``gaussian``.
+    """
+    if method not in METHODS:
+        raise ValueError(f"degradation method is {method!r}, expected one of {', '.join(METHODS)}")
+    if factor < 1 or size < factor or size % factor:
+        raise ValueError(f"size {size} is no multiple of the factor {factor}: crop it first")
+    if fwhm is not None and (method != "gaussian" or fwhm <= 0):
+        raise ValueError(f"fwhm is {fwhm} for {method!r}: expected a positive width, with the method 'gaussian' only")
+    small = size // factor
+    identity = torch.eye(size, dtype=torch.float64)
+    if method == "bicubic":
+        columns = F.interpolate(identity[None, None], size=(small, size), mode="bicubic", align_corners=False)
+        return columns[0, 0]
+    if method == "box":
+        return identity.reshape(small, factor, size).mean(dim=1)
+    centres = factor * np.arange(small) + (factor - 1) / 2
+    if method == "gaussian":
+        profile = _gaussian_matrix(size, (fwhm or factor) * FWHM_TO_SIGMA)
+        before = np.floor(centres).astype(int)
+        after = np.ceil(centres).astype(int)
+        return torch.from_numpy((profile[before] + profile[after]) / 2)
+    # Fourier series of the kept frequencies, evaluated at the block centres; an even matrix's highest frequency is
+    # dropped, since it has no partner
+    highest = (small - 1) // 2
+    frequencies = np.arange(-highest, highest + 1)
+    phases = 2 * np.pi / size * (centres[:, None] - np.arange(size))
+    return torch.from_numpy(np.cos(phases[..., None] * frequencies).sum(axis=-1) / size)
+
+
+def degrade(
+    image: torch.Tensor,
+    factors: int | Sequence[int],
+    method: str = "bicubic",
+    *,
+    fwhm: float | None = None,
+    noise_std: float = 0.0,
+    noise_seed: int = 0,
+) -> torch.Tensor:
+    """Low-resolution version of an image or volume.
+
+    Args:
+        image: [C, *spatial], float. A ``MetaTensor`` gets the affine that keeps its outer corners.
+        factors: integer factor of each spatial axis, 1 to leave it alone. Where a size is no multiple of its factor,
+            the far end is cropped to one; the corners are then those of the cropped image, and the spacing is exactly
+            ``factor`` times the original one.
+        method, fwhm: see :func:`degradation_matrix`, whose errors it raises.
+        noise_std: standard deviation of additive white Gaussian noise, in the image's units.
+        noise_seed: the same seed gives the same noise.
+
+    Raises:
+        ValueError: an image of integers, a factor below 1, or an image smaller than its factors.
+
+    Source: RDST (arXiv 2302.11184), equation 13 and the authors' code for ``bicubic``; the slice profiles are those of
+    thick-slice simulation in the literature.
+    """
+    factors = ensure_tuple_rep(factors, image.ndim - 1)
+    if not image.is_floating_point():
+        raise ValueError(f"image is {image.dtype}: degraded intensities are no integers, convert it to float32 first")
+    if min(factors) < 1:
+        raise ValueError(f"factors are {factors}: expected integers of at least 1, 1 to leave an axis alone")
+    out = image.as_tensor() if isinstance(image, MetaTensor) else image
+    kept = []
+    for axis, factor in enumerate(factors, start=1):
+        size = out.shape[axis] // factor * factor
+        if size == 0:
+            raise ValueError(f"image of shape {tuple(image.shape[1:])} is smaller than the factors {factors}: use smaller factors")
+        kept.append(size)
+        if factor > 1:
+            matrix = degradation_matrix(size, factor, method, fwhm).to(out)
+            out = torch.movedim(torch.movedim(out.narrow(axis, 0, size), axis, -1) @ matrix.T, -1, axis)
+    if noise_std:
+        noise = torch.randn(out.shape, generator=torch.Generator().manual_seed(noise_seed), dtype=torch.float64)
+        out = out + noise_std * noise.to(out)
+    out = out.contiguous()
+    if isinstance(image, MetaTensor):
+        affine = torch.as_tensor(resized_affine(image.affine, kept, out.shape[1:]))
+        meta = dict(image.meta, affine=affine, original_affine=affine.clone(), spatial_shape=np.array(out.shape[1:]))
+        out = MetaTensor(out, meta=meta, applied_operations=[])
+    return out
+
+
+class RandDegraded(RandomizableTransform, MapTransform):
+    """Make a training pair: crop ``label`` to multiples of the factors and write its degraded version to ``image``.
+
+    Pairs must be made this way round: cropping an HR and an LR volume at the same voxels shows two different places.
+
+    What was drawn lies in ``params``, keyword arguments of :func:`degrade`; calling with ``randomize=False`` replays
+    it. Both images are plain tensors: for a volume with its affine, call :func:`degrade`.
+
+    Args:
+        keys: the high-resolution image (one key), [C, *spatial].
+        image_key: where the low-resolution image goes.
+        factors, method: see :func:`degrade`.
+        fwhm: range (low, high) in samples that the Gaussian's width is drawn from, or None for the factor.
+        noise_std: range (low, high) that the noise level is drawn from.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection = "label",
+        image_key: str = "image",
+        *,
+        factors: int | Sequence[int],
+        method: str = "bicubic",
+        fwhm: tuple[float, float] | None = None,
+        noise_std: tuple[float, float] = (0.0, 0.0),
+        allow_missing_keys: bool = False,
+    ) -> None:
+        MapTransform.__init__(self, keys, allow_missing_keys)
+        RandomizableTransform.__init__(self, 1.0)
+        self.image_key = image_key
+        self.factors = factors
+        self.method = method
+        self.fwhm = fwhm
+        self.noise_std = noise_std
+        self.params: dict = {}
+
+    def randomize(self, data: object = None) -> None:
+        self.params = {
+            "factors": self.factors,
+            "method": self.method,
+            "fwhm": None if self.fwhm is None else float(self.R.uniform(*self.fwhm)),
+            "noise_std": float(self.R.uniform(*self.noise_std)),
+            "noise_seed": int(self.R.randint(2**31)),
+        }
+
+    def __call__(self, data: Mapping[Hashable, torch.Tensor], randomize: bool = True) -> dict[Hashable, torch.Tensor]:
+        d = dict(data)
+        if randomize:
+            self.randomize()
+        for key in self.key_iterator(d):
+            label = convert_to_tensor(d[key])
+            factors = ensure_tuple_rep(self.factors, label.ndim - 1)
+            size = [n // f * f for n, f in zip(label.shape[1:], factors, strict=True)]
+            d[key] = label[(slice(None), *(slice(n) for n in size))]
+            d[self.image_key] = degrade(label, **self.params)
+        return d

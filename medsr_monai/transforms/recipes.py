@@ -1,0 +1,93 @@
+"""Functions that return a ``Compose``: what a bundle's JSON names instead of listing transforms."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from monai.transforms import (
+    Compose,
+    RandFlipd,
+    RandRotate90d,
+    RandScaleIntensityd,
+    RandSpatialCropd,
+)
+
+from medsr_monai.data.volumes import LoadVolumed, SaveVolumed
+from medsr_monai.transforms.degradation import RandDegraded
+from medsr_monai.transforms.geometry import MatchCornersd, SyncRefMetad
+from medsr_monai.transforms.intensity import RestoreIntensityd, ScaleVolumed
+
+__all__ = ["inference_postprocessing", "load_volume", "slice_pairs", "training_patches"]
+
+
+def load_volume(key: str = "image", intensity: str = "percentile", frame: int | None = None) -> Compose:
+    """Read a NIfTI file or a DICOM folder as a float32 ``MetaTensor`` [1, X, Y, Z], scaled to about [0, 1].
+
+    Voxels stay where they are: no reorientation, no resampling, no padding. Bad input raises the one-line errors of
+    :mod:`medsr_monai.data.volumes`.
+
+    Args:
+        key: dictionary key that holds the path.
+        intensity: see :func:`medsr_monai.transforms.intensity.intensity_range`.
+        frame: of a 4D file, counted from 0.
+    """
+    return Compose(
+        [
+            LoadVolumed(key, frame=frame),
+            ScaleVolumed(key, mode=intensity),
+        ]
+    )
+
+
+def inference_postprocessing(
+    output_dir: str | None = None,
+    data_root_dir: str = "",
+    overwrite: bool = False,
+    postfix: str = "sr",
+    key: str = "pred",
+    ref_key: str = "image",
+) -> Compose:
+    """From network output to a volume on disk: geometry, intensities, saving, MONAI Label.
+
+    Args:
+        output_dir, data_root_dir, overwrite, postfix: see :class:`medsr_monai.data.SaveVolumed`; ``output_dir=None``
+            leaves saving to the caller.
+        key, ref_key: keys of the output and of the preprocessed input.
+    """
+    save = [] if output_dir is None else [SaveVolumed(key, output_dir, postfix, data_root_dir, overwrite)]
+    return Compose([MatchCornersd(key, ref_key), RestoreIntensityd(key, ref_key), *save, SyncRefMetad(ref_key, key)])
+
+
+def training_patches(
+    scale: int | Sequence[int],
+    patch_size: int | Sequence[int] = 96,
+    method: str = "bicubic",
+    intensity_factor: float = 0.5,
+    noise_std: Sequence[float] = (0.0, 0.0),
+) -> Compose:
+    """Random HR patches ``label`` of 2D slices and their degraded versions ``image``.
+
+    Args:
+        scale: factor per slice axis.
+        patch_size: of the HR patch; the slice must be at least as large.
+        method: see :func:`medsr_monai.transforms.degradation.degrade`.
+        intensity_factor: intensities are multiplied by 1 + u, u uniform in [-intensity_factor, 0.2], since the scaled
+            range of a new scanner's volume is not that of the training volumes; 0 turns this off.
+        noise_std: range of the LR noise level.
+    """
+    steps = [
+        RandSpatialCropd("label", roi_size=patch_size, random_size=False),
+        RandFlipd("label", prob=0.5, spatial_axis=0),
+        RandFlipd("label", prob=0.5, spatial_axis=1),
+    ]
+    if len(set(np.broadcast_to(patch_size, 2))) == 1:
+        steps.append(RandRotate90d("label", prob=0.5, max_k=1))
+    if intensity_factor:
+        steps.append(RandScaleIntensityd("label", factors=(-intensity_factor, 0.2), prob=1.0))
+    return Compose([*steps, RandDegraded("label", "image", factors=scale, method=method, noise_std=tuple(noise_std))])
+
+
+def slice_pairs(scale: int | Sequence[int], method: str = "bicubic") -> Compose:
+    """Whole slices, cropped to a multiple of ``scale`` (``label``), and their degraded versions (``image``)."""
+    return Compose([RandDegraded("label", "image", factors=scale, method=method)])
