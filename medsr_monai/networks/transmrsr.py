@@ -202,7 +202,8 @@ class TransMRSR(nn.Module):
         self.channels = widths(size, channel_multiplier, channels)
         self.num_heads = heads_per_width(self.channels, num_heads)
         fine_to_coarse = self.channels[:0:-1]  # of the encoder's inputs, at size, size / 2, ..., 8
-        self.encoder_heads = heads_per_width(fine_to_coarse, encoder_heads or self.num_heads[:0:-1])
+        encoder_heads = self.num_heads[:0:-1] if encoder_heads is None else encoder_heads
+        self.encoder_heads = heads_per_width(fine_to_coarse, encoder_heads, "encoder_heads")
         self.encoder_attention_scale = encoder_attention_scale
         self.style_dim = style_dim
         self.truncation = truncation

@@ -42,8 +42,12 @@ def widths(size: int, channel_multiplier: int = 1, channels: Sequence[int] | Non
     return [int(c) for c in channels]
 
 
-def heads_per_width(channels: Sequence[int], num_heads: Sequence[int] | None = None) -> list[int]:
+def heads_per_width(
+    channels: Sequence[int], num_heads: Sequence[int] | None = None, argument: str = "num_heads"
+) -> list[int]:
     """Attention heads for each width: `num_heads` if given, else one for 32 channels and at least 4.
+
+    `argument` is what the caller calls num_heads, for the message.
 
     Raises:
         ValueError: num_heads and channels differ in length.
@@ -52,7 +56,8 @@ def heads_per_width(channels: Sequence[int], num_heads: Sequence[int] | None = N
         return [max(c // 32, 4) for c in channels]
     if len(num_heads) != len(channels):
         raise ValueError(
-            f"num_heads has {len(num_heads)} numbers: expected {len(channels)}, one for each width of {list(channels)}."
+            f"{argument} has {len(num_heads)} numbers: expected {len(channels)}, "
+            f"one for each of the widths {list(channels)}."
         )
     return [int(n) for n in num_heads]
 

@@ -146,7 +146,7 @@ class WindowAttention(nn.Module):
         if dim % num_heads:
             raise ValueError(
                 f"num_heads is {num_heads}, which does not divide the {dim} channels: expected a divisor of {dim}, "
-                "choose another num_heads, embed_dim or growth_rate."
+                "choose other heads, or another width (embed_dim, growth_rate, channels)."
             )
         self.num_heads = num_heads
         self.scale = (dim // num_heads) ** -0.5 if scale is None else scale
