@@ -7,9 +7,8 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from medsr_monai.convert.styleswin import decoder_arguments, decoder_table
+from medsr_monai.convert.swin_layer import swin_layer_table
 from medsr_monai.networks.transmrsr import TransMRSR
-
-_LAYER, _OUR_LAYER = "layers.*.residual_group.blocks.*", "encoder.*.layers.*"
 
 TABLE = {
     "centroids": "centroids",  # not theirs: an argument of load_official
@@ -17,15 +16,7 @@ TABLE = {
     "conv2d.blk_L1.0.*.*": "shallow.2.*.*",
     "conv2d.blk_L1.1.*.*": "shallow.3.*.*",
     "patch_embed.norm.*": "embed_norm.*",
-    f"{_LAYER}.attn_mask": None,  # computed for every size
-    f"{_LAYER}.attn.relative_position_index": None,  # computed
-    f"{_LAYER}.attn.relative_position_bias_table": f"{_OUR_LAYER}.attn.relative_position_bias_table",
-    f"{_LAYER}.attn.qkv.*": f"{_OUR_LAYER}.attn.qkv.*",
-    f"{_LAYER}.attn.proj.*": f"{_OUR_LAYER}.attn.proj.*",
-    f"{_LAYER}.norm1.*": f"{_OUR_LAYER}.norm1.*",
-    f"{_LAYER}.norm2.*": f"{_OUR_LAYER}.norm2.*",
-    f"{_LAYER}.mlp.fc1.*": f"{_OUR_LAYER}.mlp.linear1.*",
-    f"{_LAYER}.mlp.fc2.*": f"{_OUR_LAYER}.mlp.linear2.*",
+    **swin_layer_table("layers.*.residual_group.blocks.*", "encoder.*.layers.*"),
     "layers.*.conv.*": "encoder.*.conv.*",
     "layers.*.downsample.norm.*": "encoder.*.downsample.norm.*",
     "layers.*.downsample.reduction.weight": "encoder.*.downsample.reduction.weight",
@@ -66,16 +57,13 @@ def build(
         ValueError: an argument that the network refuses.
         KeyError: a tensor that tells a hyper-parameter is missing.
     """
-    tables = [
-        state[f"layers.{i}.residual_group.blocks.0.attn.relative_position_bias_table"] for i in range(_levels(state))
-    ]
-    shared = decoder_arguments("generator.", state)
+    layers = [f"layers.{level}.residual_group.blocks.0" for level in range(_levels(state))]
     centroids = state.get("centroids")
     return TransMRSR(
         in_channels=state["conv2d.conv_L1.weight"].shape[1],
         out_channels=state["conv_last.weight"].shape[0],
-        **shared,
-        encoder_heads=[heads for _, heads in (table.shape for table in tables)],
+        **decoder_arguments("generator.", state),
+        encoder_heads=[state[f"{layer}.attn.relative_position_bias_table"].shape[1] for layer in layers],
         encoder_attention_scale=encoder_attention_scale,
         truncation="none" if centroids is None else truncation,
         num_centroids=8 if centroids is None else len(centroids),
