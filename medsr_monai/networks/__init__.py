@@ -6,11 +6,25 @@ from functools import partial
 
 from monai.utils import ComponentStore
 
-from medsr_monai.networks.arguments import NetworkArguments, records_arguments
+from medsr_monai.networks.arguments import NetworkArguments, build_network, records_arguments
 from medsr_monai.networks.comparison.bicubic import Bicubic
 from medsr_monai.networks.rdst import RDST
+from medsr_monai.networks.segmentation_unet import SegmentationUNet
+from medsr_monai.networks.srgan_discriminator import SRGANDiscriminator
+from medsr_monai.networks.vgg19 import VGG19Features, load_vgg19_features
 
-__all__ = ["NETWORKS", "RDST", "Bicubic", "NetworkArguments", "records_arguments"]
+__all__ = [
+    "NETWORKS",
+    "RDST",
+    "Bicubic",
+    "NetworkArguments",
+    "SRGANDiscriminator",
+    "SegmentationUNet",
+    "VGG19Features",
+    "build_network",
+    "load_vgg19_features",
+    "records_arguments",
+]
 
 NETWORKS = ComponentStore(
     "networks", "Super-resolution networks: NETWORKS[name](in_channels, out_channels, scale, ...)."
