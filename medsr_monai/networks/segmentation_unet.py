@@ -40,7 +40,6 @@ class SegmentationUNet(nn.Module):
     """
 
     unrecorded = ("encoder_weights",)
-    size_multiple = 32
     minimum_size = 1
 
     def __init__(
@@ -59,6 +58,7 @@ class SegmentationUNet(nn.Module):
         except KeyError as error:
             raise ValueError(f"encoder is {encoder!r}: {error.args[0]}") from None
         self.in_channels = in_channels
+        self.size_multiple = 32
         self.encoder, self.decoder, self.segmentation_head = unet.encoder, unet.decoder, unet.segmentation_head
         if encoder_weights is not None:
             pretrained = smp.encoders.get_encoder(encoder)
