@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from medsr_monai.convert import rdst
+from medsr_monai.convert import rdst, segmentation_unet
 
 WRAPPERS = ("model", "state_dict", "params")  # keys under which training scripts put the weights
 
@@ -33,6 +33,7 @@ class Family:
 
 FAMILIES: dict[str, Family] = {
     "rdst": Family(rdst.build, rdst.table),
+    "segmentation_unet": Family(segmentation_unet.build, segmentation_unet.table),
 }
 
 
