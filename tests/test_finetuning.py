@@ -117,6 +117,10 @@ def test_overlay_trains_from_stage_1_and_resumes_exactly(files, tmp_path, overla
     assert whole["trainer"] == {"iteration": 6, "epoch_length": 3, "max_epochs": 2}
     assert all((whole["state"]["model"][name] - stage1[name]).abs().max() > 0 for name in stage1)
     assert (tmp_path / "whole" / "models" / overlay / "model.pt").is_file()
+    if overlay == "finetune_wgan_vgg":
+        moments = whole["state"]["discriminator_optimizer"]["state"]
+        assert len(moments) == len(list(get(flow, "discriminator").parameters()))
+        assert moments[0]["step"] == 6 and moments[0]["exp_avg_sq"].any()
     if overlay in UNET:  # the prior that trained with it is the one on disk, batch statistics included
         assert_same(get(flow, "prior").state_dict(), torch.load(files / "unet.pt", weights_only=True)["model"])
         assert not any(p.requires_grad or p.grad is not None for p in get(flow, "prior").parameters())
@@ -135,6 +139,19 @@ def test_overlay_trains_from_stage_1_and_resumes_exactly(files, tmp_path, overla
     for part in whole["state"].keys() & {"optimizer", "discriminator_optimizer"}:
         for number, moments in whole["state"][part]["state"].items():
             assert_same(parts["state"][part]["state"][number], moments)
+
+
+def test_a_fine_tuned_network_is_evaluated_without_its_prior(files, tmp_path):
+    workflow(files, tmp_path, "finetune_e1", max_steps=1, milestones=[1]).run()
+    settings = options(files, tmp_path, "finetune_e1", val_slices=None)
+    del settings["weights"], settings["unet_path"]
+    names = [str(CONFIGS / f"{name}.json") for name in ("train", "finetune_e1", "evaluate")]
+    flow = ConfigWorkflow(names, workflow_type="train", logging_file=False, run_id="evaluating", **settings)
+    flow.initialize()
+    assert get(flow, "weights") == str(tmp_path / "models" / "finetune_e1" / "model.pt")
+    flow.run()
+    rows = (tmp_path / "eval" / "finetune_e1" / "slices.csv").read_text().splitlines()
+    assert rows[0].startswith("case,plane,slice") and len(rows) == 1 + 6
 
 
 def test_overlays_are_those_of_the_paper():
