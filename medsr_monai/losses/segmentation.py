@@ -9,12 +9,14 @@ import torch.nn.functional as F
 from monai.utils import ensure_tuple
 from torch import Tensor, nn
 
+from medsr_monai.losses.frozen_prior import FrozenPriorLoss
+
 DISTANCES = {"l1": F.l1_loss, "mse": F.mse_loss}
 LAYER_REDUCTIONS = ("sum", "nested_mean")
 TARGETS = ("hard", "soft")
 
 
-class SegmentationPerceptualLoss(nn.Module):
+class SegmentationPerceptualLoss(FrozenPriorLoss):
     """Compare two images by what a frozen segmentation U-Net makes of them.
 
     The sum of the chosen terms, a scalar:
@@ -26,8 +28,7 @@ class SegmentationPerceptualLoss(nn.Module):
       prediction y on the reference: the mean over classes of 1 - 2 sum(p y) / sum(p + y), summed over batch and
       pixels; a class that y does not have counts 0.
 
-    Gradients reach ``pred`` only. The network is frozen by this class: its weights ask for no gradients and it stays in
-    eval mode, whatever `train()` is called, so that running statistics never change.
+    Gradients reach ``pred`` only; the network is frozen for good and stays in eval mode (see `FrozenPriorLoss`).
 
     Args:
         network: a U-Net with the parts ``encoder`` (image -> list of features, the image itself first), ``decoder``
@@ -60,7 +61,7 @@ class SegmentationPerceptualLoss(nn.Module):
         target: str = "hard",
         include_background: bool = True,
     ) -> None:
-        super().__init__()
+        super().__init__(network)
         self.encoder = tuple(ensure_tuple(encoder))
         if not (self.encoder or decoder or hrl):
             raise ValueError("There is nothing to compare: give encoder one or more layers, or set decoder or hrl.")
@@ -76,19 +77,9 @@ class SegmentationPerceptualLoss(nn.Module):
         self.layer_reduction = layer_reduction
         self.target = target
         self.include_background = include_background
-        self.network = network.requires_grad_(False).eval()
 
-    def train(self, mode: bool = True) -> SegmentationPerceptualLoss:
-        """Leave the network in eval mode."""
-        super().train(mode)
-        self.network.eval()
-        return self
-
-    def forward(self, pred: Tensor, label: Tensor) -> Tensor:
-        """Compare the super-resolved ``pred`` with ``label``, both [B, C, H, W] in the intensities of the network."""
-        if pred.shape != label.shape:
-            raise ValueError(f"pred is {tuple(pred.shape)} and label {tuple(label.shape)}: expected equal shapes.")
-        self.network.eval()  # whoever else holds the network may have switched it
+    def compare(self, pred: Tensor, label: Tensor) -> Tensor:
+        """Return the sum of the chosen terms."""
         with torch.no_grad():
             target_features, target_decoded, target_logits = self._outputs(label)
         features, decoded, logits = self._outputs(pred)
