@@ -19,14 +19,8 @@ BUNDLES = Path(__file__).parents[1] / "bundles"
 CONFIGS = BUNDLES / "rdst_e" / "configs"
 UNET, VGG = ("finetune_e1", "finetune_d", "finetune_hrl"), ("finetune_vgg", "finetune_wgan_vgg")
 OVERLAYS = ("finetune_l1", *UNET, *VGG)
-TINY = {
-    "network_def#embed_dim": 12,
-    "network_def#growth_rate": 6,
-    "network_def#num_heads": 2,
-    "network_def#num_blocks": 1,
-    "network_def#num_dense_blocks": 1,
-    "network_def#bicubic_residual": False,
-}
+SMALL = dict(embed_dim=12, growth_rate=6, num_heads=2, num_blocks=1, num_dense_blocks=1, bicubic_residual=False)
+TINY = {f"network_def#{name}": value for name, value in SMALL.items()}
 TINY_VGG = {"prior_def#layer": "VGG22"}
 TINY_GAN = {"discriminator_def#channels": 4, "discriminator_def#hidden_channels": 8}
 
@@ -47,8 +41,7 @@ def files(tmp_path_factory):
         image = rng.random((48, 48, 6)).astype(np.float32)
         nib.save(nib.Nifti1Image(image, np.diag([1, 1, 4, 1])), folder / "volumes" / f"case{number}.nii.gz")
     torch.manual_seed(0)
-    arguments = {key.split("#")[1]: value for key, value in TINY.items()}
-    save(build_network({"_target_": "medsr_monai.networks.RDST", **arguments}), folder / "stage1.pt")
+    save(build_network({"_target_": "medsr_monai.networks.RDST", **SMALL}), folder / "stage1.pt")
     save(SegmentationUNet(1, 3, encoder="resnet18"), folder / "unet.pt")
     torch.save(VGG19Features("VGG22").state_dict(), folder / "vgg19.pth")
     return folder
