@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from medsr_monai.convert import rdst, styleswin, transmrsr
+from medsr_monai.convert import rdst, segmentation_unet, styleswin, transmrsr
 
 WRAPPERS = ("model", "state_dict", "params")  # keys under which training scripts put the weights
 
@@ -44,6 +44,7 @@ FAMILIES: dict[str, Family] = {
         styleswin.build_discriminator, styleswin.discriminator_table, styleswin.DISCRIMINATOR_WRAPPERS
     ),
     "transmrsr": Family(transmrsr.build, transmrsr.table),
+    "segmentation_unet": Family(segmentation_unet.build, segmentation_unet.table),
 }
 
 

@@ -6,21 +6,29 @@ from functools import partial
 
 from monai.utils import ComponentStore
 
-from medsr_monai.networks.arguments import NetworkArguments, records_arguments
+from medsr_monai.networks.arguments import NetworkArguments, build_network, records_arguments
 from medsr_monai.networks.comparison.bicubic import Bicubic
 from medsr_monai.networks.discriminators import StyleSwinDiscriminator
 from medsr_monai.networks.rdst import RDST
+from medsr_monai.networks.segmentation_unet import SegmentationUNet
+from medsr_monai.networks.srgan_discriminator import SRGANDiscriminator
 from medsr_monai.networks.styleswin import StyleSwinGenerator
 from medsr_monai.networks.transmrsr import TransMRSR
+from medsr_monai.networks.vgg19 import VGG19Features, load_vgg19_features
 
 __all__ = [
     "NETWORKS",
     "RDST",
     "Bicubic",
     "NetworkArguments",
+    "SRGANDiscriminator",
+    "SegmentationUNet",
     "StyleSwinDiscriminator",
     "StyleSwinGenerator",
     "TransMRSR",
+    "VGG19Features",
+    "build_network",
+    "load_vgg19_features",
     "records_arguments",
 ]
 
