@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from medsr_monai.convert import rdst
+from medsr_monai.convert import convnet, edsr, rcan, rdn, rdst, swinir
 
 WRAPPERS = ("model", "state_dict", "params")  # keys under which training scripts put the weights
 
@@ -33,6 +33,14 @@ class Family:
 
 FAMILIES: dict[str, Family] = {
     "rdst": Family(rdst.build, rdst.table),
+    "edsr": Family(edsr.build, edsr.table),
+    "edsr_lite": Family(edsr.build_lite, edsr.table),
+    "rdn": Family(rdn.build, rdn.table),
+    "rcan": Family(rcan.build, rcan.table),
+    "rcan_ada": Family(rcan.build_ada, rcan.table_ada),
+    "han": Family(rcan.build_han, rcan.table_han),
+    "convnet": Family(convnet.build, convnet.table),
+    "swinir": Family(swinir.build, swinir.table),
 }
 
 
