@@ -48,7 +48,7 @@ def build(state: Mapping[str, Tensor]) -> SwinIR:
 
     Raises:
         KeyError: a tensor that tells a hyper-parameter is missing.
-        OptionalImportError: spandrel is not installed.
+        ImportError: spandrel is not installed.
     """
     embed_dim, channels = state["conv_first.weight"].shape[:2]
     depths = [count(f"layers.{i}.residual_group.blocks.", state) for i in range(count("layers.", state))]

@@ -72,8 +72,6 @@ class Upsample(nn.Sequential):
 def enlarge(x: Tensor, rows: int, columns: int) -> Tensor:
     """Enlarge bicubically, as OpenCV's INTER_CUBIC (a = -0.75): [B, C, H, W] -> [B, C, H * rows, W * columns].
 
-    Factors of 1 give the very same image.
+    Not clipped to the input's range.
     """
-    if rows == 1 and columns == 1:
-        return x
     return F.interpolate(x, size=(x.shape[2] * rows, x.shape[3] * columns), mode="bicubic", align_corners=False)

@@ -84,7 +84,7 @@ def comparison_network(
 
     Raises:
         ValueError: unknown name; what the class raises.
-        OptionalImportError: the network needs spandrel, which is not installed.
+        ImportError: the network needs spandrel, which is not installed.
     """
     if name not in COMPARISON:
         raise ValueError(f"name is {name!r}: expected one of {list(COMPARISON)}.")

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from monai.inferers import sliding_window_inference
-from monai.utils import optional_import
 from torch import Tensor, nn
 
 from medsr_monai.networks.arguments import records_arguments
@@ -48,7 +47,7 @@ class GFPGAN(nn.Module):
         fix_decoder: do not train the decoder; sensible only after its weights have been loaded.
 
     Raises:
-        OptionalImportError: spandrel is not installed.
+        ImportError: spandrel is not installed.
         ValueError: unsupported scale or image_size; out_channels other than in_channels.
     """
 
@@ -79,11 +78,11 @@ class GFPGAN(nn.Module):
             raise ValueError(f"image_size is {image_size}: expected a power of 2 from 8 to 1024, such as 256.")
         self.scale_factors = scale_per_axis(scale)
         self.size_multiple = image_size
-        self.network = optional_import(
-            "spandrel.architectures.GFPGAN",
-            name="GFPGAN",
-            descriptor="GFPGAN is made of spandrel's parts: pip install 'medsr_monai[compare]'",
-        )[0](
+        try:
+            from spandrel.architectures.GFPGAN import GFPGAN as SpandrelGFPGAN
+        except ImportError as error:
+            raise ImportError("GFPGAN is made of spandrel's parts: pip install 'medsr_monai[compare]'") from error
+        self.network = SpandrelGFPGAN(
             out_size=image_size,
             num_style_feat=num_style_feat,
             channel_multiplier=channel_multiplier,

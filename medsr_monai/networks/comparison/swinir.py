@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from monai.utils import optional_import
 from torch import Tensor, nn
 
 from medsr_monai.networks.arguments import records_arguments
@@ -52,7 +51,7 @@ class SwinIR(nn.Module):
         img_range: the network sees intensities times this; 255 for the authors' JPEG models.
 
     Raises:
-        OptionalImportError: spandrel is not installed.
+        ImportError: spandrel is not installed.
         ValueError: unsupported scale or upsampler; out_channels other than in_channels; not one number of heads a
             group, or one that does not divide embed_dim.
     """
@@ -94,15 +93,14 @@ class SwinIR(nn.Module):
                 f"num_heads is {list(num_heads)}: expected {len(depths)} divisors of embed_dim = {embed_dim}, one for "
                 "each of depths."
             )
-        spandrel_swinir, _ = optional_import(
-            "spandrel.architectures.SwinIR",
-            name="SwinIR",
-            descriptor="SwinIR is made of spandrel's parts: pip install 'medsr_monai[compare]'",
-        )
+        try:
+            from spandrel.architectures.SwinIR import SwinIR as SpandrelSwinIR
+        except ImportError as error:
+            raise ImportError("SwinIR is made of spandrel's parts: pip install 'medsr_monai[compare]'") from error
         self.upsampler = upsampler
         self.size_multiple = window_size
         with torch.device("cpu"):  # it computes its drop rates with tensors, of which the meta device has no values
-            self.network = spandrel_swinir(
+            self.network = SpandrelSwinIR(
                 # No larger than a window, and it does not shift; all other sizes are the same.
                 img_size=2 * window_size if shifted else window_size,
                 in_chans=in_channels,
