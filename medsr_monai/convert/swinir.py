@@ -1,6 +1,6 @@
 """SwinIR (arXiv 2108.10257): the authors' checkpoints, and those that the RDST paper's code makes.
 
-Not the real-world ones: up-sampling by nearest neighbours, and groups that end in three convolutions, are other networks.
+Not the real-world ones, whose up-sampler of nearest neighbours or groups of three convolutions make other networks.
 """
 
 from __future__ import annotations

@@ -25,8 +25,8 @@ def count_parameters(network: nn.Module) -> int:
 def count_parameters_as_published(network: nn.Module) -> int:
     """Return the number of weights that the RDST paper (arXiv 2302.11184) would print.
 
-    Only those of 2D and 3D convolutions, linear layers and LayerNorm are counted: not those that any other module holds itself,
-    such as position bias tables and the weights of residual branches, nor those of subclasses of these layers.
+    Only those of 2D and 3D convolutions, linear layers and LayerNorm are counted: not those that any other module holds
+    itself, such as position bias tables and the weights of residual branches, nor those of subclasses of these layers.
     """
     return sum(count_parameters(module) for module in network.modules() if type(module) in COUNTED)
 
@@ -49,9 +49,9 @@ def count_macs(network: nn.Module, shape: Sequence[int]) -> int:
 def count_macs_as_published(network: nn.Module, shape: Sequence[int]) -> int:
     """Return the number of operations that the RDST paper (arXiv 2302.11184) prints as MACs.
 
-    Its counter is thop with a rule for LayerNorm. 2D and 3D convolutions and linear layers count their MACs, LayerNorm 2 for each
-    value, adaptive average pooling 1 + the values averaged for each result, softmax 3n - 1 for each n values. The
-    matrix products of attention, which `count_macs` has, are not counted, nor are subclasses of these layers.
+    Its counter is thop with a rule for LayerNorm. 2D and 3D convolutions and linear layers count their MACs, LayerNorm
+    2 for each value, adaptive average pooling 1 + the values averaged for each result, softmax 3n - 1 for each n
+    values. The matrix products of attention, which `count_macs` has, are not counted, nor are subclasses of the layers.
 
     Args:
         network: in eval mode; on the meta device nothing is computed, however large the network.

@@ -25,6 +25,7 @@ from medsr_monai.networks.comparison import (
 from medsr_monai.networks.rdst import RDST
 
 __all__ = [
+    "COMPARISON",
     "EDSR",
     "GFPGAN",
     "HAN",

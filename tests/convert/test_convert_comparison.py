@@ -160,7 +160,7 @@ def test_every_variant_is_inferred(family, name, arguments, parts, parts_of_part
 def test_a_mean_shift_that_does_something_is_refused(name):
     state = read(HERE / f"{name}.npz")[1]
     state["add_mean.bias"] = torch.tensor([0.4])
-    with pytest.raises(ValueError, match="add_mean.bias changes intensities"):
+    with pytest.raises(ValueError, match=r"add_mean.bias changes intensities"):
         load_official(state, CONVOLUTIONAL[name])
 
 
@@ -171,7 +171,7 @@ def test_mean_shift_of_convnet_is_unused():
 
 
 def test_variants_are_told_apart():
-    with pytest.raises(ValueError, match="not known to the table of 'rcan'.* of a variant"):
+    with pytest.raises(ValueError, match=r"not known to the table of 'rcan'.* of a variant"):
         load_official(read(HERE / "rcan_x4.npz")[1], "rcan")
-    with pytest.raises(ValueError, match="not known to the table of 'rcan'.*la.gamma"):
+    with pytest.raises(ValueError, match=r"not known to the table of 'rcan'.*la.gamma"):
         load_official(read(HERE / "han_x4.npz")[1], "rcan")

@@ -35,7 +35,6 @@ FROZEN = {"RCANAda": ".choice."}  # parameters that are never trained
 SIZES = [(1, 1), (1, 9), (5, 3), (8, 8), (13, 6)]
 
 
-
 def installed(name):
     lacks = name in NEEDS and importlib.util.find_spec(NEEDS[name]) is None
     return pytest.param(name, marks=pytest.mark.skipif(lacks, reason=f"{NEEDS.get(name)} is not installed"))

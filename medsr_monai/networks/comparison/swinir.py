@@ -23,8 +23,8 @@ class SwinIR(nn.Module):
     """SwinIR: residual groups of Swin transformer layers, then an up-sampler.
 
     An image [B, in_channels, H, W] of any H, W >= 1 becomes [B, out_channels, H * rows, W * columns]. The defaults are
-    those of the RDST paper (arXiv 2302.11184), 11.5 million weights at x4; SwinIR-lite has `embed_dim=60, depths=[6] * 4,
-    num_heads=[6] * 4`, 0.9 million. Inside, the image is padded to a multiple of the window at the bottom and right;
+    those of the RDST paper (arXiv 2302.11184), 11.5 million weights at x4; SwinIR-lite has `embed_dim=60` and four
+    groups, 0.9 million. Inside, the image is padded to a multiple of the window at the bottom and right;
     the padding is cropped off the output. Of three input channels the authors' mean colour of photographs is subtracted
     first and added last.
 
