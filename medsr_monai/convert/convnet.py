@@ -13,11 +13,11 @@ TABLE = {
     "sub_mean.*": None,  # their forward pass does not use it
     "add_mean.*": None,  # nor this
     "head.0.*": "head.*",
-    "body.*.gamma": "blocks.*.gamma",
-    "body.*.dwconv.*": "blocks.*.depthwise.*",
-    "body.*.norm.*": "blocks.*.norm.*",
-    "body.*.pwconv1.*": "blocks.*.mlp.linear1.*",
-    "body.*.pwconv2.*": "blocks.*.mlp.linear2.*",
+    "body.*.gamma": "body.*.gamma",
+    "body.*.dwconv.*": "body.*.depthwise.*",
+    "body.*.norm.*": "body.*.norm.*",
+    "body.*.pwconv1.*": "body.*.mlp.linear1.*",
+    "body.*.pwconv2.*": "body.*.mlp.linear2.*",
     "tail.0.*.*": "upsample.*.*",
     "tail.1.*": "last.*",
 }

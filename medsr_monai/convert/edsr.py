@@ -10,19 +10,21 @@ from torch import Tensor
 from medsr_monai.convert.state_dict import count, require_identity_mean_shift, upsampling_scale
 from medsr_monai.networks.comparison.edsr import EDSR
 
+TABLE = {
+    "sub_mean.*": None,  # identity, checked by build
+    "add_mean.*": None,  # identity, checked by build
+    "head.0.*": "head.*",
+    "body.*.body.0.*": "body.*.conv1.*",
+    "body.*.body.2.*": "body.*.conv2.*",
+    "body.*.*": "body.*.*",  # the convolution after the blocks
+    "tail.0.*.*": "upsample.*.*",
+    "tail.1.*": "last.*",
+}
+
 
 def table(state: Mapping[str, Tensor]) -> Mapping[str, str | None]:
-    """Return their names and ours for this checkpoint, in which the last part of the body is a convolution."""
-    return {
-        "sub_mean.*": None,  # identity, checked by build
-        "add_mean.*": None,  # identity, checked by build
-        "head.0.*": "head.*",
-        "body.*.body.0.*": "blocks.*.conv1.*",
-        "body.*.body.2.*": "blocks.*.conv2.*",
-        f"body.{count('body.', state) - 1}.*": "conv_after_body.*",
-        "tail.0.*.*": "upsample.*.*",
-        "tail.1.*": "last.*",
-    }
+    """Return their names and ours: `TABLE` for every checkpoint."""
+    return TABLE
 
 
 def build(state: Mapping[str, Tensor]) -> EDSR:

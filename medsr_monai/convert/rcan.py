@@ -11,45 +11,60 @@ from medsr_monai.convert.state_dict import count, require_identity_mean_shift, u
 from medsr_monai.networks.comparison.han import HAN
 from medsr_monai.networks.comparison.rcan import RCAN, RCANAda
 
-_BLOCK, _OUR_BLOCK = "body.*.body.*.body", "groups.*.blocks.*"
+_AROUND = {
+    "sub_mean.*": None,  # identity, checked by build
+    "add_mean.*": None,  # identity, checked by build
+    "head.0.*": "head.*",
+    "tail.0.*.*": "upsample.*.*",
+    "tail.1.*": "last.*",
+}
+_ATTENTION = {
+    "body.*.body.*.body.3.conv_du.0.*": "body.*.body.*.attention.fc1.*",
+    "body.*.body.*.body.3.conv_du.2.*": "body.*.body.*.attention.fc2.*",
+    "body.*.body.*.*": "body.*.body.*.*",  # the convolution after the blocks of a group
+    "body.*.*": "body.*.*",  # the convolution after the groups
+}
+TABLE = {
+    **_AROUND,
+    "body.*.body.*.body.0.*": "body.*.body.*.conv1.*",
+    "body.*.body.*.body.2.*": "body.*.body.*.conv2.*",
+    **_ATTENTION,
+}
+ADA_TABLE = {
+    **_AROUND,
+    "body.*.body.*.body.0.conv0.*": "body.*.body.*.conv1.choice.*",
+    "body.*.body.*.body.0.conv1.*": "body.*.body.*.conv1.below.*",
+    "body.*.body.*.body.0.conv2.*": "body.*.body.*.conv1.above.*",
+    "body.*.body.*.body.2.conv0.*": "body.*.body.*.conv2.choice.*",
+    "body.*.body.*.body.2.conv1.*": "body.*.body.*.conv2.below.*",
+    "body.*.body.*.body.2.conv2.*": "body.*.body.*.conv2.above.*",
+    **_ATTENTION,
+}
 
 
 def table(state: Mapping[str, Tensor]) -> Mapping[str, str | None]:
-    """Return RCAN's names and ours; the last part of the body, and of each group in it, is a convolution."""
-    return {
-        "sub_mean.*": None,  # identity, checked by build
-        "add_mean.*": None,  # identity, checked by build
-        "head.0.*": "head.*",
-        f"{_BLOCK}.0.*": f"{_OUR_BLOCK}.conv1.*",
-        f"{_BLOCK}.2.*": f"{_OUR_BLOCK}.conv2.*",
-        f"{_BLOCK}.3.conv_du.0.*": f"{_OUR_BLOCK}.attention.fc1.*",
-        f"{_BLOCK}.3.conv_du.2.*": f"{_OUR_BLOCK}.attention.fc2.*",
-        f"body.*.body.{count('body.0.body.', state) - 1}.*": "groups.*.conv.*",
-        f"body.{count('body.', state) - 1}.*": "conv_after_body.*",
-        "tail.0.*.*": "upsample.*.*",
-        "tail.1.*": "last.*",
-    }
+    """Return RCAN's names and ours: `TABLE` for every checkpoint."""
+    return TABLE
 
 
 def table_ada(state: Mapping[str, Tensor]) -> Mapping[str, str | None]:
-    """Return the adaptive variant's names and ours: RCAN's, with three convolutions in the place of each of a block."""
-    names = dict(table(state))
-    for theirs, ours in ((0, "conv1"), (2, "conv2")):
-        del names[f"{_BLOCK}.{theirs}.*"]
-        for number, part in enumerate(("choice", "below", "above")):
-            names[f"{_BLOCK}.{theirs}.conv{number}.*"] = f"{_OUR_BLOCK}.{ours}.{part}.*"
-    return names
+    """Return the adaptive variant's names and ours: `ADA_TABLE` for every checkpoint."""
+    return ADA_TABLE
 
 
 def table_han(state: Mapping[str, Tensor]) -> Mapping[str, str | None]:
-    """Return HAN's names and ours: RCAN's, and those of its two attentions."""
+    """Return HAN's names and ours: RCAN's body is a part of its own, and the last convolution in it has a name."""
+    after_groups = f"body.{count('body.', state) - 1}.*"
+    body = {name: ours and ours.replace("body.", "body.groups.", 1) for name, ours in TABLE.items() if "body" in name}
     return {
-        **table(state),
-        "la.gamma": "layer_attention.gamma",
-        "last_conv.*": "layer_attention.conv.*",
-        "csa.gamma": "channel_spatial_attention.gamma",
-        "csa.conv.*": "channel_spatial_attention.conv.*",
-        "last.*": "fusion.*",
+        **_AROUND,
+        after_groups: "body.conv.*",
+        **{name: ours for name, ours in body.items() if name != "body.*.*"},
+        "la.gamma": "body.attention.layer.gamma",
+        "last_conv.*": "body.attention.layer.conv.*",
+        "csa.gamma": "body.attention.channel_spatial.gamma",
+        "csa.conv.*": "body.attention.channel_spatial.conv.*",
+        "last.*": "body.attention.fusion.*",
     }
 
 

@@ -13,10 +13,10 @@ TABLE = {
     "sub_mean.*": None,  # identity, checked by build
     "add_mean.*": None,  # identity, checked by build
     "head.0.*": "head.*",
-    "F0.*": "second.*",
-    "body.*.body.*.body.0.*": "blocks.*.layers.*.0.*",
-    "body.*.bottle_neck.*": "blocks.*.fusion.*",
-    "bottleneck.*.*": "global_fusion.*.*",
+    "F0.*": "body.first.*",
+    "body.*.body.*.body.0.*": "body.blocks.*.layers.*.0.*",
+    "body.*.bottle_neck.*": "body.blocks.*.fusion.*",
+    "bottleneck.*.*": "body.fusion.*.*",
     "tail.0.*.*": "upsample.*.*",
     "tail.1.*": "last.*",
 }

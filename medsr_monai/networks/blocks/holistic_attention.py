@@ -39,3 +39,21 @@ class ChannelSpatialAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x + x * (self.gamma * torch.sigmoid(self.conv(x.unsqueeze(1)).squeeze(1)))
+
+
+class HolisticAttention(nn.Module):
+    """Both attentions, joined by a 3x3 convolution: outputs of layers, each [B, C, H, W], newest first -> [B, C, H, W].
+
+    The newest is weighed by channel and position, all of them by layer.
+    Source: HAN, arXiv 2008.08767, section 3.1.
+    """
+
+    def __init__(self, layers: int, channels: int) -> None:
+        super().__init__()
+        self.layer = LayerAttention(layers, channels)
+        self.channel_spatial = ChannelSpatialAttention()
+        self.fusion = nn.Conv2d(2 * channels, channels, 3, padding=1)
+
+    def forward(self, outputs: list[Tensor]) -> Tensor:
+        attended = [self.channel_spatial(outputs[0]), self.layer(torch.stack(outputs, dim=1))]
+        return self.fusion(torch.cat(attended, dim=1))

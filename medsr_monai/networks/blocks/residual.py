@@ -67,10 +67,8 @@ class ResidualGroup(nn.Module):
         self, channels: int, num_blocks: int, reduction: int, conv: Callable[[int], nn.Module] = convolution
     ) -> None:
         super().__init__()
-        self.blocks = nn.Sequential(
-            *(ResidualChannelAttentionBlock(channels, reduction, conv) for _ in range(num_blocks))
-        )
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+        blocks = [ResidualChannelAttentionBlock(channels, reduction, conv) for _ in range(num_blocks)]
+        self.body = nn.Sequential(*blocks, nn.Conv2d(channels, channels, 3, padding=1))
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.conv(self.blocks(x))
+        return x + self.body(x)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torchvision.models.convnext import LayerNorm2d
 
 from medsr_monai.networks.arguments import records_arguments
-from medsr_monai.networks.blocks.upsample import Upsample, scale_per_axis
+from medsr_monai.networks.blocks.convolutional import ConvolutionalNetwork
 
 
 class ConvNeXtBlock(nn.Module):
@@ -32,31 +32,16 @@ class ConvNeXtBlock(nn.Module):
 
 
 @records_arguments
-class ConvNetSR(nn.Module):
+class ConvNetSR(ConvolutionalNetwork):
     """ConvNeXt blocks between a first convolution and an up-sampler, the purely convolutional rival of RDST.
 
-    An image [B, in_channels, H, W] of any H, W >= 1 becomes [B, out_channels, H * rows, W * columns]. The defaults are
-    ConvNet-lite of the RDST paper (arXiv 2302.11184), 0.88 million weights at x4; ConvNet-large has `channels=192,
-    num_blocks=32`, 12.5 million.
-
-    Attributes:
-        scale_factors: (rows, columns) by which the output is larger.
-        size_multiple, minimum_size: 1, any size will do.
-        arguments: the config entry that builds this network (see `records_arguments`).
+    The defaults are ConvNet-lite of the RDST paper (arXiv 2302.11184), 0.88 million weights at x4; ConvNet-large has
+    `channels=192, num_blocks=32`, 12.5 million. Attributes, the other arguments and errors are those of
+    `ConvolutionalNetwork`.
 
     Args:
-        in_channels: channels of the input.
-        out_channels: channels of the output.
-        scale: 1, 2, 3, 4 or 8, or one of them per slice axis such as [1, 4].
-        channels: width of the blocks.
         num_blocks: ConvNeXt blocks.
-
-    Raises:
-        ValueError: unsupported scale.
     """
-
-    size_multiple = 1
-    minimum_size = 1
 
     def __init__(
         self,
@@ -67,14 +52,5 @@ class ConvNetSR(nn.Module):
         channels: int = 64,
         num_blocks: int = 16,
     ) -> None:
-        super().__init__()
-        self.scale_factors = scale_per_axis(scale)
-        self.head = nn.Conv2d(in_channels, channels, 3, padding=1)
-        self.blocks = nn.Sequential(*(ConvNeXtBlock(channels) for _ in range(num_blocks)))
-        self.upsample = Upsample(channels, scale)
-        self.last = nn.Conv2d(channels, out_channels, 3, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Super-resolve [B, in_channels, H, W] -> [B, out_channels, H * rows, W * columns]."""
-        shallow = self.head(x)
-        return self.last(self.upsample(self.blocks(shallow) + shallow))
+        body = nn.Sequential(*(ConvNeXtBlock(channels) for _ in range(num_blocks)))
+        super().__init__(in_channels, out_channels, scale, channels, body)

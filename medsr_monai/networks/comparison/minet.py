@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from medsr_monai.networks.arguments import records_arguments
-from medsr_monai.networks.blocks.holistic_attention import ChannelSpatialAttention, LayerAttention
+from medsr_monai.networks.blocks.holistic_attention import HolisticAttention
 from medsr_monai.networks.blocks.residual import ResidualGroup
 from medsr_monai.networks.blocks.upsample import enlarge, scale_per_axis
 
@@ -65,9 +65,7 @@ class MINet(nn.Module):
         self.reference_groups = nn.ModuleList(ResidualGroup(channels, num_blocks, reduction) for _ in range(num_groups))
         self.integrations = nn.ModuleList(nn.Conv2d(2 * channels, channels, 1) for _ in range(num_groups))
         self.conv_after_body = nn.Conv2d(channels, channels, 3, padding=1)
-        self.layer_attention = LayerAttention(2 * num_groups + 1, channels)
-        self.channel_spatial_attention = ChannelSpatialAttention()
-        self.fusion = nn.Conv2d(2 * channels, channels, 3, padding=1)
+        self.attention = HolisticAttention(2 * num_groups + 1, channels)
         self.last = nn.Conv2d(channels, out_channels, 3, padding=1)
 
     def forward(self, x: Tensor, reference: Tensor | None = None) -> Tensor:
@@ -94,14 +92,12 @@ class MINet(nn.Module):
         shallow = self.head(x)
         y = shallow
         guide = self.reference_head(guide)
-        outputs: list[Tensor] = []  # newest first
+        outputs: list[Tensor] = []
         stages = zip(self.groups, self.reference_groups, self.integrations)  # noqa: B905, TorchScript has no strict
         for group, reference_group, integration in stages:
             guide = reference_group(guide)
             y = integration(torch.cat([group(y), guide], dim=1))
             outputs.insert(0, guide)
             outputs.insert(0, y)
-        y = self.conv_after_body(y)
-        outputs.insert(0, y)
-        attended = torch.cat([self.channel_spatial_attention(y), self.layer_attention(torch.stack(outputs, 1))], dim=1)
-        return self.last(self.fusion(attended) + shallow)
+        outputs.insert(0, self.conv_after_body(y))
+        return self.last(self.attention(outputs) + shallow)
