@@ -28,7 +28,7 @@ class SliceDataset(Dataset):
 
     Args:
         data: MONAI data list, items with the key ``image``.
-        volume_transform: deterministic; reads ``image`` as a ``MetaTensor`` [C, X, Y, Z].
+        volume_transform: deterministic MONAI transforms; reads ``image`` as a ``MetaTensor`` [C, X, Y, Z].
         transform: applied to each slice.
         plane: one or more of sagittal, coronal, axial.
         min_size: shortest side in pixels that a slice must have; the planes of a volume that have smaller slices are
@@ -62,8 +62,10 @@ class SliceDataset(Dataset):
         self.data = data
         self.transform = transform if isinstance(transform, Compose) else Compose([transform])
         self.seed = seed
+        # CacheDataset takes a Compose inside a Compose for random, and would read the volume for every slice
+        load = Compose(volume_transform).flatten()
         self.volumes = CacheDataset(
-            [{"image": item["image"]} for item in data], volume_transform, num_workers=num_workers, progress=False
+            [{"image": item["image"]} for item in data], load, num_workers=num_workers, progress=False
         )
         self.items: list[tuple[int, int, str, int]] = []
         left_out = []
