@@ -16,9 +16,9 @@ from medsr_monai.networks.blocks.residual import ResidualGroup, convolution
 class AdaptiveConvolution(nn.Module):
     """Two 3x3 convolutions, and for every value a frozen 1x1 convolution chooses one: [B, channels, H, W] -> the same.
 
-    The choice reads the transposed image [B, C, W, H] as if it were [B, C, H, W], as the authors' code does, so that
-    another place decides wherever H and W differ. It is hard, hence passes no gradient, and the 1x1 convolution keeps
-    its random weights: it is frozen here, where DistributedDataParallel would wait for its gradient.
+    The choice reads the transposed image [B, C, W, H] as if it were [B, C, H, W], as the authors' code does: another
+    place decides. It is hard, hence passes no gradient, and the 1x1 convolution keeps its random weights; here it is
+    frozen, since DistributedDataParallel would wait for its gradient.
     """
 
     def __init__(self, channels: int) -> None:
