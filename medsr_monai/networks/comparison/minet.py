@@ -19,8 +19,8 @@ class MINet(nn.Module):
 
     An image [B, in_channels, H, W] of any H, W >= 1, and its reference [B, reference_channels, H * rows, W * columns],
     become [B, out_channels, H * rows, W * columns]. The image is enlarged bicubically first; two chains of RCAN's
-    groups, one for each input, meet after every group in a 1x1 convolution, and the outputs of all stages of both chains
-    attend to each other as in HAN. Written from the paper; the authors' checkpoints are not read.
+    groups, one for each input, meet after every group in a 1x1 convolution, and the outputs of all stages of both
+    attend to each other as in HAN. Written from the paper's description; the authors' checkpoints are not read.
 
     Attributes:
         scale_factors: (rows, columns) by which the output is larger.
