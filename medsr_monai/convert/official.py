@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from medsr_monai.convert import rdst, segmentation_unet, styleswin, transmrsr
+from medsr_monai.convert import convnet, edsr, rcan, rdn, rdst, segmentation_unet, styleswin, swinir, transmrsr
 
 WRAPPERS = ("model", "state_dict", "params")  # keys under which training scripts put the weights
 
@@ -45,6 +45,14 @@ FAMILIES: dict[str, Family] = {
     ),
     "transmrsr": Family(transmrsr.build, transmrsr.table),
     "segmentation_unet": Family(segmentation_unet.build, segmentation_unet.table),
+    "edsr": Family(edsr.build, edsr.table),
+    "edsr_lite": Family(edsr.build_lite, edsr.table),
+    "rdn": Family(rdn.build, rdn.table),
+    "rcan": Family(rcan.build, rcan.table),
+    "rcan_ada": Family(rcan.build_ada, rcan.table_ada),
+    "han": Family(rcan.build_han, rcan.table_han),
+    "convnet": Family(convnet.build, convnet.table),
+    "swinir": Family(swinir.build, swinir.table),
 }
 
 

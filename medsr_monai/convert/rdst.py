@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from math import isqrt, prod
+from math import isqrt
 
-import torch
 from torch import Tensor
 
+from medsr_monai.convert.state_dict import count, require_identity_mean_shift, upsampling_scale
 from medsr_monai.convert.swin_layer import swin_layer_table
 from medsr_monai.networks.rdst import RDST
 
@@ -41,19 +41,15 @@ def build(state: Mapping[str, Tensor]) -> RDST:
         ValueError: the checkpoint's MeanShift layers change intensities (they do not in any published run).
         KeyError: a tensor that tells a hyper-parameter is missing.
     """
-    for name in ("sub_mean", "add_mean"):
-        _require_identity(name, state)
+    require_identity_mean_shift(state)
     block = "body.0.body.0.body.blocks.0"
     embed_dim, in_channels = state["head.weight"].shape[:2]
-    num_dense_blocks = _count("body.0.body.", state)
+    num_dense_blocks = count("body.0.body.", state)
     bias_rows, num_heads = state[f"{block}.attn.relative_position_bias_table"].shape
-    upsampling = [
-        w.shape[0] // embed_dim for k, w in state.items() if k.startswith("tail.0.") and k.endswith(".weight")
-    ]
     return RDST(
         in_channels=in_channels,
         out_channels=state["tail.1.weight"].shape[0],
-        scale=prod(isqrt(factor) for factor in upsampling),
+        scale=upsampling_scale("tail.0.", state),
         embed_dim=embed_dim,
         growth_rate=(state["body.0.conv.weight"].shape[1] - embed_dim) // num_dense_blocks,
         num_heads=num_heads,
@@ -61,31 +57,12 @@ def build(state: Mapping[str, Tensor]) -> RDST:
         # Built for images no larger than one window, their layers have no mask and never shift.
         shift_size=None if any(name.endswith(".attn_mask") for name in state) else 0,
         mlp_ratio=state[f"{block}.mlp.fc1.weight"].shape[0] / embed_dim,
-        num_blocks=_count("body.", state),
+        num_blocks=count("body.", state),
         num_dense_blocks=num_dense_blocks,
-        layers_per_block=_count("body.0.body.0.body.blocks.", state),
+        layers_per_block=count("body.0.body.0.body.blocks.", state),
         global_feature_fusion=_fuses_globally(state),
     )
 
 
 def _fuses_globally(state: Mapping[str, Tensor]) -> bool:
     return "bottleneck.0.weight" in state
-
-
-def _count(prefix: str, state: Mapping[str, Tensor]) -> int:
-    """Number of the different parts that follow a prefix."""
-    return len({name[len(prefix) :].split(".")[0] for name in state if name.startswith(prefix)})
-
-
-def _require_identity(name: str, state: Mapping[str, Tensor]) -> None:
-    weight, bias = state.get(f"{name}.weight"), state.get(f"{name}.bias")
-    if weight is not None and not torch.equal(weight.flatten(1), torch.eye(len(weight), dtype=weight.dtype)):
-        raise ValueError(_NO_IDENTITY.format(name=f"{name}.weight", expected="the identity matrix"))
-    if bias is not None and bias.any():
-        raise ValueError(_NO_IDENTITY.format(name=f"{name}.bias", expected="zeros"))
-
-
-_NO_IDENTITY = (
-    "{name} changes intensities, and RDST here has no such layer: expected {expected}. "
-    "Fold it into the first (sub_mean) or last (add_mean) convolution, or normalise the images instead."
-)

@@ -1,6 +1,12 @@
-"""Image quality, speed, and the tables and pictures that report them."""
+"""Image quality, size and speed, and the tables and pictures that report them."""
 
 from .benchmark import benchmark_network, matmul_rate
+from .complexity import (
+    count_macs,
+    count_macs_as_published,
+    count_parameters,
+    count_parameters_as_published,
+)
 from .image import PSNRSlices, SSIMSlices, psnr, ssim
 from .picture import comparison_picture
 from .report import SliceTable

@@ -1,6 +1,7 @@
 """What every image-to-image network of NETWORKS keeps, whatever its method. A new network costs one line in SMALL."""
 
 import copy
+import importlib.util
 import json
 
 import pytest
@@ -15,11 +16,34 @@ SMALL = {
     "RDSTE": dict(embed_dim=12, growth_rate=6, num_heads=3, window_size=4, num_blocks=2, num_dense_blocks=1),
     "Bicubic": dict(),
     "TransMRSR": dict(size=16, style_dim=16, channels=[16, 16, 16], num_heads=[2, 2, 2], truncation="none"),
+    "EDSR": dict(channels=8, num_blocks=2),
+    "EDSRLite": dict(channels=8, num_blocks=2),
+    "RDN": dict(channels=8, growth_rate=4, num_layers=2, num_blocks=2),
+    "RCAN": dict(channels=8, num_groups=2, num_blocks=1, reduction=1),
+    "RCANAda": dict(channels=8, num_groups=2, num_blocks=1, reduction=1),
+    "HAN": dict(channels=8, num_groups=2, num_blocks=1, reduction=1),
+    "ConvNetLite": dict(channels=8, num_blocks=2),
+    "ConvNetLarge": dict(channels=8, num_blocks=2),
+    "SwinIR": dict(embed_dim=12, depths=[2], num_heads=[3], window_size=4, drop_path_rate=0.0),
+    "SwinIRLite": dict(embed_dim=12, depths=[2], num_heads=[3], window_size=4, drop_path_rate=0.0),
+    "GFPGAN": dict(image_size=32, num_style_feat=8, narrow=1 / 64, num_mlp=1),
+    "Restormer": dict(channels=8, depths=[1, 1, 1], num_heads=[1, 2, 4], num_refinement_blocks=1),
+    "MINet": dict(channels=8, num_groups=2, num_blocks=1, reduction=1),
 }
+# Made of the parts of other libraries: these must be installed, and cannot all be scripted.
+NEEDS = {"SwinIR": "spandrel", "SwinIRLite": "spandrel", "GFPGAN": "spandrel", "Restormer": "einops"}
 OTHERS = {"StyleSwinGenerator", "StyleSwinDiscriminator"}  # images from latents, and ratings: checked beside them
+FROZEN = {"RCANAda": ".choice."}  # parameters that are never trained
 SIZES = [(1, 1), (1, 9), (5, 3), (8, 8), (13, 6)]
 
-every_network = pytest.mark.parametrize("name", SMALL)
+
+def installed(name):
+    lacks = name in NEEDS and importlib.util.find_spec(NEEDS[name]) is None
+    return pytest.param(name, marks=pytest.mark.skipif(lacks, reason=f"{NEEDS.get(name)} is not installed"))
+
+
+every_network = pytest.mark.parametrize("name", [installed(name) for name in SMALL])
+every_scriptable_network = pytest.mark.parametrize("name", [name for name in SMALL if name not in NEEDS])
 
 
 def small(name, channels=1, scale=2):
@@ -72,10 +96,16 @@ def test_four_channels(name):
 @every_network
 def test_gradients_reach_input_and_every_parameter(name):
     network = small(name).train()
+    for parameter in network.parameters():
+        if parameter.shape == (1,) and not parameter.any():
+            torch.nn.init.ones_(parameter)  # a gate that starts closed and would let no gradient through
     x = image(1, 1, 9, 10).requires_grad_()
     network(x).square().mean().backward()
     assert x.grad.abs().sum() > 0
     for key, parameter in network.named_parameters():
+        if name in FROZEN and FROZEN[name] in key:
+            assert not parameter.requires_grad, key
+            continue
         assert parameter.grad is not None and parameter.grad.abs().sum() > 0, key
 
 
@@ -99,7 +129,7 @@ def test_state_dict_round_trip(name, tmp_path):
         assert torch.equal(network(x), copy.deepcopy(network)(x))
 
 
-@every_network
+@every_scriptable_network
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
 @pytest.mark.parametrize("scale", [2, [1, 4]])
 def test_scriptable(name, scale, tmp_path):

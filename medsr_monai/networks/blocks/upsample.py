@@ -67,3 +67,11 @@ class Upsample(nn.Sequential):
             layers.append(nn.Conv2d(channels, channels * rows * columns, 3, padding=1))
             layers.append(PixelShuffle(rows, columns))
         super().__init__(*layers)
+
+
+def enlarge(x: Tensor, rows: int, columns: int) -> Tensor:
+    """Enlarge bicubically, as OpenCV's INTER_CUBIC (a = -0.75): [B, C, H, W] -> [B, C, H * rows, W * columns].
+
+    Not clipped to the input's range.
+    """
+    return F.interpolate(x, size=(x.shape[2] * rows, x.shape[3] * columns), mode="bicubic", align_corners=False)

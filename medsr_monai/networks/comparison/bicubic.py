@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medsr_monai.networks.arguments import records_arguments
-from medsr_monai.networks.blocks.upsample import scale_per_axis
+from medsr_monai.networks.blocks.upsample import enlarge, scale_per_axis
 
 
 @records_arguments
@@ -46,5 +45,4 @@ class Bicubic(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Enlarge [B, C, H, W] -> [B, C, H * rows, W * columns]."""
         rows, columns = self.scale_factors
-        size = (x.shape[2] * rows, x.shape[3] * columns)
-        return F.interpolate(x, size=size, mode="bicubic", align_corners=False)
+        return enlarge(x, rows, columns)

@@ -1,0 +1,48 @@
+"""RDN (arXiv 1802.08797): checkpoints of the RDST paper's code."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from medsr_monai.convert.state_dict import count, require_identity_mean_shift, upsampling_scale
+from medsr_monai.networks.comparison.rdn import RDN
+
+TABLE = {
+    "sub_mean.*": None,  # identity, checked by build
+    "add_mean.*": None,  # identity, checked by build
+    "head.0.*": "head.*",
+    "F0.*": "body.first.*",
+    "body.*.body.*.body.0.*": "body.blocks.*.layers.*.0.*",
+    "body.*.bottle_neck.*": "body.blocks.*.fusion.*",
+    "bottleneck.*.*": "body.fusion.*.*",
+    "tail.0.*.*": "upsample.*.*",
+    "tail.1.*": "last.*",
+}
+
+
+def table(state: Mapping[str, Tensor]) -> Mapping[str, str | None]:
+    """Return their names and ours: `TABLE` for every checkpoint."""
+    return TABLE
+
+
+def build(state: Mapping[str, Tensor]) -> RDN:
+    """Build the network that these tensors belong to, with leaky ReLUs of slope 0.2, which they do not tell.
+
+    Raises:
+        ValueError: the checkpoint's MeanShift layers change intensities.
+        KeyError: a tensor that tells a hyper-parameter is missing.
+    """
+    require_identity_mean_shift(state)
+    channels, in_channels = state["head.0.weight"].shape[:2]
+    return RDN(
+        in_channels=in_channels,
+        out_channels=state["tail.1.weight"].shape[0],
+        scale=upsampling_scale("tail.0.", state),
+        channels=channels,
+        growth_rate=state["body.0.body.0.body.0.weight"].shape[0],
+        num_layers=count("body.0.body.", state),
+        num_blocks=count("body.", state),
+        negative_slope=0.2,
+    )

@@ -1,0 +1,79 @@
+"""SwinIR (arXiv 2108.10257): the authors' checkpoints, and those that the RDST paper's code makes.
+
+Not the real-world ones, whose up-sampler of nearest neighbours or groups of three convolutions make other networks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import isqrt
+
+from torch import Tensor
+
+from medsr_monai.convert.state_dict import count, upsampling_scale
+from medsr_monai.networks.comparison.swinir import SwinIR
+
+_LAYER = "layers.*.residual_group.blocks.*"
+_KEPT = (
+    "conv_first.*",
+    "patch_embed.norm.*",
+    f"{_LAYER}.attn.relative_position_bias_table",
+    f"{_LAYER}.attn.qkv.*",
+    f"{_LAYER}.attn.proj.*",
+    f"{_LAYER}.norm1.*",
+    f"{_LAYER}.norm2.*",
+    f"{_LAYER}.mlp.fc1.*",
+    f"{_LAYER}.mlp.fc2.*",
+    "layers.*.conv.*",
+    "norm.*",
+    "conv_after_body.*",
+    "conv_before_upsample.0.*",
+    "upsample.*.*",
+    "conv_last.*",
+)
+TABLE = {
+    f"{_LAYER}.attn_mask": None,  # computed for every size
+    f"{_LAYER}.attn.relative_position_index": None,  # computed
+    **{name: f"network.{name}" for name in _KEPT},
+}
+
+
+def table(state: Mapping[str, Tensor]) -> Mapping[str, str | None]:
+    """Return their names and ours: `TABLE` for every checkpoint."""
+    return TABLE
+
+
+def build(state: Mapping[str, Tensor]) -> SwinIR:
+    """Build the network that these tensors belong to.
+
+    Raises:
+        KeyError: a tensor that tells a hyper-parameter is missing.
+        ImportError: spandrel is not installed.
+    """
+    embed_dim, channels = state["conv_first.weight"].shape[:2]
+    depths = [count(f"layers.{i}.residual_group.blocks.", state) for i in range(count("layers.", state))]
+    first_layer = "layers.0.residual_group.blocks.0"
+    window_size = (isqrt(state[f"{first_layer}.attn.relative_position_bias_table"].shape[0]) + 1) // 2
+    if "conv_before_upsample.0.weight" in state:
+        upsampler, scale = "pixelshuffle", upsampling_scale("upsample.", state)
+    elif "upsample.0.weight" in state:
+        upsampler, scale = "pixelshuffledirect", isqrt(state["upsample.0.weight"].shape[0] // channels)
+    else:
+        upsampler, scale = "", 1
+    return SwinIR(
+        in_channels=channels,
+        out_channels=channels,
+        scale=scale,
+        embed_dim=embed_dim,
+        depths=depths,
+        num_heads=[
+            state[f"layers.{i}.residual_group.blocks.0.attn.relative_position_bias_table"].shape[1]
+            for i in range(len(depths))
+        ],
+        window_size=window_size,
+        mlp_ratio=state[f"{first_layer}.mlp.fc1.weight"].shape[0] / embed_dim,
+        # Built for images no larger than one window, their layers have no mask and never shift.
+        shifted=any(name.endswith(".attn_mask") for name in state),
+        upsampler=upsampler,
+        img_range=255.0 if window_size == 7 else 1.0,  # the JPEG models, alone with this window
+    )
