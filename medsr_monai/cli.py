@@ -96,8 +96,10 @@ class BundleRunner:
         """Super-resolved volume [C, X, Y, Z] of a preprocessed input, with another network if one is given."""
         import torch
 
-        with torch.inference_mode():
-            pred = self["inferer"](item["image"][None].to(self["device"]), network or self.network)[0].cpu()
+        device = self["device"]
+        # as MONAI's evaluator does it in `monai.bundle run`
+        with torch.inference_mode(), torch.autocast(device.type, enabled=self["amp"]):
+            pred = self["inferer"](item["image"][None].to(device), network or self.network)[0].cpu()
         return self["postprocessing"](item | {"pred": pred})["pred"]
 
 
@@ -169,12 +171,15 @@ def _cases(source: str, target: str, overwrite: bool) -> list[tuple[str, Path]]:
     else:
         files = find_volumes(path)
         cases = [(f, out / Path(f).relative_to(path).parent / f"{volume_name(f)}_sr.nii.gz") for f in files]
+    inputs = {Path(name).resolve() for name, _ in cases}
     written = {}
     for name, file in cases:
         if file in written:
             raise ValueError(f"{file}: would be written for {written[file]} and for {name}, rename one of them")
+        if file.resolve() in inputs:
+            raise ValueError(f"{file}: is an input too, choose another output folder")
         written[file] = name
-        _check_output(file, overwrite, name)
+        _check_output(file, overwrite)
     return cases
 
 

@@ -34,7 +34,8 @@ class SliceDataset(Dataset):
 
     Args:
         data: MONAI data list, items with the key ``image``.
-        volume_transform: deterministic; gets the whole item and reads ``image`` as a ``MetaTensor`` [C, X, Y, Z].
+        volume_transform: deterministic MONAI transforms; gets the whole item and reads ``image`` as a ``MetaTensor``
+            [C, X, Y, Z].
         transform: applied to each slice.
         plane: one or more of sagittal, coronal, axial.
         min_size: shortest side in pixels that a slice must have; the planes of a volume that have smaller slices are
@@ -73,7 +74,9 @@ class SliceDataset(Dataset):
         self.transform = transform if isinstance(transform, Compose) else Compose([transform])
         self.seed = seed
         self.keys = {"image": "label"} if keys is None else dict(keys)
-        self.volumes = CacheDataset(data, volume_transform, num_workers=num_workers, progress=False)
+        # CacheDataset takes a Compose inside a Compose for random, and would read the volume for every slice
+        load = Compose(volume_transform).flatten()
+        self.volumes = CacheDataset(data, load, num_workers=num_workers, progress=False)
         self.items: list[tuple[int, int, str, int]] = []
         left_out = []
         planes = (plane,) if isinstance(plane, str) else tuple(plane)

@@ -55,7 +55,9 @@ def check_series(folder: str | os.PathLike) -> int:
     """
     headers = _headers(folder)
     if not headers:
-        raise ValueError(f"{folder}: DICOM files without an image (a DICOMDIR or a report?), give the folder of a series")
+        raise ValueError(
+            f"{folder}: DICOM files without an image (a DICOMDIR or a report?), give the folder of a series"
+        )
     series = {h.get("SeriesInstanceUID") for h in headers}
     if len(series) > 1:
         names = sorted({str(h.get("SeriesDescription", "no description")) for h in headers})

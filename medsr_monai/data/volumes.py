@@ -337,6 +337,14 @@ class NiftiWriter(NibabelWriter):
     sheared then.
     """
 
+    def set_data_array(
+        self, data_array: torch.Tensor, channel_dim: int | None = 0, squeeze_end_dims: bool = True, **kwargs: object
+    ) -> None:
+        """Take a volume; ``squeeze_end_dims`` drops a single channel, never a spatial axis of one voxel."""
+        super().set_data_array(data_array, channel_dim, squeeze_end_dims=False, **kwargs)
+        if squeeze_end_dims and channel_dim is not None and self.data_obj.shape[-1] == 1:
+            self.data_obj = self.data_obj[..., 0]
+
     def write(self, filename: str | os.PathLike, verbose: bool = False, **kwargs: object) -> None:
         path = Path(filename)
         # the suffix must stay last: nibabel chooses the format and the compression by it

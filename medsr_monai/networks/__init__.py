@@ -1,4 +1,4 @@
-"""Super-resolution networks, by class and by name in `NETWORKS`."""
+"""Super-resolution networks and the prior's, by class and by name in `NETWORKS`."""
 
 from __future__ import annotations
 
@@ -6,15 +6,40 @@ from functools import partial
 
 from monai.utils import ComponentStore
 
-from medsr_monai.networks.arguments import NetworkArguments, records_arguments
+from medsr_monai.networks.arguments import NetworkArguments, build_network, records_arguments
 from medsr_monai.networks.comparison.bicubic import Bicubic
+from medsr_monai.networks.discriminators import StyleSwinDiscriminator
 from medsr_monai.networks.rdst import RDST
+from medsr_monai.networks.segmentation_unet import SegmentationUNet
+from medsr_monai.networks.srgan_discriminator import SRGANDiscriminator
+from medsr_monai.networks.styleswin import StyleSwinGenerator
+from medsr_monai.networks.transmrsr import TransMRSR
+from medsr_monai.networks.vgg19 import VGG19Features, load_vgg19_features
 
-__all__ = ["NETWORKS", "RDST", "Bicubic", "NetworkArguments", "records_arguments"]
+__all__ = [
+    "NETWORKS",
+    "RDST",
+    "Bicubic",
+    "NetworkArguments",
+    "SRGANDiscriminator",
+    "SegmentationUNet",
+    "StyleSwinDiscriminator",
+    "StyleSwinGenerator",
+    "TransMRSR",
+    "VGG19Features",
+    "build_network",
+    "load_vgg19_features",
+    "records_arguments",
+]
 
 NETWORKS = ComponentStore(
-    "networks", "Super-resolution networks: NETWORKS[name](in_channels, out_channels, scale, ...)."
+    "networks",
+    "Super-resolution networks: NETWORKS[name](in_channels, out_channels, scale, ...); of TransMRSR's prior, generator "
+    "and discriminator: NETWORKS[name](size, channels of the images, ...).",
 )
 NETWORKS.add("RDST", "Residual Dense Swin Transformer, 4.46 million weights at x4", RDST)
 NETWORKS.add("RDSTE", "RDST-E, the light RDST with 4 blocks, 2.38 million weights at x4", partial(RDST, num_blocks=4))
 NETWORKS.add("Bicubic", "bicubic interpolation, no weights", Bicubic)
+NETWORKS.add("TransMRSR", "Swin encoder and StyleSwin decoder, 160.8 million weights at size 256", TransMRSR)
+NETWORKS.add("StyleSwinGenerator", "StyleSwin generator, 40.6 million weights at size 256", StyleSwinGenerator)
+NETWORKS.add("StyleSwinDiscriminator", "wavelet discriminator, 26.2 million weights at 256", StyleSwinDiscriminator)

@@ -120,7 +120,9 @@ def degrade(
     for axis, factor in enumerate(factors, start=1):
         size = out.shape[axis] // factor * factor
         if size == 0:
-            raise ValueError(f"image of shape {tuple(image.shape[1:])} is smaller than the factors {factors}: use smaller factors")
+            raise ValueError(
+                f"image of shape {tuple(image.shape[1:])} is smaller than the factors {factors}: use smaller factors"
+            )
         kept.append(size)
         if factor > 1:
             matrix = degradation_matrix(size, factor, method, fwhm).to(out)

@@ -36,6 +36,9 @@ PLANES = ("sagittal", "coronal", "axial")
 ISOTROPIC_RATIO = 1.25
 """Voxels whose longest edge is below this multiple of the shortest one count as isotropic."""
 
+SQUARE_RATIO = 1.05
+"""Pixels whose longer edge is below this multiple of the shorter one count as square."""
+
 
 def _affine(affine: np.ndarray | torch.Tensor) -> np.ndarray:
     return np.asarray(affine, dtype=np.float64)
@@ -64,11 +67,17 @@ def plane_axis(affine: np.ndarray | torch.Tensor, plane: str) -> int:
 
 
 def sharp_plane(affine: np.ndarray | torch.Tensor) -> str:
-    """Plane with the finest pixels: the one across the longest voxel edge, axial where voxels are isotropic."""
+    """Plane that the volume was acquired in, by voxel size: axial where voxels are isotropic.
+
+    One voxel edge clearly longer than the others is the slice thickness, and the plane across it has the finest pixels.
+    Square pixels that are larger than the slice is thick are the exception, as after an in-plane degradation.
+    """
     edges = spacing(affine)
-    if edges.max() < ISOTROPIC_RATIO * edges.min():
+    short, middle, long = np.sort(edges)
+    if long < ISOTROPIC_RATIO * short:
         return "axial"
-    return PLANES[int(nibabel.io_orientation(_affine(affine))[int(edges.argmax()), 0])]
+    across = edges.argmin() if long < SQUARE_RATIO * middle else edges.argmax()
+    return PLANES[int(nibabel.io_orientation(_affine(affine))[int(across), 0])]
 
 
 def axis_factors(axis: int, scale: int | Sequence[int]) -> tuple[int, int, int]:

@@ -1,0 +1,60 @@
+"""Tables of figures."""
+
+import csv
+import math
+
+import pytest
+
+from medsr_monai.metrics import SliceTable
+
+ROWS = [
+    {"case": "a", "plane": "axial", "slice": 0, "psnr": 20.0, "ssim": 0.5},
+    {"case": "b", "plane": "axial", "slice": 0, "psnr": 31.0, "ssim": 0.9},
+    {"case": "a", "plane": "axial", "slice": 1, "psnr": 24.0, "ssim": 0.7},
+]
+
+
+def table(*rows):
+    filled = SliceTable(("case", "plane"), ("psnr", "ssim"))
+    filled.extend(rows[:1])
+    filled.extend(rows[1:])
+    return filled
+
+
+def test_means_by_hand():
+    first, second = table(*ROWS).summary()
+    assert first == {
+        "case": "a", "plane": "axial", "slices": 2, "psnr": 22.0, "psnr_std": 2.0,
+        "ssim": pytest.approx(0.6), "ssim_std": pytest.approx(0.1),
+    }  # fmt: skip
+    assert (second["case"], second["slices"], second["psnr"], second["psnr_std"]) == ("b", 1, 31.0, 0.0)
+
+
+def test_markdown():
+    assert table(*ROWS).markdown().splitlines() == [
+        "| case | plane | slices | psnr | ssim |",
+        "|---|---|---|---|---|",
+        "| a | axial | 2 | 22.00 | 0.6000 |",
+        "| b | axial | 1 | 31.00 | 0.9000 |",
+    ]
+
+
+def test_equal_slices_have_an_infinite_mean():
+    """A volume compared with itself; the standard deviation of infinities is undefined, not an error."""
+    (row,) = table(ROWS[0], ROWS[0] | {"psnr": math.inf}).summary()
+    assert row["psnr"] == math.inf and math.isnan(row["psnr_std"]) and row["ssim_std"] == 0
+    assert "| inf |" in table(ROWS[0] | {"psnr": math.inf}).markdown()
+
+
+def test_csv(tmp_path):
+    table(*ROWS).write_csv(tmp_path / "slices.csv")
+    with (tmp_path / "slices.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert rows == [{k: str(v) for k, v in row.items()} for row in ROWS]
+
+
+def test_empty_table(tmp_path):
+    assert table().summary() == []
+    assert table().markdown().count("\n") == 1
+    table().write_csv(tmp_path / "empty.csv")
+    assert (tmp_path / "empty.csv").read_text().strip() == "case,plane"

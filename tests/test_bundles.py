@@ -1,0 +1,295 @@
+"""Every bundle, by discovery: what the Model Zoo, MONAI Label and a user's workflow ask of it."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from monai.bundle import ConfigParser, ConfigWorkflow, ckpt_export, verify_metadata, verify_net_in_out
+from monai.transforms import Resize
+
+import medsr_monai
+from medsr_monai.handlers import load_weights
+from medsr_monai.networks import NetworkArguments
+from medsr_monai.transforms import outer_corners
+
+ROOT = Path(__file__).parents[1]
+BUNDLES = sorted(p.parent.parent for p in ROOT.glob("bundles/*/configs/metadata.json"))
+CONFIGS = ("inference", "train", "evaluate", "multi_gpu_train")
+ZOO_LIMIT = 25 * 2**20
+CARD_HEADINGS = (
+    "Authors",
+    "Tags",
+    "Model Description",
+    "Data",
+    "Preprocessing",
+    "Performance",
+    "Limitations",
+    "Citation",
+)
+# what makes a bundle another bundle; all else must be the same
+INTENDED_DIFFERENCES = {"network_def#num_blocks", "network_def#bicubic_residual"}
+TINY = {
+    "network_def#embed_dim": 12,
+    "network_def#growth_rate": 6,
+    "network_def#num_heads": 2,
+    "network_def#num_blocks": 1,
+    "network_def#num_dense_blocks": 1,
+}
+
+each_bundle = pytest.mark.parametrize("bundle", BUNDLES, ids=lambda p: p.name)
+
+
+def config(bundle, name):
+    return json.loads((bundle / "configs" / f"{name}.json").read_text())
+
+
+def flat(tree, prefix=""):
+    if isinstance(tree, dict | list):
+        entries = tree.items() if isinstance(tree, dict) else enumerate(tree)
+        return {
+            k: v for key, value in entries for k, v in flat(value, f"{prefix}#{key}" if prefix else str(key)).items()
+        }
+    return {prefix: tree}
+
+
+@pytest.fixture(scope="module")
+def volumes(tmp_path_factory):
+    """Two tiny anisotropic, oblique volumes with an intensity offset."""
+    folder = tmp_path_factory.mktemp("volumes")
+    rng = np.random.default_rng(0)
+    angle = np.radians(12)
+    rotation = np.array([[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0], [0, 0, 1]])
+    affine = np.eye(4)
+    affine[:3, :3] = rotation @ np.diag([-1.0, 1.0, 4.0])
+    affine[:3, 3] = (20, -30, 5)
+    for number in range(2):
+        smooth = Resize((40, 44, 3), mode="trilinear")(rng.random((1, 8, 8, 3)))[0].numpy()
+        nib.save(nib.Nifti1Image((300 + 900 * smooth).astype(np.int16), affine), folder / f"case{number}.nii.gz")
+    return folder
+
+
+def workflow(bundle, names, kind, **overrides):
+    files = [str(bundle / "configs" / f"{name}.json") for name in names]
+    flow = ConfigWorkflow(files, workflow_type=kind, logging_file=False, bundle_root=str(bundle), **TINY, **overrides)
+    flow.initialize()
+    return flow
+
+
+def tiny_weights(bundle, folder, name="inference"):
+    """Random weights of the bundle's network in miniature, as training would write them."""
+    parser = ConfigParser(config(bundle, name))
+    parser.update(TINY)
+    torch.manual_seed(0)
+    network = parser.get_parsed_content("network_def")
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.05)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "model.pt"
+    torch.save({"network": NetworkArguments(network).state_dict(), "model": network.state_dict()}, path)
+    return path, network.eval()
+
+
+def test_there_are_bundles():
+    assert {"rdst", "rdst_e"} <= {b.name for b in BUNDLES}
+
+
+@each_bundle
+def test_file_set(bundle):
+    files = ["LICENSE", "configs/logging.conf", "docs/README.md", "docs/data_license.txt"]
+    files += [f"configs/{name}.json" for name in (*CONFIGS, "metadata")]
+    assert [f for f in files if not (bundle / f).is_file()] == []
+    assert [f for f in bundle.rglob("*") if f.is_file() and f.stat().st_size > ZOO_LIMIT] == []
+    for file in [*bundle.glob("configs/*"), *bundle.glob("docs/*.md"), *bundle.glob("docs/*.txt")]:
+        assert not re.search(r"(^|[^\w.])/(home|root|work|Users)/", file.read_text()), file
+
+
+@each_bundle
+def test_metadata(bundle):
+    schema = ROOT / "tests" / "schema" / "meta_schema_20240725.json"
+    # the schema file is there, so nothing is downloaded
+    verify_metadata(meta_file=str(bundle / "configs" / "metadata.json"), filepath=str(schema))
+    metadata = config(bundle, "metadata")
+    assert metadata["version"] in metadata["changelog"]
+    assert metadata["required_packages_version"] == {"medsr_monai": medsr_monai.__version__}
+    assert next(iter(metadata["network_data_format"]["inputs"])) == "image"
+    assert next(iter(metadata["network_data_format"]["outputs"])) == "pred"
+    # MONAI Label makes a label list of it
+    assert "channel_def" not in metadata["network_data_format"]["outputs"]["pred"]
+    assert not re.search("detection|classification|deep", bundle.name)
+
+
+@each_bundle
+def test_card_has_the_zoo_headings(bundle):
+    text = (bundle / "docs" / "README.md").read_text()
+    missing = [h for h in CARD_HEADINGS if not re.search(rf"^#+ {h}", text, re.M)]
+    assert missing == []
+    assert "TorchScript" in text and "TensorRT" in text and "research use only" in text.lower()
+
+
+def test_bundles_differ_only_as_intended():
+    first, *others = BUNDLES
+    for other in others:
+        for name in ("logging.conf", "multi_gpu_train.json", "evaluate.json"):
+            assert (first / "configs" / name).read_bytes() == (other / "configs" / name).read_bytes(), name
+        for name in ("inference", "train"):
+            ours, theirs = flat(config(first, name)), flat(config(other, name))
+            assert {k for k in ours.keys() | theirs.keys() if ours.get(k) != theirs.get(k)} <= INTENDED_DIFFERENCES
+
+
+@each_bundle
+def test_configs_are_self_contained(bundle):
+    wanted = {"bundle_root", "device", "dataset_dir", "output_dir", "ckpt_dir", "scale", "plane"}
+    assert wanted <= config(bundle, "inference").keys()
+    assert wanted | {"epochs", "max_steps", "training"} <= config(bundle, "train").keys()
+    for name in CONFIGS:
+        for key, value in flat(config(bundle, name)).items():
+            # a macro of another file is opened relative to the working directory
+            assert not (isinstance(value, str) and re.match(r"%.*::", value)), (name, key)
+            # MONAI resolves short names of its own classes only
+            if key.endswith("_target_") and value[0].islower():
+                module = value.rsplit(".", 1)[0]
+                assert __import__(module.split(".")[0]), value
+    assert config(bundle, "inference")["network_def"] == config(bundle, "train")["network_def"]
+
+
+@each_bundle
+def test_network_in_and_out(bundle):
+    verify_net_in_out(
+        net_id="network_def",
+        meta_file=str(bundle / "configs" / "metadata.json"),
+        config_file=str(bundle / "configs" / "inference.json"),
+        extra_forward_args={},
+    )
+
+
+@each_bundle
+def test_export_to_torchscript(bundle, tmp_path):
+    path, network = tiny_weights(bundle, tmp_path)
+    ckpt_export(
+        net_id="network_def",
+        filepath=str(tmp_path / "model.ts"),
+        ckpt_file=str(path),
+        meta_file=str(bundle / "configs" / "metadata.json"),
+        config_file=str(bundle / "configs" / "inference.json"),
+        key_in_ckpt="model",
+        **TINY,
+    )
+    script = torch.jit.load(str(tmp_path / "model.ts"))
+    for size in ((8, 8), (13, 21)):
+        image = torch.rand(1, 1, *size)
+        with torch.no_grad():
+            torch.testing.assert_close(script(image), network(image), rtol=0, atol=1e-6)
+
+
+@each_bundle
+def test_shipped_weights_fit_the_configuration(bundle):
+    weights = bundle / "models" / "model.pt"
+    network = ConfigParser(config(bundle, "inference")).get_parsed_content("network_def")
+    if weights.is_file():
+        load_weights(network, weights)
+    else:
+        with pytest.raises(FileNotFoundError, match=f"bundle {bundle.name} has no trained weights"):
+            load_weights(network, weights)
+
+
+@each_bundle
+def test_inference_workflow(bundle, volumes, tmp_path):
+    path, network = tiny_weights(bundle, tmp_path / "models")
+    flow = workflow(
+        bundle,
+        ["inference"],
+        "infer",
+        dataset_dir=str(volumes),
+        output_dir=str(tmp_path / "out"),
+        ckpt_dir=str(path.parent),
+    )
+    assert flow.check_properties() == []
+    flow.run()
+    flow.finalize()
+    for file in sorted(volumes.iterdir()):
+        image, pred = nib.load(file), nib.load(tmp_path / "out" / f"{file.name.split('.')[0]}_sr.nii.gz")
+        assert pred.shape == (160, 176, 3) and pred.get_data_dtype() == np.float32
+        moved = outer_corners(pred.affine, pred.shape) - outer_corners(image.affine, image.shape)
+        assert np.abs(moved).max() < 1e-3
+        # the middle slice by hand: scaled, through the network, scaled back
+        volume = image.get_fdata(dtype=np.float32)
+        low, high = np.percentile(volume, (0.1, 99.9), method="nearest")
+        with torch.no_grad():
+            by_hand = network(torch.from_numpy((volume[None, None, :, :, 1] - low) / (high - low)))[0, 0].numpy()
+        expected = by_hand * (high - low) + low
+        # neighbouring ranks of the percentiles may be taken
+        np.testing.assert_allclose(pred.get_fdata()[:, :, 1], expected, atol=0.02 * (high - low))
+    # a second run must not replace the first one's result
+    again = workflow(
+        bundle,
+        ["inference"],
+        "infer",
+        dataset_dir=str(volumes),
+        output_dir=str(tmp_path / "out"),
+        ckpt_dir=str(path.parent),
+    )
+    with pytest.raises(RuntimeError) as error:
+        again.run()
+    causes = [error.value]
+    while causes[-1].__cause__ is not None:
+        causes.append(causes[-1].__cause__)
+    assert any(isinstance(cause, FileExistsError) for cause in causes)
+
+
+@each_bundle
+def test_inference_without_weights_is_refused(bundle, volumes, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(bundle / "configs", copy / "configs")
+    flow = workflow(copy, ["inference"], "infer", dataset_dir=str(volumes))
+    with pytest.raises(RuntimeError) as error:
+        flow.run()
+    assert "bundle copy has no trained weights" in str(error.value.__cause__)
+    assert [p.name for p in copy.iterdir()] == ["configs"]
+
+
+@each_bundle
+def test_monai_label_leaves_the_result_alone(bundle, volumes):
+    """MONAI Label appends Restored: resize pred to the image's spatial_shape, take its original_affine."""
+    parser = ConfigParser(config(bundle, "inference"))
+    parser.update(TINY)
+    parser["output_dir"] = None
+    item = parser.get_parsed_content("preprocessing")({"image": str(volumes / "case0.nii.gz")})
+    before = outer_corners(item["image"].affine, item["image"].shape[1:])
+    item["pred"] = parser.get_parsed_content("inferer")(item["image"][None], parser.get_parsed_content("network_def"))[
+        0
+    ]
+    item = parser.get_parsed_content("postprocessing")(item)
+    meta = item["image"].meta
+    assert tuple(meta["spatial_shape"]) == tuple(item["pred"].shape[1:]) == (160, 176, 3)
+    restored = Resize(meta["spatial_shape"].tolist(), mode="nearest")(item["pred"])
+    assert torch.equal(restored.as_tensor(), item["pred"].as_tensor())
+    np.testing.assert_allclose(outer_corners(meta["original_affine"], restored.shape[1:]), before, atol=1e-3)
+
+
+@each_bundle
+def test_training_workflows(bundle, volumes, tmp_path):
+    options = {
+        "dataset_dir": str(volumes),
+        "ckpt_dir": str(tmp_path / "models"),
+        "output_dir": str(tmp_path / "eval"),
+        "patch_size": 32,
+        "batch_size": 2,
+        "epochs": 1,
+    }
+    flow = workflow(bundle, ["train"], "train", **options)
+    assert flow.check_properties() == []
+    flow.run()
+    flow.finalize()
+    assert sorted(p.name for p in (tmp_path / "models").iterdir()) == ["last.pt", "model.pt"]
+    assert list((tmp_path / "eval").glob("events*"))
+    flow = workflow(bundle, ["train", "evaluate"], "train", **options, run_id="evaluating")
+    assert flow.check_properties() == []
+    flow.run()
+    rows = (tmp_path / "eval" / "slices.csv").read_text().splitlines()
+    assert rows[0] == "case,plane,slice,psnr_bicubic,psnr,ssim_bicubic,ssim" and len(rows) == 1 + 3
+    assert "| axial | 3 |" in (tmp_path / "eval" / "summary.md").read_text()

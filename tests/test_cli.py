@@ -1,0 +1,901 @@
+"""`medsr` as a user types it: most in this process through `main`, some as real processes."""
+
+from __future__ import annotations
+
+import errno
+import functools
+import itertools
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pydicom
+import pytest
+import torch
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
+
+from medsr_monai import cli
+from medsr_monai.networks import RDST, NetworkArguments
+
+ROOT = Path(__file__).parent.parent
+TINY = {
+    "in_channels": 1,
+    "out_channels": 1,
+    "embed_dim": 12,
+    "growth_rate": 6,
+    "num_heads": 2,
+    "num_blocks": 1,
+    "num_dense_blocks": 1,
+    "bicubic_residual": True,
+}
+PLANES = ("sagittal", "coronal", "axial")
+THICK = np.diag([1.0, 1.0, 4.0, 1.0])
+
+
+# ground
+
+
+def save_weights(network: RDST, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save({"network": NetworkArguments(network).state_dict(), "model": network.state_dict()}, path)
+
+
+def make_bundle(folder: Path, **network_def: object) -> Path:
+    """Copy of the bundle rdst_e with another network and no weights."""
+    shutil.copytree(ROOT / "bundles" / "rdst_e", folder, ignore=shutil.ignore_patterns("models"))
+    config = folder / "configs" / "inference.json"
+    content = json.loads(config.read_text())
+    content["network_def"].update(network_def)
+    config.write_text(json.dumps(content))
+    return folder
+
+
+def tiny_network(**other: object) -> RDST:
+    torch.manual_seed(0)
+    network = RDST(scale=4, **(TINY | other))
+    torch.nn.init.normal_(network.last.weight, std=0.02)  # zeros at the start of a training
+    return network
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = make_bundle(tmp_path_factory.mktemp("bundles") / "tiny", **TINY)
+    save_weights(tiny_network(), folder / "models" / "model.pt")
+    return str(folder)
+
+
+@pytest.fixture
+def medsr(capfd, monkeypatch, tmp_path):
+    """Run `medsr` in this process, in an empty folder: exit code, stdout and stderr."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*args: object) -> tuple[int, str, str]:
+        capfd.readouterr()
+        try:
+            cli.main([str(a) for a in args])
+            code = 0
+        except SystemExit as end:
+            code = end.code or 0
+        return code, *capfd.readouterr()
+
+    return run
+
+
+def start(*args: object, module: str = "medsr_monai", **options: object) -> subprocess.Popen:
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONWARNINGS"} | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", module, *map(str, args)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "stdin": subprocess.DEVNULL}
+    return subprocess.Popen(command, env=environment, text=True, **pipes, **options)
+
+
+def process(*args: object, **options: object) -> tuple[int, str, str]:
+    running = start(*args, **options)
+    out, err = running.communicate(timeout=120)
+    return running.returncode, out, err
+
+
+def refused(result: tuple[int, str, str], reason: str) -> None:
+    code, out, err = result
+    assert code == 1, (out, err)
+    assert err.count("\n") == 1 and err.startswith("medsr: error: "), err
+    assert re.search(reason, err), err
+
+
+def smooth(shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
+    from scipy.ndimage import gaussian_filter
+
+    noise = np.random.default_rng(seed).random(shape)
+    return (1000 * gaussian_filter(noise, 2)).astype(np.float32)
+
+
+def make_volume(path: Path, shape: tuple[int, ...] = (20, 18, 5), affine: np.ndarray = THICK, seed: int = 0) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nib.save(nib.Nifti1Image(smooth(shape, seed), affine), path)
+    return path
+
+
+def oblique_affine() -> np.ndarray:
+    """Array axes run near posterior, left and superior in steps of 1.1, 0.9 and 5.2 mm."""
+    turn = np.deg2rad(12)
+    rotation = np.array([[np.cos(turn), -np.sin(turn), 0], [np.sin(turn), np.cos(turn), 0], [0, 0, 1]])
+    affine = np.eye(4)
+    affine[:3, :3] = rotation @ np.array([[0, -1, 0], [-1, 0, 0], [0, 0, 1]]) @ np.diag([1.1, 0.9, 5.2])
+    affine[:3, 3] = [-31, 17.5, 40]
+    return affine
+
+
+def corners(image: nib.Nifti1Image) -> np.ndarray:
+    index = np.array(list(itertools.product(*((-0.5, n - 0.5) for n in image.shape))))
+    return index @ image.affine[:3, :3].T + image.affine[:3, 3]
+
+
+def assert_same_corners(a: Path, b: Path) -> None:
+    first, second = nib.load(a), nib.load(b)
+    voxel = np.linalg.norm(second.affine[:3, :3], axis=0).min()
+    np.testing.assert_allclose(corners(first), corners(second), atol=1e-3 * voxel)
+
+
+def make_dicom(folder: Path, positions: tuple[float, ...] = (0, 5, 10, 15, 20, 25)) -> Path:
+    folder.mkdir(parents=True)
+    study, series, frame = generate_uid(), generate_uid(), generate_uid()
+    rng = np.random.default_rng(0)
+    for number, position in enumerate(positions):
+        d = Dataset()
+        d.file_meta = FileMetaDataset()
+        d.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+        d.SOPClassUID = d.file_meta.MediaStorageSOPClassUID = MRImageStorage
+        d.SOPInstanceUID = d.file_meta.MediaStorageSOPInstanceUID = generate_uid()
+        d.StudyInstanceUID, d.SeriesInstanceUID, d.FrameOfReferenceUID = study, series, frame
+        d.Modality, d.PatientName, d.PatientID, d.InstanceNumber = "MR", "Nobody", "0", number + 1
+        d.ImagePositionPatient = [-8.0, -9.0, float(position)]
+        d.ImageOrientationPatient = [1, 0, 0, 0, 1, 0]
+        d.PixelSpacing, d.SliceThickness = [1.0, 1.0], 5.0
+        d.Rows = d.Columns = 16
+        d.SamplesPerPixel, d.PhotometricInterpretation = 1, "MONOCHROME2"
+        d.BitsAllocated, d.BitsStored, d.HighBit, d.PixelRepresentation = 16, 12, 11, 0
+        d.PixelData = rng.integers(0, 1000, (16, 16), dtype=np.uint16).tobytes()
+        pydicom.dcmwrite(folder / f"{number}.dcm", d, enforce_file_format=True)
+    return folder
+
+
+# upscale
+
+
+@pytest.mark.parametrize("plane", [*PLANES, "auto"])
+def test_every_plane_keeps_the_corners_and_enlarges_the_two_axes_of_its_slices(medsr, bundle, tmp_path, plane):
+    source = make_volume(tmp_path / "in.nii.gz", affine=oblique_affine())
+    code, out, err = medsr("upscale", source, "new/out.nii.gz", "--bundle", bundle, "--plane", plane)
+    assert (code, err) == (0, "")
+    assert ("plane axial (auto)" if plane == "auto" else f"plane {plane}\n") in out
+    result = nib.load("new/out.nii.gz")
+    across = {"sagittal": 1, "coronal": 0, "axial": 2, "auto": 2}[plane]
+    assert result.shape == tuple(n * (1 if axis == across else 4) for axis, n in enumerate((20, 18, 5)))
+    assert result.get_data_dtype() == np.float32
+    assert_same_corners(source, tmp_path / "new/out.nii.gz")
+    assert os.listdir("new") == ["out.nii.gz"]
+
+
+def test_a_process_gives_what_the_bundle_gives_and_says_nothing_on_stderr(bundle, tmp_path):
+    source = make_volume(tmp_path / "in" / "a.nii.gz", affine=oblique_affine())
+    code, _, err = process("upscale", source, tmp_path / "out.nii.gz", "--bundle", bundle, "--device", "cpu")
+    assert (code, err) == (0, "")
+    options = ["--config_file", f"{bundle}/configs/inference.json", "--bundle_root", bundle]
+    options += ["--dataset_dir", source.parent, "--output_dir", tmp_path / "eval", "--device", "$torch.device('cpu')"]
+    code, out, err = process("run", *options, module="monai.bundle", cwd=tmp_path)
+    assert code == 0, out + err
+    ours, theirs = nib.load(tmp_path / "out.nii.gz"), nib.load(tmp_path / "eval" / "a_sr.nii.gz")
+    np.testing.assert_array_equal(ours.affine, theirs.affine)
+    np.testing.assert_allclose(ours.get_fdata(), theirs.get_fdata(), atol=1e-6 * ours.get_fdata().max())
+
+
+def test_a_folder_keeps_its_subfolders_and_goes_on_after_a_bad_case(medsr, bundle, tmp_path):
+    for name in ("a.nii.gz", "sub-1/anat/b.nii", "sub-2/d.nii.gz"):
+        make_volume(tmp_path / "in" / name)
+    make_volume(tmp_path / "in" / "sub-1/c.nii.gz", shape=(8, 8))
+    code, out, err = medsr("upscale", "in", "out", "--bundle", bundle)
+    assert code == 1
+    first, last = err.splitlines()
+    assert first.startswith("medsr: error: in/sub-1/c.nii.gz: ") and "3D volume" in first
+    assert last == "medsr: error: 1 of 4 volumes failed"
+    written = sorted(str(p.relative_to("out")) for p in Path("out").rglob("*") if p.is_file())
+    assert written == ["a_sr.nii.gz", "sub-1/anat/b_sr.nii.gz", "sub-2/d_sr.nii.gz"]
+    assert out.count("plane axial (auto)") == 3
+    refused(medsr("upscale", "in", "out", "--bundle", bundle), r"out/a_sr\.nii\.gz: exists.*--overwrite")
+
+
+def test_a_file_goes_into_an_existing_folder(medsr, bundle, tmp_path):
+    make_volume(tmp_path / "a.nii.gz")
+    Path("out").mkdir()
+    assert medsr("upscale", "a.nii.gz", "out", "--bundle", bundle)[0] == 0
+    assert os.listdir("out") == ["a_sr.nii.gz"]
+
+
+def test_two_inputs_never_share_an_output(medsr, bundle, tmp_path):
+    for name in ("a.nii", "a.nii.gz"):
+        make_volume(tmp_path / "in" / name)
+    refused(medsr("upscale", "in", "out", "--bundle", bundle), r"a_sr\.nii\.gz: would be written for .* rename")
+    assert not Path("out").exists()
+
+
+def test_results_beside_their_inputs_are_not_taken_for_inputs(medsr, bundle, tmp_path):
+    make_volume(tmp_path / "in" / "a.nii.gz")
+    assert medsr("upscale", "in", "in", "--bundle", bundle)[0] == 0
+    before = Path("in/a_sr.nii.gz").read_bytes()
+    refused(medsr("upscale", "in", "in", "--bundle", bundle, "--overwrite"), "in/a_sr.nii.gz: is an input too")
+    assert sorted(os.listdir("in")) == ["a.nii.gz", "a_sr.nii.gz"]
+    assert Path("in/a_sr.nii.gz").read_bytes() == before
+
+
+def test_a_freesurfer_volume_is_read(medsr, bundle, tmp_path):
+    nib.save(nib.MGHImage(smooth((12, 10, 4)), oblique_affine().astype(np.float32)), "in.mgz")
+    assert medsr("upscale", "in.mgz", "out.nii.gz", "--bundle", bundle)[0] == 0
+    assert nib.load("out.nii.gz").shape == (48, 40, 4)
+    assert_same_corners(tmp_path / "in.mgz", tmp_path / "out.nii.gz")
+
+
+def test_a_dicom_folder_becomes_a_volume_in_the_same_place(medsr, bundle, tmp_path):
+    make_dicom(tmp_path / "series")
+    code, out, err = medsr("upscale", "series", "out.nii.gz", "--bundle", bundle)
+    assert (code, err) == (0, "")
+    assert "16x16x6 voxels of 1x1x5 mm, plane axial (auto)" in out
+    result = nib.load("out.nii.gz")
+    assert result.shape == (64, 64, 6)
+    # DICOM counts towards left and posterior
+    expected = list(itertools.product((-7.5, 8.5), (-6.5, 9.5), (-2.5, 27.5)))
+    np.testing.assert_allclose(sorted(map(tuple, corners(result).round(3))), sorted(expected), atol=1e-3)
+
+
+def test_a_dicom_folder_with_a_missing_slice_is_refused(medsr, bundle, tmp_path):
+    make_dicom(tmp_path / "series", positions=(0, 5, 15, 20))
+    refused(medsr("upscale", "series", "out.nii.gz", "--bundle", bundle), "series: .*unevenly")
+    assert not Path("out.nii.gz").exists()
+
+
+def test_a_frame_of_a_series_is_taken_on_request(medsr, bundle, tmp_path):
+    make_volume(tmp_path / "4d.nii.gz", shape=(12, 12, 4, 3))
+    nib.save(nib.load("4d.nii.gz").slicer[..., 1], "3d.nii.gz")
+    refused(medsr("upscale", "4d.nii.gz", "out.nii.gz", "--bundle", bundle), "4d.nii.gz: .*--frame 0 to 2")
+    refused(medsr("upscale", "4d.nii.gz", "out.nii.gz", "--bundle", bundle, "--frame", 3), "frame 3")
+    assert medsr("upscale", "4d.nii.gz", "out.nii.gz", "--bundle", bundle, "--frame", 1)[0] == 0
+    assert medsr("upscale", "3d.nii.gz", "expected.nii.gz", "--bundle", bundle)[0] == 0
+    np.testing.assert_array_equal(nib.load("out.nii.gz").get_fdata(), nib.load("expected.nii.gz").get_fdata())
+
+
+def test_tiles_and_slice_batches_give_nearly_the_same(medsr, bundle, tmp_path):
+    make_volume(tmp_path / "in.nii.gz", shape=(40, 44, 3))
+    results = {}
+    for name, options in {"whole": (), "tile": ("--tile", 32), "batch": ("--slice_batch=1",)}.items():
+        assert medsr("upscale", "in.nii.gz", f"{name}.nii.gz", "--bundle", bundle, *options)[0] == 0
+        results[name] = nib.load(f"{name}.nii.gz").get_fdata()
+    extent = np.ptp(results["whole"])
+    np.testing.assert_allclose(results["batch"], results["whole"], atol=1e-5 * extent)
+    # a network of random weights leaves seams that a trained one does not
+    difference = np.abs(results["tile"] - results["whole"]) / extent
+    assert 0 < difference.max() < 0.2 and difference.mean() < 0.01
+
+
+def test_a_hot_voxel_and_scaled_integers_are_no_reason_to_refuse(medsr, bundle, tmp_path):
+    values = smooth((24, 24, 4))
+    hot = values.copy()
+    hot[3, 3, 1] = 1e6
+    nib.save(nib.Nifti1Image(hot, THICK), "hot.nii.gz")
+    integers = nib.Nifti1Image(((values + 20) / 0.5).round().astype(np.int16), THICK)
+    integers.header.set_slope_inter(0.5, -20)
+    nib.save(integers, "int.nii.gz")
+    nib.save(nib.Nifti1Image(values, THICK), "float.nii.gz")
+    results = {}
+    for name in ("hot", "int", "float"):
+        assert medsr("upscale", f"{name}.nii.gz", f"{name}_out.nii.gz", "--bundle", bundle)[0] == 0
+        results[name] = nib.load(f"{name}_out.nii.gz").get_fdata()
+    np.testing.assert_allclose(results["int"], results["float"], atol=1)
+    np.testing.assert_allclose(results["hot"][:, :, 3], results["float"][:, :, 3], atol=0.01 * np.ptp(values))
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (["--plane", "oblique"], "plane is 'oblique', expected auto, sagittal, coronal, axial"),
+        (["--device", "nonsense"], "device 'nonsense' is not available here"),
+        (["--tile", "8"], "tile at least 32"),
+        (["--slice_batch", "0"], "slice_batch must be at least 1"),
+        (["--bundle", "nope"], "no bundle 'nope': choose .*rdst_e.*, or give a bundle's folder"),
+        (["--weights", "missing.pt"], "missing.pt: no such weights file"),
+        (["--weights", "text.pt"], "text.pt: not a PyTorch weights file"),
+        (["--weights", "list.pt"], "list.pt: no .*medsr convert"),
+        (["--weights", "odd.pt"], "odd.pt: "),
+        (["--weights", "other.pt"], "other.pt: .*growth_rate is 12 in the weights and 6 in network_def"),
+        (["--weights", "switch.pt"], "switch.pt: .*bicubic_residual is False in the weights and True in network_def"),
+    ],
+)
+def test_a_wrong_option_is_one_line(medsr, bundle, tmp_path, options, reason):
+    make_volume(tmp_path / "in.nii.gz")
+    Path("text.pt").write_text("no weights")
+    torch.save([1, 2], "list.pt")
+    torch.save({"network": 3, "model": 4}, "odd.pt")
+    save_weights(tiny_network(growth_rate=12), tmp_path / "other.pt")
+    save_weights(tiny_network(bicubic_residual=False), tmp_path / "switch.pt")
+    refused(medsr("upscale", "in.nii.gz", "new/out.nii.gz", "--bundle", bundle, *options), reason)
+    assert not Path("new").exists()
+
+
+def test_other_weights_are_used(medsr, bundle, tmp_path):
+    make_volume(tmp_path / "in.nii.gz")
+    network = tiny_network()
+    torch.nn.init.zeros_(network.last.weight)
+    save_weights(network, tmp_path / "1e3")
+    assert medsr("upscale", "in.nii.gz", "a.nii.gz", "--bundle", bundle)[0] == 0
+    assert medsr("upscale", "in.nii.gz", "b.nii.gz", "--bundle", bundle, "--weights", "1e3")[0] == 0
+    assert not np.allclose(nib.load("a.nii.gz").get_fdata(), nib.load("b.nii.gz").get_fdata())
+
+
+def test_a_bundle_without_weights_exits_1_and_writes_nothing(medsr, tmp_path):
+    make_volume(tmp_path / "in.nii.gz")
+    make_bundle(tmp_path / "bare", **TINY)
+    for arguments in (("upscale", "in.nii.gz", "new/out.nii.gz"), ("demo", "new")):
+        refused(medsr(*arguments, "--bundle", "bare"), "bundle bare has no trained weights")
+        assert not Path("new").exists()
+
+
+@pytest.mark.parametrize(
+    ("output", "reason"),
+    [
+        ("out.img", r"out\.img: .*ends in \.nii\.gz"),
+        ("out", r"out: .*ends in \.nii\.gz"),
+        ("in.nii.gz", "in.nii.gz: is the input"),
+        ("./x/../in.nii.gz", "is the input"),
+        ("link.nii.gz", "is the input"),
+        ("in.nii.gz/out.nii.gz", "in.nii.gz/out.nii.gz: nothing can be written to"),
+        pytest.param(
+            "locked/out.nii.gz",
+            "locked/out.nii.gz: nothing can be written to",
+            marks=pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere"),
+        ),
+    ],
+)
+def test_an_output_that_cannot_be_is_refused_even_with_overwrite(medsr, bundle, tmp_path, output, reason):
+    source = make_volume(tmp_path / "in.nii.gz")
+    before = source.read_bytes()
+    Path("x").mkdir()
+    Path("link.nii.gz").symlink_to("in.nii.gz")
+    Path("locked").mkdir(mode=0o500)
+    refused(medsr("upscale", "in.nii.gz", output, "--bundle", bundle, "--overwrite"), reason)
+    assert source.read_bytes() == before
+
+
+def test_a_folder_needs_an_output_folder(medsr, bundle, tmp_path):
+    make_volume(tmp_path / "in" / "a.nii.gz")
+    Path("file").touch()
+    for output in ("file", "out.nii.gz"):
+        refused(medsr("upscale", "in", output, "--bundle", bundle, "--overwrite"), f"in: .*output folder, {output} is")
+    assert not Path("out.nii.gz").exists()
+
+
+@pytest.mark.parametrize("switch", [(), ("--nooverwrite",), ("--overwrite=false",), ("--overwrite", "False")])
+def test_nothing_is_overwritten_unasked(medsr, bundle, tmp_path, switch):
+    make_volume(tmp_path / "in.nii.gz")
+    Path("out.nii.gz").write_text("mine")
+    refused(medsr("upscale", "in.nii.gz", "out.nii.gz", "--bundle", bundle, *switch), "out.nii.gz: exists.*--overwrite")
+    assert Path("out.nii.gz").read_text() == "mine"
+
+
+@pytest.mark.parametrize("switch", [("--overwrite",), ("--overwrite=true",), ("--overwrite", "True")])
+def test_overwrite_replaces_the_output(medsr, bundle, tmp_path, switch):
+    make_volume(tmp_path / "in.nii.gz")
+    Path("out.nii.gz").write_text("mine")
+    assert medsr("upscale", "in.nii.gz", "out.nii.gz", "--bundle", bundle, *switch)[0] == 0
+    assert nib.load("out.nii.gz").shape == (80, 72, 5)
+
+
+@pytest.mark.parametrize(("error", "code"), [(KeyboardInterrupt(), 130), (OSError(errno.ENOSPC, "disk full"), 1)])
+def test_a_write_that_ends_early_leaves_the_old_file_and_no_part(medsr, bundle, tmp_path, monkeypatch, error, code):
+    make_volume(tmp_path / "in.nii.gz")
+    Path("out").mkdir()
+    Path("out/out.nii.gz").write_text("mine")
+
+    def half(image: nib.Nifti1Image, name: str) -> None:
+        Path(name).write_bytes(b"half")
+        raise error
+
+    monkeypatch.setattr(nib, "save", half)
+    result = medsr("upscale", "in.nii.gz", "out/out.nii.gz", "--bundle", bundle, "--overwrite")
+    assert result[0] == code and result[2].count("\n") == 1
+    assert os.listdir("out") == ["out.nii.gz"]
+    assert Path("out/out.nii.gz").read_text() == "mine"
+
+
+def test_an_interrupted_process_leaves_nothing(bundle, tmp_path):
+    source = make_volume(tmp_path / "in.nii.gz", shape=(128, 128, 200))
+    running = start("upscale", source, tmp_path / "out" / "out.nii.gz", "--bundle", bundle)
+    assert "plane axial" in running.stdout.readline()
+    running.send_signal(signal.SIGINT)
+    _, err = running.communicate(timeout=60)
+    assert (running.returncode, err) == (130, "medsr: interrupted\n")
+    assert not any((tmp_path / "out").rglob("*"))
+
+
+# bad input
+
+
+def _header_bytes(path: Path, offset: int, content: bytes) -> None:
+    data = bytearray(path.read_bytes())
+    data[offset : offset + len(content)] = content
+    path.write_bytes(data)
+
+
+def _save(path: Path, values: np.ndarray, affine: np.ndarray = THICK) -> None:
+    nib.save(nib.Nifti1Image(values, affine), path)
+
+
+def _patched(path: Path, offset: int, content: bytes) -> None:
+    _save(path, GOOD)
+    _header_bytes(path, offset, content)
+
+
+def _cut(path: Path) -> None:
+    _save(path, GOOD)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def _misnamed(path: Path) -> None:
+    plain = path.with_name("plain.nii")
+    _save(plain, GOOD)
+    plain.rename(path)
+
+
+def _one_voxel(value: float) -> np.ndarray:
+    values = GOOD.copy()
+    values[2, 3, 1] = value
+    return values
+
+
+def _sform(path: Path, sform: np.ndarray, qform: np.ndarray | None = None) -> None:
+    image = nib.Nifti1Image(GOOD, None)
+    image.header["sform_code"] = 1
+    for row, name in enumerate(("srow_x", "srow_y", "srow_z")):
+        image.header[name] = sform[row]
+    if qform is not None:
+        image.header.set_qform(qform, code=1)
+    nib.save(image, path)
+
+
+def _columns(*columns: tuple[float, float, float]) -> np.ndarray:
+    affine = np.eye(4)
+    affine[:3, :3] = np.array(columns).T
+    return affine
+
+
+GOOD = smooth((16, 14, 5))
+RGB = np.zeros((8, 8, 4), dtype=[("R", "u1"), ("G", "u1"), ("B", "u1")])
+PIXDIM, MAGIC = 80, 344
+BAD = {
+    "folder.nii.gz": (lambda p: p.mkdir(), "folder.nii.gz: "),
+    "empty.nii.gz": (lambda p: p.touch(), "is empty"),
+    "truncated.nii.gz": (_cut, "damaged"),
+    "cut.nii": (_cut, "damaged"),
+    "misnamed.nii.gz": (_misnamed, "damaged or misnamed"),
+    "magic.nii": (lambda p: _patched(p, MAGIC, b"abcd"), "damaged or misnamed"),
+    "text.nii": (lambda p: p.write_text("voxels " * 100), "damaged or misnamed"),
+    "suffix.txt": (lambda p: p.write_text("voxels"), "not a volume file, expected .nii"),
+    "2d.nii.gz": (lambda p: _save(p, GOOD[..., 0]), r"2 dimensions \(16, 14\), a 3D volume is needed"),
+    "4d.nii.gz": (lambda p: _save(p, np.stack([GOOD] * 2, -1)), "2 frames .*--frame 0 to 1"),
+    "5d.nii.gz": (lambda p: _save(p, np.stack([GOOD] * 4, -1).reshape(16, 14, 5, 2, 2)), "5 dimensions"),
+    "complex.nii.gz": (lambda p: _save(p, GOOD.astype(np.complex64)), "RGB and complex"),
+    "rgb.nii.gz": (lambda p: _save(p, RGB), "RGB and complex"),
+    "zero_voxel.nii": (lambda p: _patched(p, PIXDIM, np.float32(0).tobytes()), r"voxel size \[0"),
+    "negative_voxel.nii": (lambda p: _patched(p, PIXDIM, np.float32(-1).tobytes()), r"voxel size \[-1"),
+    "nan_voxel.nii": (lambda p: _patched(p, PIXDIM, np.float32(np.nan).tobytes()), r"voxel size \[nan"),
+    "singular.nii.gz": (lambda p: _sform(p, _columns((1, 0, 0), (1, 0, 0), (0, 0, 1))), "singular"),
+    "sheared.nii.gz": (lambda p: _sform(p, _columns((1, 0, 0), (0.3, 1, 0), (0, 0, 4))), "not perpendicular"),
+    "disagreeing.nii.gz": (lambda p: _sform(p, np.eye(4), np.diag([-1.0, -1, 1, 1])), "qform and sform"),
+    "constant.nii.gz": (lambda p: _save(p, np.ones_like(GOOD)), "every voxel is 1"),
+    "nan.nii.gz": (lambda p: _save(p, _one_voxel(np.nan)), "1 of 1120 voxels are NaN or infinite"),
+    "infinite.nii.gz": (lambda p: _save(p, _one_voxel(np.inf)), "1 of 1120 voxels are NaN or infinite"),
+}
+
+
+@pytest.mark.parametrize("name", [*BAD, "missing.nii.gz"])
+def test_bad_input_is_told_in_one_line_with_its_name(medsr, bundle, tmp_path, name):
+    make, reason = BAD.get(name, (lambda p: None, "no such file"))
+    make(tmp_path / name)
+    before = sorted(os.listdir())
+    result = medsr("upscale", name, "out.nii.gz", "--bundle", bundle)
+    refused(result, reason)
+    refused(result, re.escape(name))
+    assert sorted(os.listdir()) == before
+
+
+@pytest.mark.parametrize("command", ["degrade", "evaluate"])
+@pytest.mark.parametrize("name", ["missing.nii.gz", "truncated.nii.gz", "2d.nii.gz", "nan.nii.gz", "constant.nii.gz"])
+def test_the_other_commands_name_a_bad_file_too(medsr, tmp_path, command, name):
+    make, _ = BAD.get(name, (lambda p: None, None))
+    make(tmp_path / name)
+    good = make_volume(tmp_path / "good.nii.gz", shape=(16, 14, 5))
+    arguments = (name, "out.nii.gz") if command == "degrade" else (good, name)
+    refused(medsr(command, *arguments), re.escape(name))
+    assert not Path("out.nii.gz").exists()
+
+
+def test_a_cohort_of_bad_files_in_a_process_gives_one_line_each(bundle, tmp_path):
+    folder = tmp_path / "in"
+    make_volume(folder / "good.nii.gz")
+    volumes = [name for name in BAD if name not in ("folder.nii.gz", "suffix.txt")]
+    for name in volumes:
+        BAD[name][0](folder / name)
+    code, out, err = process("upscale", folder, tmp_path / "out", "--bundle", bundle)
+    lines = err.splitlines()
+    assert code == 1
+    assert lines[-1] == f"medsr: error: {len(volumes)} of {len(volumes) + 1} volumes failed"
+    assert len(lines) == len(volumes) + 1, err
+    for name in volumes:
+        assert sum(f"/{name}: " in line for line in lines) == 1, err
+    assert [p.name for p in (tmp_path / "out").rglob("*") if p.is_file()] == ["good_sr.nii.gz"], out
+
+
+# the command line itself
+
+
+@pytest.fixture
+def recorded(monkeypatch):
+    """Every command notes its arguments instead of working."""
+    calls: list[tuple[str, tuple, dict]] = []
+
+    def recorder(function):
+        @functools.wraps(function)
+        def note(*args, **kwargs):
+            calls.append((function.__name__, args, kwargs))
+
+        return note
+
+    monkeypatch.setattr(cli, "COMMANDS", {name: recorder(f) for name, f in cli.COMMANDS.items()})
+    return calls
+
+
+@pytest.mark.parametrize(
+    "name", ["2024", "1e3", "True", "None", "[1,2]", "0x10", "a b", "{'a': 1}", "~x", "ä.nii", "1,2"]
+)
+def test_paths_and_ids_stay_strings(medsr, recorded, name):
+    assert medsr("upscale", name, name, "--bundle", name, f"--weights={name}")[0] == 0
+    _, args, kwargs = recorded[0]
+    assert args[:2] == (name, name) and name in args[2:] and args.count(name) == 4, (args, kwargs)
+    assert medsr("models", "--json=false")[0] == 0
+    assert medsr("convert", name, name, name)[0] == 0
+    assert recorded[-1][1][:3] == (name, name, name)
+
+
+def test_a_folder_named_2024_is_upscaled_into_1e3(medsr, bundle, tmp_path):
+    make_volume(tmp_path / "2024" / "7.nii.gz")
+    assert medsr("upscale", "2024", "1e3", "--bundle", bundle)[0] == 0
+    assert os.listdir("1e3") == ["7_sr.nii.gz"]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "upscale",
+        "upscale in",
+        "upscale in out --ovrwrite",
+        "upscale in out --foo 3",
+        "upscale in out --foo=3",
+        "upscale in out b auto cpu None None 4 None True surplus",
+        "upscale in out surplus b auto cpu None None 4 None True",
+        "upscale in out --overwrite surplus",
+        "upscale --overwrite in out",
+        "upscale in out --overwrite=yes",
+        "upscale in out --frame first",
+        "upscale in out --frame 1.5",
+        "upscale in out - run",
+        "upscale in out - function",
+        "upscale __doc__",
+        "upscale __wrapped__",
+        "degrade in out --scale four",
+        "degrade in out --noise much",
+        "models surplus",
+        "models --jsn",
+        "models - json",
+        "clear",
+        "keys",
+        "get upscale",
+        "nonsense",
+    ],
+)
+def test_a_wrong_command_line_exits_2_before_any_work(medsr, recorded, line):
+    code, out, err = medsr(*line.split())
+    assert (code, out) == (2, "")
+    assert "ERROR: " in err and "Usage: medsr" in err
+    assert not recorded
+
+
+def test_an_empty_argument_is_refused(medsr, recorded):
+    code, _, err = medsr("upscale", "", "out")
+    assert code == 2 and "empty" in err
+    assert not recorded
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("models --json", True),
+        ("models --json=true", True),
+        ("models --json True", True),
+        ("models --nojson", False),
+        ("models --json=False", False),
+        ("models", False),
+    ],
+)
+def test_switches(medsr, recorded, line, expected):
+    assert medsr(*line.split())[0] == 0
+    assert recorded[0][1] == (expected,)
+
+
+def test_numbers_and_none(medsr, recorded):
+    assert medsr("degrade", "a", "b", "--fwhm", "1e1", "--scale=2", "--noise", "0.5", "--frame", "None")[0] == 0
+    _, args, _ = recorded[0]
+    assert args[2] == 2 and 10.0 in args and 0.5 in args
+
+
+@pytest.mark.parametrize("command", [None, *cli.COMMANDS])
+def test_help_is_readable_and_complete(medsr, command):
+    code, out, err = medsr(*([command] if command else []), "--help")
+    text = out + err
+    assert code == 0
+    assert not re.search("FIRE_METADATA|GROUP|object at 0x", text)
+    for word in cli.COMMANDS if command is None else cli.COMMANDS[command].__annotations__:
+        if word != "return":
+            assert re.search(rf"(?i)\b{word}\b", text), word
+    if command:
+        assert cli.COMMANDS[command].__doc__.splitlines()[0] in text
+
+
+def test_without_a_command_there_is_help(medsr):
+    code, out, err = medsr()
+    assert code == 0 and "upscale" in out + err
+
+
+def test_light_commands_load_no_heavy_library(tmp_path):
+    (tmp_path / "a.nii.gz").touch()
+    (tmp_path / "b.nii.gz").touch()
+    program = """
+import sys
+from medsr_monai.cli import main
+for line, code in {
+    "models": 0, "models --json": 0, "--help": 0, "upscale --help": 0, "--version": 0, "nonsense": 2,
+    "upscale missing.nii.gz out.nii.gz": 1, "upscale a.nii.gz out": 1, "upscale a.nii.gz b.nii.gz": 1,
+    "upscale a.nii.gz out.nii.gz --bundle nope": 1, "upscale a.nii.gz out.nii.gz --foo": 2,
+    "degrade missing.nii.gz out.nii.gz": 1, "evaluate a.nii.gz missing.nii.gz": 1, "convert missing.pt out.pt": 1,
+    "benchmark --size 3": 1,
+}.items():
+    try:
+        main(line.split())
+        end = 0
+    except SystemExit as error:
+        end = error.code or 0
+    heavy = {"torch", "monai", "nibabel", "numpy", "matplotlib"} & set(sys.modules)
+    assert end == code and not heavy, (line, end, heavy)
+"""
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, "-c", program], check=True, env=environment, cwd=tmp_path, capture_output=True)
+
+
+def test_version_as_a_process(tmp_path):
+    from medsr_monai import __version__
+
+    assert process("--version", cwd=tmp_path) == (0, f"{__version__}\n", "")
+
+
+# degrade and evaluate
+
+
+@pytest.mark.parametrize("method", [None, "bicubic", "gaussian", "box", "kspace"])
+@pytest.mark.parametrize("direction", ["in-plane", "through-plane"])
+def test_degrade_keeps_the_corners(medsr, tmp_path, direction, method):
+    source = make_volume(tmp_path / "in.nii.gz", shape=(24, 16, 12), affine=oblique_affine())
+    options = [] if method is None else ["--method", method]
+    code, out, err = medsr(
+        "degrade", "in.nii.gz", "out.nii.gz", "--scale", 4, "--direction", direction, "--plane", "coronal", *options
+    )
+    assert (code, err) == (0, "") and f"{direction}, plane coronal" in out and "cropped" not in out
+    # the array's first axis runs from front to back
+    assert nib.load("out.nii.gz").shape == ((24, 4, 3) if direction == "in-plane" else (6, 16, 12))
+    assert_same_corners(source, tmp_path / "out.nii.gz")
+
+
+def test_degrade_says_what_it_crops(medsr, tmp_path):
+    make_volume(tmp_path / "in.nii.gz", shape=(18, 17, 5))
+    code, out, _ = medsr("degrade", "in.nii.gz", "out.nii.gz")
+    assert code == 0 and "in.nii.gz: cropped by 2x1x0 voxels at the far end, to a multiple of 4" in out
+    nib.save(nib.load("in.nii.gz").slicer[:16, :16], "cropped.nii.gz")
+    assert_same_corners(tmp_path / "cropped.nii.gz", tmp_path / "out.nii.gz")
+
+
+def test_noise_is_drawn_from_the_seed(medsr, tmp_path):
+    make_volume(tmp_path / "in.nii.gz", shape=(16, 16, 4))
+    results = []
+    for number, options in enumerate([(), ("--noise=0.1",), ("--noise=0.1",), ("--noise=0.1", "--seed=1")]):
+        assert medsr("degrade", "in.nii.gz", f"{number}.nii.gz", *options)[0] == 0
+        results.append(nib.load(f"{number}.nii.gz").get_fdata())
+    clean, first, again, other = results
+    np.testing.assert_array_equal(first, again)
+    assert not np.array_equal(first, other) and not np.array_equal(first, clean)
+
+
+def test_degrade_takes_a_frame(medsr, tmp_path):
+    make_volume(tmp_path / "in.nii.gz", shape=(16, 16, 4, 2))
+    refused(medsr("degrade", "in.nii.gz", "out.nii.gz"), "--frame 0 to 1")
+    assert medsr("degrade", "in.nii.gz", "out.nii.gz", "--frame", 1)[0] == 0
+    assert nib.load("out.nii.gz").shape == (4, 4, 4)
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (["--direction", "sideways"], "direction is 'sideways', expected in-plane or through-plane"),
+        (["--scale", "1"], "scale is 1, expected at least 2"),
+        (["--scale", "32"], "smaller than the factors"),
+        (["--method", "cubic"], "method is 'cubic', expected one of"),
+        (["--fwhm", "2"], "fwhm is 2.0 for 'bicubic'"),
+        (["--noise=-1"], "noise is -1"),
+        (["--noise=nan"], "noise is nan"),
+        (["--plane", "x"], "plane is 'x', expected"),
+    ],
+)
+def test_degrade_refuses_wrong_options(medsr, tmp_path, options, reason):
+    make_volume(tmp_path / "in.nii.gz")
+    refused(medsr("degrade", "in.nii.gz", "out.nii.gz", *options), reason)
+    assert not Path("out.nii.gz").exists()
+
+
+def test_degrade_never_replaces_unasked_nor_its_input(medsr, tmp_path):
+    make_volume(tmp_path / "in.nii.gz")
+    Path("out.nii.gz").write_text("mine")
+    refused(medsr("degrade", "in.nii.gz", "out.nii.gz"), "exists.*--overwrite")
+    assert Path("out.nii.gz").read_text() == "mine"
+    refused(medsr("degrade", "in.nii.gz", "in.nii.gz", "--overwrite"), "is the input")
+    assert medsr("degrade", "in.nii.gz", "out.nii.gz", "--overwrite")[0] == 0
+
+
+def test_degrade_upscale_evaluate(medsr, bundle, tmp_path):
+    make_volume(tmp_path / "hr.nii.gz", shape=(66, 64, 5), affine=oblique_affine())
+    assert medsr("degrade", "hr.nii.gz", "lr.nii.gz")[0] == 0
+    assert medsr("upscale", "lr.nii.gz", "sr.nii.gz", "--bundle", bundle)[0] == 0
+    code, out, err = medsr("evaluate", "sr.nii.gz", "hr.nii.gz")
+    assert (code, err) == (0, "")
+    assert re.fullmatch(r"axial, 5 slices: PSNR \d+\.\d\d dB \(whole volume \d+\.\d\d dB\), SSIM [01]\.\d{4}\n", out)
+    code, out, _ = medsr("evaluate", "sr.nii.gz", "hr.nii.gz", "--json", "--csv", "new/table.csv")
+    figures = json.loads(out)
+    lines = Path("new/table.csv").read_text().splitlines()
+    assert figures["slices"] == 5 and lines[0] == "plane,slice,psnr,ssim" and len(lines) == 6
+    mean = np.mean([float(line.split(",")[2]) for line in lines[1:]])
+    assert figures["psnr"] == pytest.approx(mean)
+    refused(medsr("evaluate", "sr.nii.gz", "hr.nii.gz", "--csv", "new/table.csv"), "table.csv: exists.*--overwrite")
+    assert medsr("evaluate", "sr.nii.gz", "hr.nii.gz", "--csv", "new/table.csv", "--overwrite")[0] == 0
+
+
+def test_equal_volumes_have_an_infinite_psnr_and_valid_json(medsr, tmp_path):
+    make_volume(tmp_path / "a.nii.gz", shape=(24, 24, 3))
+    code, out, err = medsr("evaluate", "a.nii.gz", "a.nii.gz")
+    assert (code, err) == (0, "") and "PSNR inf dB (whole volume inf dB), SSIM 1.0000" in out
+    code, out, _ = medsr("evaluate", "a.nii.gz", "a.nii.gz", "--json")
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is no JSON")
+
+    figures = json.loads(out, parse_constant=refuse)
+    assert figures["psnr"] is None and figures["psnr_volume"] is None and figures["ssim"] == pytest.approx(1)
+
+
+def test_evaluate_refuses_other_grids(medsr, tmp_path):
+    make_volume(tmp_path / "ref.nii.gz", shape=(24, 24, 3))
+    shifted = THICK.copy()
+    shifted[0, 3] = 0.5
+    make_volume(tmp_path / "shifted.nii.gz", shape=(24, 24, 3), affine=shifted)
+    make_volume(tmp_path / "larger.nii.gz", shape=(25, 24, 3))
+    make_volume(tmp_path / "finer.nii.gz", shape=(24, 24, 3), affine=np.diag([0.5, 0.5, 4, 1]))
+    for name in ("shifted", "larger", "finer"):
+        refused(medsr("evaluate", f"{name}.nii.gz", "ref.nii.gz"), "24x24x3 voxels.*only volumes in the same grid")
+
+
+def test_evaluate_refuses_what_has_no_figure(medsr, tmp_path):
+    make_volume(tmp_path / "small.nii.gz", shape=(12, 12, 3))
+    refused(medsr("evaluate", "small.nii.gz", "small.nii.gz"), "12x12 pixels is too small.*smaller border")
+    assert medsr("evaluate", "small.nii.gz", "small.nii.gz", "--border", 2)[0] == 0
+    refused(medsr("evaluate", "small.nii.gz", "small.nii.gz", "--border=-1"), "border is -1")
+    flat = np.ones((24, 24, 3), np.float32) * np.arange(3, dtype=np.float32)
+    nib.save(nib.Nifti1Image(flat, THICK), "flat.nii.gz")
+    refused(medsr("evaluate", "flat.nii.gz", "flat.nii.gz"), "no axial slice with any contrast")
+    nib.save(nib.Nifti1Image(_one_voxel(np.nan), THICK), "nan.nii.gz")
+    nib.save(nib.Nifti1Image(GOOD, THICK), "good.nii.gz")
+    refused(medsr("evaluate", "nan.nii.gz", "good.nii.gz"), "NaN or infinite")
+
+
+# convert, models, demo, benchmark
+
+
+def official_checkpoint(path: Path) -> Path:
+    with np.load(ROOT / "tests" / "golden" / "rdst_x4.npz") as golden:
+        state = {key[3:]: torch.from_numpy(golden[key]) for key in golden.files if key.startswith("sd/")}
+    torch.save(state, path)
+    return path
+
+
+def test_converted_weights_load_in_a_bundle(medsr, tmp_path):
+    official_checkpoint(tmp_path / "official.pt")
+    code, out, err = medsr("convert", "official.pt", "bundle/models/model.pt", "--family", "rdst")
+    assert (code, err) == (0, "") and "'embed_dim': " in out
+    arguments = torch.load("bundle/models/model.pt", weights_only=True)["network"]
+    shutil.move("bundle/models/model.pt", "model.pt")
+    shutil.rmtree("bundle")
+    make_bundle(tmp_path / "bundle", **{k: v for k, v in arguments.items() if k != "scale"})
+    make_volume(tmp_path / "in.nii.gz", shape=(8, 9, 2))
+    assert medsr("upscale", "in.nii.gz", "out.nii.gz", "--bundle", "bundle", "--weights", "model.pt")[0] == 0
+    assert nib.load("out.nii.gz").shape == (32, 36, 2)
+
+
+def test_convert_refuses_in_one_line(medsr, tmp_path):
+    official_checkpoint(tmp_path / "official.pt")
+    Path("text.pt").write_text("no weights")
+    torch.save([1], "list.pt")
+    Path("old.pt").write_text("mine")
+    refused(
+        medsr("convert", "official.pt", "out.pt", "--family", "rdts"), r"family is 'rdts': expected one of \['rdst'"
+    )
+    refused(medsr("convert", "text.pt", "out.pt"), "text.pt: not a PyTorch weights file")
+    refused(medsr("convert", "list.pt", "out.pt"), "list.pt: holds a list")
+    refused(medsr("convert", "missing.pt", "out.pt"), "missing.pt: no such file")
+    refused(medsr("convert", "official.pt", "old.pt"), "old.pt: exists.*--overwrite")
+    refused(medsr("convert", "official.pt", "official.pt", "--overwrite"), "is the input")
+    assert Path("old.pt").read_text() == "mine" and not Path("out.pt").exists()
+
+
+def test_models_lists_every_bundle(medsr):
+    bundles = sorted(p.parent.parent.name for p in (ROOT / "bundles").glob("*/configs/metadata.json"))
+    code, out, err = medsr("models", "--json")
+    rows = json.loads(out)
+    assert (code, err) == (0, "") and [row["bundle"] for row in rows] == bundles
+    assert all(row["trained"] == Path(row["weights"]).is_file() == bool(row["sha256"]) for row in rows)
+    code, out, _ = medsr("models")
+    assert all(f"{row['bundle']} {row['version']}: {row['task']}" in out and row["weights"] in out for row in rows)
+
+
+def test_models_says_where_missing_weights_belong(medsr, monkeypatch, tmp_path):
+    bare = make_bundle(tmp_path / "bare")
+    monkeypatch.setattr(cli, "bundle_folders", lambda: {"bare": bare})
+    code, out, _ = medsr("models")
+    assert (
+        code == 0 and f"no trained weights: train the bundle, or put model.pt at {bare / 'models' / 'model.pt'}" in out
+    )
+    assert json.loads(medsr("models", "--json")[1])[0]["trained"] is False
+
+
+def test_demo(medsr, bundle):
+    from matplotlib.image import imread
+
+    code, out, err = medsr("demo", "--bundle", bundle)
+    assert (code, err) == (0, "")
+    assert sorted(os.listdir("demo_out")) == [
+        "bicubic.nii.gz", "demo.png", "input.nii.gz", "reference.nii.gz", "sr.nii.gz",
+    ]  # fmt: skip
+    for name in ("bicubic", "sr"):
+        assert re.search(rf"{name}: sagittal, \d+ slices: PSNR \d\d\.\d\d dB", out)
+        assert_same_corners(Path("demo_out/reference.nii.gz"), Path(f"demo_out/{name}.nii.gz"))
+    picture = imread("demo_out/demo.png")
+    assert min(picture.shape[:2]) > 300 and np.ptp(picture[..., :3]) > 0.9
+    before = {p.name: p.stat().st_mtime_ns for p in Path("demo_out").iterdir()}
+    refused(medsr("demo", "--bundle", bundle), "demo_out/.*: exists.*--overwrite")
+    assert before == {p.name: p.stat().st_mtime_ns for p in Path("demo_out").iterdir()}
+
+
+def test_benchmark(medsr, bundle):
+    code, out, err = medsr("benchmark", "--bundle", bundle, "--size", "16x16", "--runs", 1, "--json", "--device", "cpu")
+    row = json.loads(out)
+    assert (code, err) == (0, "")
+    assert row["input"] == "1x1x16x16" and row["seconds"] > 0 and row["matmul_share"] > 0
+    for options, reason in {("--size", "16"): "size is '16', expected HxW", ("--runs", "0"): "runs is 0"}.items():
+        refused(medsr("benchmark", "--bundle", bundle, *options), reason)

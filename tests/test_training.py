@@ -1,0 +1,211 @@
+"""Training as real processes: kill and resume, several processes; and the parts of its state."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from ignite.engine import Events
+from monai.bundle import ConfigWorkflow
+
+CONFIGS = Path(__file__).parents[1] / "bundles" / "rdst_e" / "configs"
+TINY = {
+    "network_def#embed_dim": 12,
+    "network_def#growth_rate": 6,
+    "network_def#num_heads": 2,
+    "network_def#num_blocks": 1,
+    "network_def#num_dense_blocks": 1,
+    "network_def#bicubic_residual": False,
+}
+
+
+@pytest.fixture(scope="module")
+def volumes(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("volumes")
+    rng = np.random.default_rng(0)
+    for number in range(4):
+        image = rng.random((48, 48, 6)).astype(np.float32)
+        nib.save(nib.Nifti1Image(image, np.diag([1, 1, 4, 1])), folder / f"case{number}.nii.gz")
+    return folder
+
+
+def options(volumes, out, **more):
+    return {
+        "bundle_root": str(out),
+        "dataset_dir": str(volumes),
+        "plane": "axial",
+        "patch_size": 32,
+        "batch_size": 4,
+        "epochs": 4,
+        "val_slices": 3,
+        "device": "$torch.device('cpu')",
+        **TINY,
+        **more,
+    }
+
+
+def command(volumes, out, overlays=(), launcher=("-m",), **more):
+    files = [str(CONFIGS / f"{name}.json") for name in ("train", *overlays)]
+    arguments = [sys.executable, *launcher, "monai.bundle", "run", "training", "--config_file", str(files)]
+    for name, value in options(volumes, out, **more).items():
+        arguments += [f"--{name}", str(value)]
+    return arguments
+
+
+def run(arguments, **kwargs):
+    done = subprocess.run(
+        arguments, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, **kwargs
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return done
+
+
+def state(out):
+    return torch.load(out / "models" / "last.pt", weights_only=True)
+
+
+def assert_same(a, b, **tolerance):
+    assert a.keys() == b.keys()
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], **tolerance, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def workflow(volumes, out, overlays=(), **more):
+    files = [str(CONFIGS / f"{name}.json") for name in ("train", *overlays)]
+    flow = ConfigWorkflow(files, workflow_type="train", logging_file=False, **options(volumes, out, **more))
+    flow.initialize()
+    return flow
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(volumes, tmp_path_factory):
+    out = tmp_path_factory.mktemp("uninterrupted")
+    run(command(volumes, out))
+    return out
+
+
+def test_resume_after_kill_equals_an_uninterrupted_run(volumes, uninterrupted, tmp_path):
+    last = tmp_path / "models" / "last.pt"
+    process = subprocess.Popen(
+        command(volumes, tmp_path, epochs=1000),
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        deadline = time.monotonic() + 120
+        while not last.is_file():
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.002)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    epochs = 4
+    done = torch.load(last, weights_only=True)["trainer"]["iteration"] // 5
+    # the kill may come after more than the 4 epochs of the reference only on a stalled machine
+    assert 1 <= done < epochs, f"killed after {done} epochs"
+    run(command(volumes, tmp_path, resume=True))
+    resumed, reference = state(tmp_path), state(uninterrupted)
+    assert resumed["trainer"] == reference["trainer"] and resumed["best"] == reference["best"]
+    for part in ("model", "ema"):
+        assert_same(resumed["state"][part], reference["state"][part], rtol=0, atol=0)
+    for number, moments in reference["state"]["optimizer"]["state"].items():
+        assert_same(resumed["state"]["optimizer"]["state"][number], moments, rtol=0, atol=0)
+
+
+def test_two_processes_equal_one(volumes, uninterrupted, tmp_path):
+    """Each of two processes takes every second item of the batch that one process would take."""
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m")
+    run(command(volumes, tmp_path, ("multi_gpu_train",), launcher, batch_size=2))
+    pair, reference = state(tmp_path), state(uninterrupted)
+    assert pair["trainer"]["iteration"] == reference["trainer"]["iteration"]
+    assert_same(pair["state"]["model"], reference["state"]["model"], rtol=1e-3, atol=2e-5)
+    assert pair["best"] == pytest.approx(reference["best"], abs=1e-3)
+    moved = {k: v for k, v in pair["state"]["model"].items()}
+    fresh = workflow(volumes, tmp_path / "fresh").parser.get_parsed_content("network_def").state_dict()
+    assert any((moved[k] - fresh[k]).abs().max() > 1e-3 for k in fresh), "nothing was trained"
+    # the second process writes neither checkpoints nor events
+    assert len(list((tmp_path / "eval").glob("events*"))) == len(list((uninterrupted / "eval").glob("events*")))
+
+
+def test_training_lowers_the_loss_and_writes_the_average(volumes, tmp_path):
+    flow = workflow(volumes, tmp_path, epochs=6, learning_rate=2e-3, ema_momentum=0.5)
+    losses = []
+    trainer = flow.parser.get_parsed_content("train#trainer")
+    trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda e: losses.append(e.state.output[0]["loss"]))
+    flow.run()
+    assert np.mean(losses[-4:]) < 0.8 * np.mean(losses[:4])
+    content = torch.load(tmp_path / "models" / "model.pt", weights_only=True)
+    final = state(tmp_path)
+    assert_same(content["model"], final["state"]["ema"], rtol=0, atol=0)
+    assert any(not torch.equal(content["model"][k], final["state"]["model"][k]) for k in content["model"])
+
+
+def test_files_of_an_earlier_training_are_set_aside(volumes, uninterrupted, tmp_path):
+    folder = tmp_path / "models"
+    folder.mkdir()
+    for name in ("model.pt", "model.1.pt", "last.pt"):
+        (folder / name).write_text(name)
+    workflow(volumes, tmp_path, epochs=1).run()
+    assert {p.name for p in folder.iterdir()} == {"model.pt", "model.1.pt", "model.2.pt", "last.pt", "last.1.pt"}
+    assert (folder / "model.1.pt").read_text() == "model.1.pt" and (folder / "model.2.pt").read_text() == "model.pt"
+
+
+def test_max_steps_are_rounded_up_to_whole_epochs(volumes, tmp_path):
+    flow = workflow(volumes, tmp_path, max_steps=6)
+    trainer = flow.parser.get_parsed_content("train#trainer")
+    assert (trainer.state.epoch_length, trainer.state.max_epochs) == (5, 2)
+
+
+def test_early_stop(volumes, tmp_path):
+    # nothing is learnt, so no validation is better than the first
+    flow = workflow(volumes, tmp_path, epochs=50, learning_rate=0.0, patience=2)
+    flow.run()
+    assert flow.parser.get_parsed_content("train#trainer").state.epoch == 3
+
+
+def test_resume_beyond_the_last_epoch_is_refused(volumes, uninterrupted):
+    flow = workflow(volumes, uninterrupted, resume=True)
+    with pytest.raises(RuntimeError) as error:
+        flow.run()
+    assert "epoch 4 of 4 is done" in str(error.value.__cause__)
+
+
+def test_resume_of_another_network_is_refused(volumes, uninterrupted):
+    flow = workflow(volumes, uninterrupted, resume=True, epochs=9, **{"network_def#growth_rate": 4})
+    with pytest.raises(RuntimeError) as error:
+        flow.run()
+    assert "growth_rate" in str(error.value.__cause__)
+
+
+def test_training_starts_from_given_weights(volumes, uninterrupted, tmp_path):
+    weights = uninterrupted / "models" / "model.pt"
+    workflow(volumes, tmp_path, epochs=1, learning_rate=0.0, weights=str(weights)).run()
+    expected = torch.load(weights, weights_only=True)["model"]
+    assert_same(state(tmp_path)["state"]["model"], expected, rtol=0, atol=0)
+    assert_same(torch.load(tmp_path / "models" / "model.pt", weights_only=True)["model"], expected, rtol=0, atol=1e-6)
+
+
+def test_evaluation_of_bicubic_is_bicubic(volumes, tmp_path):
+    bicubic = {
+        "network_def": {"_target_": "medsr_monai.networks.Bicubic", "scale": 4},
+        "weights": None,
+        "val_slices": None,
+    }
+    settings = {k: v for k, v in options(volumes, tmp_path, **bicubic).items() if k not in TINY}
+    files = [str(CONFIGS / f"{name}.json") for name in ("train", "evaluate")]
+    flow = ConfigWorkflow(files, workflow_type="train", logging_file=False, run_id="evaluating", **settings)
+    flow.initialize()
+    flow.run()
+    header, *rows = (tmp_path / "eval" / "slices.csv").read_text().splitlines()
+    assert len(rows) == 6
+    for row in rows:
+        values = dict(zip(header.split(","), row.split(","), strict=True))
+        assert float(values["psnr"]) == pytest.approx(float(values["psnr_bicubic"]), abs=1e-5)
+        assert float(values["ssim"]) == pytest.approx(float(values["ssim_bicubic"]), abs=1e-6)

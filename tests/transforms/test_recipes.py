@@ -1,0 +1,111 @@
+"""Recipes: what a bundle's JSON names."""
+
+import nibabel
+import numpy as np
+import pytest
+import torch
+from monai.data import MetaTensor
+from monai.transforms import Compose
+
+from medsr_monai.transforms import degrade
+from medsr_monai.transforms.recipes import inference_postprocessing, load_volume, slice_pairs, training_patches
+
+
+@pytest.fixture
+def path(tmp_path):
+    data = np.random.default_rng(0).random((9, 8, 7), dtype=np.float32) * 400 - 50
+    affine = np.diag([-1.0, 2, 3, 1])
+    (tmp_path / "in" / "sub").mkdir(parents=True)
+    nibabel.save(nibabel.Nifti1Image(data, affine), tmp_path / "in" / "sub" / "case.nii.gz")
+    return tmp_path / "in" / "sub" / "case.nii.gz"
+
+
+def test_load_volume_leaves_voxels_where_they_are(path):
+    image = load_volume("image", "minmax")({"image": str(path)})["image"]
+    data = nibabel.load(path).get_fdata(dtype=np.float32)
+    assert isinstance(image, MetaTensor) and image.dtype == torch.float32
+    np.testing.assert_allclose(image[0].numpy(), (data - data.min()) / (data.max() - data.min()), atol=1e-6)
+    np.testing.assert_array_equal(image.affine, np.diag([-1.0, 2, 3, 1]))
+
+
+def test_from_file_to_file(path, tmp_path):
+    item = load_volume()({"image": str(path)})
+    pred = MetaTensor(item["image"].repeat_interleave(2, 1).repeat_interleave(2, 2), meta=item["image"].meta)
+    post = inference_postprocessing(str(tmp_path / "out"), str(tmp_path / "in"))
+    done = post(item | {"pred": pred})
+    saved = nibabel.load(tmp_path / "out" / "sub" / "case_sr.nii.gz")
+    source = nibabel.load(path)
+    assert saved.shape == (18, 16, 7) and saved.get_data_dtype() == np.float32
+    np.testing.assert_allclose(saved.affine, [[-0.5, 0, 0, 0.25], [0, 1, 0, -0.5], [0, 0, 3, 0], [0, 0, 0, 1]])
+    np.testing.assert_allclose(saved.get_fdata()[::2, ::2], source.get_fdata(), atol=1e-4)
+    assert tuple(done["image"].meta["spatial_shape"]) == (18, 16, 7)
+    with pytest.raises(RuntimeError) as caught:
+        post(load_volume()({"image": str(path)}) | {"pred": pred})
+    assert isinstance(caught.value.__cause__, FileExistsError)
+    assert "case_sr.nii.gz: exists" in str(caught.value.__cause__)
+
+
+def test_postprocessing_without_saving(path, tmp_path):
+    item = load_volume()({"image": str(path)})
+    done = inference_postprocessing()(item | {"pred": item["image"].clone()})
+    torch.testing.assert_close(
+        done["pred"].as_tensor(), torch.tensor(nibabel.load(path).get_fdata()[None]).float(), rtol=0, atol=1e-4
+    )
+    assert list(tmp_path.iterdir()) == [tmp_path / "in"]
+
+
+@pytest.mark.parametrize(("scale", "patch", "low"), [(4, 96, (24, 24)), ([1, 4], 32, (32, 8)), (2, [16, 32], (8, 16))])
+def test_training_patches(scale, patch, low):
+    transform = training_patches(scale, patch)
+    assert isinstance(transform, Compose)
+    label = torch.rand(1, 110, 100)
+    transform.set_random_state(seed=1)
+    first = transform({"label": label})
+    assert tuple(first["image"].shape[1:]) == low
+    assert tuple(first["label"].shape[1:]) == tuple(np.broadcast_to(patch, 2))
+    for key in ("image", "label"):
+        assert type(first[key]) is torch.Tensor  # plain tensors: metadata of patches would cost time in every batch
+    torch.testing.assert_close(degrade(first["label"], scale), first["image"], rtol=0, atol=1e-6)
+    second = transform({"label": label})
+    assert not torch.equal(first["label"], second["label"])
+    transform.set_random_state(seed=1)
+    torch.testing.assert_close(transform({"label": label})["label"], first["label"], rtol=0, atol=0)
+
+
+def test_training_patches_are_pieces_of_the_slice():
+    """With unit contrast, a patch is found again in the slice, in one of its eight poses."""
+    label = torch.arange(40 * 50, dtype=torch.float32).reshape(1, 40, 50)
+    transform = training_patches(2, 8, intensity_factor=0).set_random_state(seed=0)
+    poses = set()
+    for _ in range(60):
+        patch = transform({"label": label})["label"][0]
+        for pose in range(8):
+            turned = torch.rot90(patch, pose % 4)
+            turned = turned.flip(0) if pose > 3 else turned
+            start = int(turned[0, 0])
+            row, column = divmod(start, 50)
+            if row <= 32 and column <= 42 and torch.equal(turned, label[0, row : row + 8, column : column + 8]):
+                poses.add(pose)
+                break
+        else:
+            pytest.fail("the patch is no piece of the slice")
+    assert poses == set(range(8))
+
+
+def test_training_intensities():
+    transform = training_patches(2, 8, intensity_factor=0.5).set_random_state(seed=0)
+    means = [float(transform({"label": torch.ones(1, 16, 16)})["label"].mean()) for _ in range(200)]
+    assert 0.5 <= min(means) < 0.55 and 1.15 < max(means) <= 1.2 + 1e-6
+
+
+def test_training_noise_is_on_the_low_resolution_only():
+    item = training_patches(2, 64, intensity_factor=0, noise_std=[0.1, 0.1])({"label": torch.ones(1, 64, 64)})
+    assert float(item["label"].std()) == 0
+    assert float(item["image"].std()) == pytest.approx(0.1, rel=0.15)
+
+
+def test_slice_pairs():
+    label = torch.rand(1, 30, 27)
+    item = slice_pairs([2, 4])({"label": label, "case": "a"})
+    assert torch.equal(item["label"], label[:, :30, :24]) and item["case"] == "a"
+    assert torch.equal(item["image"], degrade(label[:, :30, :24], (2, 4)))
