@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import inspect
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -11,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from medsr_monai.convert import convnet, edsr, rcan, rdn, rdst, swinir
+from medsr_monai.convert import convnet, edsr, rcan, rdn, rdst, styleswin, swinir, transmrsr
 
 WRAPPERS = ("model", "state_dict", "params")  # keys under which training scripts put the weights
 
@@ -21,52 +23,72 @@ class Family:
     """How the checkpoints of one method are read.
 
     Args:
-        build: the network for a checkpoint, its hyper-parameters read off the names and shapes of the tensors; raises
-            ValueError where a tensor that the table drops would matter.
+        build: the network for a checkpoint, its hyper-parameters read off the names and shapes of the tensors, and
+            those which no tensor tells from keywords; raises ValueError where a tensor that the table drops would
+            matter.
         table: for a checkpoint, their name -> ours, or None for what is dropped on purpose. A `*` stands for one part
-            between dots, and the nth `*` on the right for what the nth on the left has matched.
+            between dots, and the nth `*` on the right for what the nth on the left has matched; `**`, for any parts of
+            a name that is dropped.
+        wrappers: keys, beside `WRAPPERS`, under which the method's training script puts the weights, preferred first.
     """
 
-    build: Callable[[Mapping[str, Tensor]], nn.Module]
+    build: Callable[..., nn.Module]
     table: Callable[[Mapping[str, Tensor]], Mapping[str, str | None]]
+    wrappers: tuple[str, ...] = ()
 
 
 FAMILIES: dict[str, Family] = {
     "rdst": Family(rdst.build, rdst.table),
     "edsr": Family(edsr.build, edsr.table),
-    "edsr_lite": Family(edsr.build_lite, edsr.table),
     "rdn": Family(rdn.build, rdn.table),
     "rcan": Family(rcan.build, rcan.table),
     "rcan_ada": Family(rcan.build_ada, rcan.table_ada),
     "han": Family(rcan.build_han, rcan.table_han),
     "convnet": Family(convnet.build, convnet.table),
     "swinir": Family(swinir.build, swinir.table),
+    "styleswin": Family(styleswin.build, styleswin.table, styleswin.GENERATOR_WRAPPERS),
+    "styleswin_discriminator": Family(
+        styleswin.build_discriminator, styleswin.discriminator_table, styleswin.DISCRIMINATOR_WRAPPERS
+    ),
+    "transmrsr": Family(transmrsr.build, transmrsr.table),
 }
 
 
-def load_official(source: str | os.PathLike | Mapping[str, Any], family: str) -> nn.Module:
+def load_official(source: str | os.PathLike | Mapping[str, Any], family: str, **arguments: Any) -> nn.Module:
     """Build the network of an official checkpoint and load its weights into it.
 
     Args:
-        source: file, or what was read from it: the state dict, plain or under "model", "state_dict" or "params". Files
-            are read with `weights_only=True`.
+        source: file, or what was read from it: the state dict, plain or under "model", "state_dict" or "params", or
+            where the method's training script puts it (StyleSwin: "g_ema", "g", "d"). Files are read with
+            `weights_only=True`.
         family: name in `FAMILIES`.
+        arguments: what the method's checkpoints do not hold: the keywords of its `build`, and tensors that belong to
+            the weights. "transmrsr" takes `centroids` ([centroids, style_dim]; without them nothing is truncated),
+            `truncation` ("farthest" as in the authors' code, "nearest" or "none") and `encoder_attention_scale` (1 as
+            in the authors' code; None for Swin's); "edsr" takes `negative_slope` and `res_scale` (0 and 0.1 as in the
+            large network; 0.2 and 1 for EDSR-lite of the RDST paper), "rdn" takes `negative_slope` (0.2 as there).
 
     Returns:
         The network in eval mode, float32, on the CPU. Its `.arguments` are the `network_def` for a config.
 
     Raises:
-        ValueError: unknown family; a file that holds no state dict; a tensor of the checkpoint that the table does not
-            know, or one of the network that the checkpoint lacks; a dropped tensor that would change the output.
+        ValueError: unknown family or argument; a file that holds no state dict; a tensor of the checkpoint that the
+            table does not know, or one of the network that the checkpoint lacks; a dropped tensor that would change the
+            output.
         RuntimeError: a tensor's shape contradicts the others'.
     """
     if family not in FAMILIES:
         raise ValueError(f"family is {family!r}: expected one of {sorted(FAMILIES)}.")
     if not isinstance(source, Mapping):
         source = _read(source)
-    for wrapper in WRAPPERS:
+    for wrapper in (*FAMILIES[family].wrappers, *WRAPPERS):
         if isinstance(source.get(wrapper), Mapping):
             source = source[wrapper]
+    source = {**source, **{name: value for name, value in arguments.items() if isinstance(value, Tensor)}}
+    options = {name: value for name, value in arguments.items() if not isinstance(value, Tensor)}
+    accepted = list(inspect.signature(FAMILIES[family].build).parameters)[1:]  # without the tensors
+    if not options.keys() <= set(accepted):
+        raise ValueError(f"arguments are {sorted(options)}: {family!r} takes tensors and {accepted or 'nothing else'}.")
     table = FAMILIES[family].table(source)
     renamed = {name: _rename(name, table) for name in source}
     _refuse(
@@ -74,7 +96,7 @@ def load_official(source: str | os.PathLike | Mapping[str, Any], family: str) ->
         f"not known to the table of {family!r}: is this checkpoint of another family, or of a variant?",
     )
     try:
-        network = FAMILIES[family].build(source)
+        network = FAMILIES[family].build(source, **options)
     except KeyError as error:
         raise ValueError(
             f"The checkpoint has no tensor {error}, from which {family!r} reads its hyper-parameters: "
@@ -89,7 +111,8 @@ def load_official(source: str | os.PathLike | Mapping[str, Any], family: str) ->
 
 def _read(path: str | os.PathLike) -> Mapping[str, Any]:
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals([argparse.Namespace]):  # in which scripts keep their options
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except OSError:
         raise
     except Exception as error:  # pickle, zip and torch raise many kinds
@@ -102,7 +125,7 @@ def _read(path: str | os.PathLike) -> Mapping[str, Any]:
 def _rename(name: str, table: Mapping[str, str | None]) -> str | None:
     """Look a name up: our name, None where it is dropped, "" where no pattern matches."""
     for theirs, ours in table.items():
-        match = re.fullmatch(re.escape(theirs).replace(r"\*", r"([^.]+)"), name)
+        match = re.fullmatch(re.escape(theirs).replace(r"\*\*", ".+").replace(r"\*", r"([^.]+)"), name)
         if match:
             parts = iter(match.groups())
             return ours and re.sub(r"\*", lambda _, parts=parts: next(parts), ours)

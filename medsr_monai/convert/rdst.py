@@ -8,24 +8,15 @@ from math import isqrt
 from torch import Tensor
 
 from medsr_monai.convert.state_dict import count, require_identity_mean_shift, upsampling_scale
+from medsr_monai.convert.swin_layer import swin_layer_table
 from medsr_monai.networks.rdst import RDST
-
-_LAYER, _OUR_LAYER = "body.*.body.*.body.blocks.*", "blocks.*.blocks.*.layers.*"
 
 TABLE = {
     "sub_mean.*": None,  # identity, checked by build
     "add_mean.*": None,  # identity, checked by build
     "head.*": "head.*",
     "patch_embed.norm.*": "embed_norm.*",
-    f"{_LAYER}.attn_mask": None,  # computed for every size
-    f"{_LAYER}.attn.relative_position_index": None,  # computed
-    f"{_LAYER}.attn.relative_position_bias_table": f"{_OUR_LAYER}.attn.relative_position_bias_table",
-    f"{_LAYER}.attn.qkv.*": f"{_OUR_LAYER}.attn.qkv.*",
-    f"{_LAYER}.attn.proj.*": f"{_OUR_LAYER}.attn.proj.*",
-    f"{_LAYER}.norm1.*": f"{_OUR_LAYER}.norm1.*",
-    f"{_LAYER}.norm2.*": f"{_OUR_LAYER}.norm2.*",
-    f"{_LAYER}.mlp.fc1.*": f"{_OUR_LAYER}.mlp.linear1.*",
-    f"{_LAYER}.mlp.fc2.*": f"{_OUR_LAYER}.mlp.linear2.*",
+    **swin_layer_table("body.*.body.*.body.blocks.*", "blocks.*.blocks.*.layers.*"),
     "body.*.body.*.tail.*.*": "blocks.*.blocks.*.bottleneck.*.*",
     "body.*.conv.*": "blocks.*.fusion.*",
     "norm.*": "norm.*",

@@ -1,4 +1,4 @@
-"""Super-resolution networks, by class and by name in `NETWORKS`."""
+"""Super-resolution networks and the prior's, by class and by name in `NETWORKS`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,10 @@ from medsr_monai.networks.comparison import (
     SwinIR,
     comparison_network,
 )
+from medsr_monai.networks.discriminators import StyleSwinDiscriminator
 from medsr_monai.networks.rdst import RDST
+from medsr_monai.networks.styleswin import StyleSwinGenerator
+from medsr_monai.networks.transmrsr import TransMRSR
 
 __all__ = [
     "COMPARISON",
@@ -39,15 +42,23 @@ __all__ = [
     "NetworkArguments",
     "RCANAda",
     "Restormer",
+    "StyleSwinDiscriminator",
+    "StyleSwinGenerator",
     "SwinIR",
+    "TransMRSR",
     "comparison_network",
     "records_arguments",
 ]
 
 NETWORKS = ComponentStore(
-    "networks", "Super-resolution networks: NETWORKS[name](in_channels, out_channels, scale, ...)."
+    "networks",
+    "Super-resolution networks: NETWORKS[name](in_channels, out_channels, scale, ...); of TransMRSR's prior, generator "
+    "and discriminator: NETWORKS[name](size, channels of the images, ...).",
 )
 NETWORKS.add("RDST", "Residual Dense Swin Transformer, 4.46 million weights at x4", RDST)
 NETWORKS.add("RDSTE", "RDST-E, the light RDST with 4 blocks, 2.38 million weights at x4", partial(RDST, num_blocks=4))
 for _name, (_description, _network) in COMPARISON.items():
     NETWORKS.add(_name, _description, _network)
+NETWORKS.add("TransMRSR", "Swin encoder and StyleSwin decoder, 160.8 million weights at size 256", TransMRSR)
+NETWORKS.add("StyleSwinGenerator", "StyleSwin generator, 40.6 million weights at size 256", StyleSwinGenerator)
+NETWORKS.add("StyleSwinDiscriminator", "wavelet discriminator, 26.2 million weights at 256", StyleSwinDiscriminator)

@@ -1,9 +1,12 @@
 import pytest
 import torch
+import torch.nn.functional as F
 
 from medsr_monai.networks.blocks.window_attention import (
+    SplitWindowAttention,
     WindowAttention,
     attend,
+    regroup,
     relative_position_index,
     shift_mask,
     shifted_windows,
@@ -118,3 +121,57 @@ def test_index_is_not_in_the_state_dict():
 def test_heads_must_divide_channels():
     with pytest.raises(ValueError, match="num_heads is 4, which does not divide the 6 channels"):
         WindowAttention(6, 4, 2)
+
+
+def test_scale_multiplies_the_scores_before_the_bias():
+    torch.manual_seed(0)
+    swin, unscaled = WindowAttention(8, 2, 2), WindowAttention(8, 2, 2, scale=1.0)
+    unscaled.load_state_dict(swin.state_dict())
+    with torch.no_grad():
+        unscaled.qkv.weight[:8] *= 0.5  # the queries, of heads with 4 channels
+        unscaled.qkv.bias[:8] *= 0.5
+    x = torch.rand(2, 3, 4, 8)
+    torch.testing.assert_close(unscaled(x), swin(x), atol=1e-6, rtol=0)
+
+
+def split_attention(shift):
+    torch.manual_seed(0)
+    attention = SplitWindowAttention(dim=8, num_heads=4, window_size=2, shift_size=shift).double()
+    torch.nn.init.normal_(attention.qkv.weight)
+    torch.nn.init.normal_(attention.plain_bias_table)
+    torch.nn.init.normal_(attention.shifted_bias_table)
+    return attention
+
+
+@pytest.mark.parametrize("shift", [0, 1])
+def test_split_attention_is_an_attention_for_each_half(shift):
+    """Half of the heads see windows as they are, half those of the rolled image, each with its own bias table."""
+    attention, halves = split_attention(shift), []
+    image = torch.rand(2, 4, 6, 8, dtype=torch.float64)
+    for half, table in enumerate([attention.plain_bias_table, attention.shifted_bias_table]):
+        rows = [8 * part + 4 * half + i for part in range(3) for i in range(4)]  # of q, of k, of v
+        moved = image.roll((-shift * half, -shift * half), (1, 2))
+        windows = window_partition(moved, 2).unflatten(0, (2, -1))
+        bias = table[relative_position_index(2)].permute(2, 0, 1)[None]
+        qkv = F.linear(windows, attention.qkv.weight[rows], attention.qkv.bias[rows]).view(2, 6, 4, 3, 2, 2)
+        y = attend(qkv, bias + shift_mask(4, 6, 2, shift * half).double().unsqueeze(1))
+        y = window_reverse(y.flatten(0, 1), 2, 4, 6)
+        halves.append(y.roll((shift * half, shift * half), (1, 2)))
+    expected = attention.proj(torch.cat(halves, dim=-1))
+
+    windows = window_partition(image, 2).unflatten(0, (2, -1))
+    out = attention(windows, shifted_windows(4, 6, 2, shift))
+    torch.testing.assert_close(window_reverse(out.flatten(0, 1), 2, 4, 6), expected, atol=1e-12, rtol=0)
+
+
+def test_split_attention_needs_an_even_divisor():
+    for heads in (3, 1, 6):
+        with pytest.raises(ValueError, match=f"num_heads is {heads} for 8 channels: expected an even divisor"):
+            SplitWindowAttention(8, heads, 2, 1)
+
+
+def test_regrouping_is_undone():
+    to_shifted, from_shifted, _ = shifted_windows(8, 4, 4, 1)
+    x = torch.rand(2, 2, 16, 3, 5)
+    assert torch.equal(regroup(x, to_shifted)[1].flatten(0, 1)[7], x[1].flatten(0, 1)[to_shifted[7]])
+    assert torch.equal(regroup(regroup(x, to_shifted), from_shifted), x)

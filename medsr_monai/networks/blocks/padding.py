@@ -17,3 +17,16 @@ def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
     if right > 0:
         x = F.pad(x, [0, right, 0, 0], mode="reflect" if right < x.shape[3] else "replicate")
     return x
+
+
+def margins(length: int, size: int) -> tuple[int, int]:
+    """Lines to put before and after `length` lines to have at least `size`; of an odd number, one more before."""
+    lacking = max(size - length, 0)
+    return lacking - lacking // 2, lacking // 2
+
+
+def pad_to_size(x: Tensor, size: int) -> Tensor:
+    """Pad an image [B, C, H, W] evenly on all sides to at least [size, size], repeating its border (see `margins`)."""
+    top, bottom = margins(x.shape[2], size)
+    left, right = margins(x.shape[3], size)
+    return F.pad(x, [left, right, top, bottom], mode="replicate")

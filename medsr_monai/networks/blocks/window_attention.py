@@ -85,12 +85,26 @@ def relative_position_index(window_size: int) -> Tensor:
     return index.reshape(window_size**2, window_size**2)
 
 
-def attend(qkv: Tensor, bias: Tensor) -> Tensor:
+def regroup(windows: Tensor, places: Tensor) -> Tensor:
+    """Regroup the tokens of windows [B, windows, N, ...]: token i of the result is token places[i] of the input.
+
+    `places` is `to_shifted` or `from_shifted` of `shifted_windows`; the one undoes the other.
+    """
+    return windows.flatten(1, 2).index_select(1, places).view(windows.shape)
+
+
+def position_bias(table: Tensor, index: Tensor) -> Tensor:
+    """Look `relative_position_index` up in a table [(2w - 1) ** 2, heads]: a bias for scores, [1, heads, N, N]."""
+    return table[index].permute(2, 0, 1).unsqueeze(0)
+
+
+def attend(qkv: Tensor, bias: Tensor, scale: float | None = None) -> Tensor:
     """Scaled dot-product attention inside windows.
 
     Args:
         qkv: queries, keys and values [B, windows, N, 3, heads, channels of a head].
         bias: added to the scores, [windows or 1, heads, N, N].
+        scale: factor of the scores before the bias; by default (channels of a head) ** -0.5.
 
     Returns:
         [B, windows, N, heads * channels of a head].
@@ -99,8 +113,19 @@ def attend(qkv: Tensor, bias: Tensor) -> Tensor:
     q, k, v = qkv.flatten(0, 1).permute(2, 0, 3, 1, 4).unbind(0)
     if bias.shape[0] > 1:
         bias = bias.repeat(b, 1, 1, 1)
-    x = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype))
+    x = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype), scale=scale)
     return x.transpose(1, 2).reshape(b, count, n, heads * c)
+
+
+def attend_masked(qkv: Tensor, bias: Tensor, mask: Tensor, scale: float | None = None) -> Tensor:
+    """`attend` with a bias [1, heads, N, N], and a mask [m, N, N] added to the scores of the last m windows."""
+    count = qkv.shape[1]
+    if mask.shape[0] == count:
+        return attend(qkv, bias + mask.unsqueeze(1), scale)
+    # All unmasked windows share one small bias, where one per window would be read from memory in every layer.
+    free = count - mask.shape[0]
+    x, y = attend(qkv[:, :free], bias, scale), attend(qkv[:, free:], bias + mask.unsqueeze(1), scale)
+    return torch.cat([x, y], dim=1)
 
 
 class WindowAttention(nn.Module):
@@ -110,19 +135,21 @@ class WindowAttention(nn.Module):
         dim: channels of a token, a multiple of num_heads.
         num_heads: attention heads.
         window_size: side of the window.
+        scale: factor of the scores before the bias; by default (dim / num_heads) ** -0.5.
 
     Raises:
         ValueError: num_heads does not divide dim.
     """
 
-    def __init__(self, dim: int, num_heads: int, window_size: int) -> None:
+    def __init__(self, dim: int, num_heads: int, window_size: int, scale: float | None = None) -> None:
         super().__init__()
         if dim % num_heads:
             raise ValueError(
                 f"num_heads is {num_heads}, which does not divide the {dim} channels: expected a divisor of {dim}, "
-                "choose another num_heads, embed_dim or growth_rate."
+                "choose other heads, or another width (embed_dim, growth_rate, channels)."
             )
         self.num_heads = num_heads
+        self.scale = (dim // num_heads) ** -0.5 if scale is None else scale
         self.qkv = nn.Linear(dim, 3 * dim)
         self.proj = nn.Linear(dim, dim)
         self.relative_position_bias_table = nn.Parameter(torch.empty((2 * window_size - 1) ** 2, num_heads))
@@ -133,13 +160,54 @@ class WindowAttention(nn.Module):
         """Attend within windows [B, windows, N, dim]; a mask [m, N, N] is added to the scores of the last m of them."""
         b, count, n, c = windows.shape
         qkv = self.qkv(windows).view(b, count, n, 3, self.num_heads, c // self.num_heads)
-        bias = self.relative_position_bias_table[self.index].permute(2, 0, 1).unsqueeze(0)
-        if mask is None:
-            x = attend(qkv, bias)
-        elif mask.shape[0] == count:
-            x = attend(qkv, bias + mask.unsqueeze(1))
-        else:
-            # All unmasked windows share one small bias, where one per window would be read from memory in every layer.
-            free = count - mask.shape[0]
-            x = torch.cat([attend(qkv[:, :free], bias), attend(qkv[:, free:], bias + mask.unsqueeze(1))], dim=1)
+        bias = position_bias(self.relative_position_bias_table, self.index)
+        x = attend(qkv, bias, self.scale) if mask is None else attend_masked(qkv, bias, mask, self.scale)
         return self.proj(x)
+
+
+class SplitWindowAttention(nn.Module):
+    """Window attention with half of the heads in plain windows and half in shifted ones (StyleSwin, section 3.2).
+
+    One projection makes the queries, keys and values of all heads; each half has a relative position bias of its own.
+    Source: "double attention" of StyleSwin, arXiv 2112.10762.
+
+    Args:
+        dim: channels of a token, a multiple of num_heads.
+        num_heads: attention heads, an even number; the first half attends in plain windows.
+        window_size: side of the window.
+        shift_size: how far the windows of the second half are moved right and down; 0 where the map is one window.
+
+    Raises:
+        ValueError: num_heads is odd or does not divide dim.
+    """
+
+    def __init__(self, dim: int, num_heads: int, window_size: int, shift_size: int) -> None:
+        super().__init__()
+        if num_heads % 2 or dim % num_heads:
+            raise ValueError(
+                f"num_heads is {num_heads} for {dim} channels: expected an even divisor of {dim}, "
+                "choose another num_heads or channels."
+            )
+        self.num_heads = num_heads
+        self.shift_size = shift_size
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.proj = nn.Linear(dim, dim)
+        self.plain_bias_table = nn.Parameter(torch.empty((2 * window_size - 1) ** 2, num_heads // 2))
+        self.shifted_bias_table = nn.Parameter(torch.empty((2 * window_size - 1) ** 2, num_heads // 2))
+        nn.init.trunc_normal_(self.plain_bias_table, std=0.02)
+        nn.init.trunc_normal_(self.shifted_bias_table, std=0.02)
+        self.register_buffer("index", relative_position_index(window_size), persistent=False)
+
+    def forward(self, windows: Tensor, shifted: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+        """Attend within windows [B, windows, N, dim]; `shifted` is `shifted_windows` of the map."""
+        b, count, n, c = windows.shape
+        qkv = self.qkv(windows).view(b, count, n, 3, self.num_heads, c // self.num_heads)
+        plain, moved = qkv.chunk(2, dim=4)
+        bias = position_bias(self.shifted_bias_table, self.index)
+        if self.shift_size > 0:
+            to_shifted, from_shifted, mask = shifted
+            moved = regroup(attend_masked(regroup(moved, to_shifted), bias, mask), from_shifted)
+        else:
+            moved = attend(moved, bias)
+        plain = attend(plain, position_bias(self.plain_bias_table, self.index))
+        return self.proj(torch.cat([plain, moved], dim=-1))
