@@ -442,6 +442,43 @@ def convert(source: str, output: str, family: str = "rdst", overwrite: bool = Fa
     print(f"{out}: {arguments}")
 
 
+def prepare(
+    dataset: str,
+    root: str,
+    output: str = "datalist.json",
+    seed: int = 0,
+    contrast: str | None = None,
+    all_subjects: bool = False,
+    overwrite: bool = False,
+) -> None:
+    """Write a MONAI datalist for your copy of a public dataset: its paper's slices, crops, labels and subject split.
+
+    Train with it by --datalist and, as --dataset_dir, the same root. Images are read, none is copied or changed.
+
+    Args:
+        dataset: oasis, brats, acdc, covid_ct or ixi.
+        root: folder of the dataset in its official structure.
+        output: JSON file to write, with paths relative to root.
+        seed: of the split of subjects.
+        contrast: of ixi, T1 or T2; default both. The split does not depend on it.
+        all_subjects: use more subjects than the paper did, in its proportions.
+        overwrite: replace an existing output.
+    """
+    out = Path(output)
+    _check_output(out, overwrite)
+    from medsr_monai.data import prepare_datalist, write_datalist
+
+    datalist = prepare_datalist(dataset, root, seed=seed, contrast=contrast, all_subjects=all_subjects)
+    write_datalist(datalist, out)
+    for part in ("training", "validation", "test", "prior"):
+        if items := datalist.get(part):
+            subjects = len({item["subject"] for item in items})
+            slices = sum(len(s) for item in items for s in item.get("slices", {}).values())
+            chosen = f"{slices} slices" if slices else "all planes"
+            print(f"{part}: {subjects} subjects, {len(items)} images, {chosen}")
+    print(f"{out}: {datalist['name']}, {datalist['description']}")
+
+
 def models(json: bool = False) -> None:
     """List the bundles, whether their weights are here, and where missing ones belong.
 
@@ -562,7 +599,7 @@ def benchmark(
         print(f"{name}: {value:.4g}" if isinstance(value, float) else f"{name}: {value}")
 
 
-COMMANDS = {f.__name__: f for f in (upscale, degrade, evaluate, convert, models, demo, benchmark)}
+COMMANDS = {f.__name__: f for f in (upscale, degrade, evaluate, convert, prepare, models, demo, benchmark)}
 
 
 # fire

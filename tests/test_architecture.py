@@ -17,6 +17,7 @@ ALLOWED = {
     "transforms": {"transforms.geometry"},
     "inferers": {"inferers", "transforms.geometry"},
     "data": {"data", "transforms.geometry"},
+    "losses": {"losses"},
     "metrics": {"metrics"},
     "handlers": {"handlers", "metrics", "networks.arguments"},
     "__main__": {"cli"},

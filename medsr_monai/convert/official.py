@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from medsr_monai.convert import convnet, edsr, rcan, rdn, rdst, styleswin, swinir, transmrsr
+from medsr_monai.convert import convnet, edsr, rcan, rdn, rdst, segmentation_unet, styleswin, swinir, transmrsr
 
 WRAPPERS = ("model", "state_dict", "params")  # keys under which training scripts put the weights
 
@@ -39,6 +39,12 @@ class Family:
 
 FAMILIES: dict[str, Family] = {
     "rdst": Family(rdst.build, rdst.table),
+    "styleswin": Family(styleswin.build, styleswin.table, styleswin.GENERATOR_WRAPPERS),
+    "styleswin_discriminator": Family(
+        styleswin.build_discriminator, styleswin.discriminator_table, styleswin.DISCRIMINATOR_WRAPPERS
+    ),
+    "transmrsr": Family(transmrsr.build, transmrsr.table),
+    "segmentation_unet": Family(segmentation_unet.build, segmentation_unet.table),
     "edsr": Family(edsr.build, edsr.table),
     "rdn": Family(rdn.build, rdn.table),
     "rcan": Family(rcan.build, rcan.table),
@@ -46,11 +52,6 @@ FAMILIES: dict[str, Family] = {
     "han": Family(rcan.build_han, rcan.table_han),
     "convnet": Family(convnet.build, convnet.table),
     "swinir": Family(swinir.build, swinir.table),
-    "styleswin": Family(styleswin.build, styleswin.table, styleswin.GENERATOR_WRAPPERS),
-    "styleswin_discriminator": Family(
-        styleswin.build_discriminator, styleswin.discriminator_table, styleswin.DISCRIMINATOR_WRAPPERS
-    ),
-    "transmrsr": Family(transmrsr.build, transmrsr.table),
 }
 
 

@@ -2,13 +2,18 @@
 
 from .datasets import SliceDataset, SliceSampler
 from .dicom import check_series, is_dicom_folder
+from .public_datasets import PUBLIC_DATASETS, PublicDataset, prepare_datalist, write_datalist
 from .volumes import (
+    LoadLabeld,
     LoadVolumed,
     NiftiWriter,
     SaveVolumed,
     check_nifti,
+    check_same_grid,
+    check_subjects,
     find_volumes,
     list_volumes,
+    read_grid,
     sample_volume,
     split_volumes,
     volume_name,

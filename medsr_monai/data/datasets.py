@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
 from monai.data import CacheDataset, DistributedSampler
-from monai.transforms import Compose
+from monai.transforms import CenterSpatialCrop, Compose
 from torch.utils.data import Dataset
 
 from medsr_monai.data.volumes import volume_name
@@ -26,9 +26,16 @@ class SliceDataset(Dataset):
     "slice": int}``. Random transforms are seeded by (seed, item number, pass), so an item of a pass is the same
     whatever was drawn before, in any worker, in any process: a resumed training sees what an uninterrupted one sees.
 
+    An item of ``data`` may choose its slices itself (as those of :func:`medsr_monai.data.prepare_datalist` do):
+        - ``slices``: positions by plane, ``{"axial": [40, 41]}``; planes that it does not name have none, and air is
+          not looked for;
+        - ``crop``: size by plane of the centre that is kept of a slice, ``{"axial": [128, 160]}``, in the order of the
+          volume's array axes; a side that is smaller stays as it is.
+
     Args:
         data: MONAI data list, items with the key ``image``.
-        volume_transform: deterministic MONAI transforms; reads ``image`` as a ``MetaTensor`` [C, X, Y, Z].
+        volume_transform: deterministic MONAI transforms; gets the whole item and reads ``image`` as a ``MetaTensor``
+            [C, X, Y, Z].
         transform: applied to each slice.
         plane: one or more of sagittal, coronal, axial.
         min_size: shortest side in pixels that a slice must have; the planes of a volume that have smaller slices are
@@ -38,11 +45,14 @@ class SliceDataset(Dataset):
         min_std: a slice is usable if its standard deviation is above this fraction of its volume's, which leaves out
             air.
         slices_per_volume: as many evenly spread usable slices per plane of a volume, None for all.
+        keys: volumes and what their slices are called. By default the image is the high-resolution truth; for
+            segmentation take ``{"image": "image", "label": "label"}``, with ``label`` in the grid of ``image``.
         seed: of the random transforms.
         num_workers: threads that read the volumes.
 
     Raises:
-        ValueError: unknown plane, or no usable slice in any volume.
+        ValueError: unknown plane, no usable slice in any volume, chosen slices that a volume does not have, or
+            volumes of one item that differ in shape.
     """
 
     def __init__(
@@ -56,30 +66,44 @@ class SliceDataset(Dataset):
         max_anisotropy: float = 2.0,
         min_std: float = 0.25,
         slices_per_volume: int | None = None,
+        keys: Mapping[str, str] | None = None,
         seed: int = 0,
         num_workers: int = 1,
     ) -> None:
         self.data = data
         self.transform = transform if isinstance(transform, Compose) else Compose([transform])
         self.seed = seed
+        self.keys = {"image": "label"} if keys is None else dict(keys)
         # CacheDataset takes a Compose inside a Compose for random, and would read the volume for every slice
         load = Compose(volume_transform).flatten()
-        self.volumes = CacheDataset(
-            [{"image": item["image"]} for item in data], load, num_workers=num_workers, progress=False
-        )
+        self.volumes = CacheDataset(data, load, num_workers=num_workers, progress=False)
         self.items: list[tuple[int, int, str, int]] = []
         left_out = []
         planes = (plane,) if isinstance(plane, str) else tuple(plane)
         for number in range(len(self.volumes)):
             image = self.volumes[number]["image"]
+            self._check_shapes(number)
+            chosen = data[number].get("slices")
             for name in planes:
                 axis = plane_axis(image.affine, name)
+                if chosen is not None and name not in chosen:
+                    continue
                 sides = [n for i, n in enumerate(image.shape[1:]) if i != axis]
+                sides = [min(n, c) for n, c in zip(sides, self.crop(number, name) or sides, strict=True)]
                 edges = np.delete(spacing(image.affine), axis)
                 if min(sides) < min_size or edges.max() > max_anisotropy * edges.min():
                     left_out.append(f"{self.case(number)} {name} ({sides[0]}x{sides[1]})")
                     continue
-                self.items += [(number, axis, name, i) for i in _usable(image, axis, min_std, slices_per_volume)]
+                if chosen is None:
+                    positions = _usable(image, axis, min_std)
+                else:
+                    positions = [int(i) for i in chosen[name]]
+                    if positions and not 0 <= min(positions) <= max(positions) < image.shape[axis + 1]:
+                        raise ValueError(
+                            f"{self.case(number)}: {name} slices {min(positions)} to {max(positions)} chosen, it has 0 "
+                            f"to {image.shape[axis + 1] - 1}: was the datalist made for another file?"
+                        )
+                self.items += [(number, axis, name, i) for i in _thinned(positions, slices_per_volume)]
         if left_out:
             logger.warning(
                 "planes left out, slices smaller than %d pixels or thicker than %g pixels: %s",
@@ -93,9 +117,19 @@ class SliceDataset(Dataset):
                 "use a smaller patch_size, other planes or other volumes"
             )
 
+    def _check_shapes(self, number: int) -> None:
+        shapes = {key: tuple(self.volumes[number][key].shape[1:]) for key in self.keys}
+        if len(set(shapes.values())) > 1:
+            raise ValueError(f"{self.case(number)}: volumes of different shapes, {shapes}: resample them to one grid")
+
+    def crop(self, number: int, plane: str) -> list[int] | None:
+        """Size of the centre that is kept of a volume's slices in a plane, None for whole slices."""
+        return self.data[number].get("crop", {}).get(plane)
+
     def case(self, number: int) -> str:
-        """Name of a volume: its last folder and its file name."""
-        path = str(self.data[number]["image"]).rstrip("/")
+        """Name of a volume: its last folder and its (first) file name."""
+        image = self.data[number]["image"]
+        path = str(image[0] if isinstance(image, (list, tuple)) else image).rstrip("/")
         return "/".join([*path.split("/")[-2:-1], volume_name(path)])
 
     def __len__(self) -> int:
@@ -105,17 +139,24 @@ class SliceDataset(Dataset):
         """Item ``key % len(self)`` of pass ``key // len(self)`` (see :class:`SliceSampler`)."""
         _, index = divmod(key, len(self))
         number, axis, plane, position = self.items[index]
-        image = self.volumes[number]["image"].as_tensor().select(axis + 1, position)
+        size = self.crop(number, plane)
+        item: dict = {"case": self.case(number), "plane": plane, "slice": position}
+        for volume, name in self.keys.items():
+            image = self.volumes[number][volume].as_tensor().select(axis + 1, position)
+            item[name] = (image if size is None else CenterSpatialCrop(size)(image)).clone()
         self.transform.set_random_state(seed=(self.seed * 1_000_003 + key) % 2**32)
-        item = {"label": image.clone(), "case": self.case(number), "plane": plane, "slice": position}
         return self.transform(item)
 
 
-def _usable(image: torch.Tensor, axis: int, min_std: float, count: int | None) -> list[int]:
-    """Positions along ``axis`` whose slices are worth using, evenly thinned to ``count``."""
+def _usable(image: torch.Tensor, axis: int, min_std: float) -> list[int]:
+    """Positions along ``axis`` whose slices are worth using."""
     others = [d for d in range(image.ndim) if d != axis + 1]
     stds = image.as_tensor().std(dim=others, correction=0)
-    positions = torch.nonzero(stds > min_std * image.as_tensor().std(correction=0)).flatten().tolist()
+    return torch.nonzero(stds > min_std * image.as_tensor().std(correction=0)).flatten().tolist()
+
+
+def _thinned(positions: list[int], count: int | None) -> list[int]:
+    """As many as ``count`` of the positions, evenly spread."""
     if count is None or len(positions) <= count:
         return positions
     picks = np.linspace(0, len(positions) - 1, 2 * count + 1)[1::2]

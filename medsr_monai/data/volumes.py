@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 
 import itk
@@ -15,24 +16,30 @@ import torch
 from monai.config import KeysCollection
 from monai.data import ITKReader, MetaTensor, NibabelReader, NibabelWriter, load_decathlon_datalist
 from monai.data.folder_layout import default_name_formatter
-from monai.transforms import LoadImage, MapTransform, SaveImage, SaveImaged
+from monai.transforms import LoadImage, MapLabelValue, MapTransform, SaveImage, SaveImaged
 
 from medsr_monai.data.dicom import check_series, is_dicom_folder
-from medsr_monai.transforms.geometry import outer_corners
+from medsr_monai.transforms.geometry import outer_corners, spacing
 
 __all__ = [
+    "LoadLabeld",
     "LoadVolumed",
     "NiftiWriter",
     "SaveVolumed",
     "check_nifti",
+    "check_same_grid",
+    "check_subjects",
     "find_volumes",
     "list_volumes",
+    "read_grid",
     "sample_volume",
     "split_volumes",
     "volume_name",
 ]
 
 SUFFIXES = (".nii", ".nii.gz", ".mgz", ".mgh")
+PAIR_SUFFIX = ".img"
+"""Of the voxels of an Analyze or NIfTI pair; read where it is named, never searched for."""
 MAX_FORMS_APART = 0.1
 """Largest distance, in voxels, between a volume's corners by qform and by sform."""
 QFORM_PRECISION = 5e-4
@@ -44,7 +51,8 @@ MAX_SHEAR = 0.01
 def volume_name(path: str | os.PathLike) -> str:
     """File name without its image suffix: ``sub-1_T1w.nii.gz`` gives ``sub-1_T1w``."""
     name = Path(path).name
-    suffix = next((s for s in sorted(SUFFIXES, key=len, reverse=True) if name.lower().endswith(s)), "")
+    suffixes = sorted((*SUFFIXES, PAIR_SUFFIX), key=len, reverse=True)
+    suffix = next((s for s in suffixes if name.lower().endswith(s)), "")
     return name[: len(name) - len(suffix)]
 
 
@@ -82,7 +90,7 @@ def check_nifti(path: str | os.PathLike, frame: int | None = None) -> None:
     """Refuse a file that is no 3D volume with a sound geometry; only its header is read.
 
     Args:
-        path: NIfTI or FreeSurfer file.
+        path: NIfTI or FreeSurfer file, or the ``.img`` of an Analyze or NIfTI pair.
         frame: taken from a 4D file, counted from 0; None for 3D files.
 
     Raises:
@@ -93,7 +101,7 @@ def check_nifti(path: str | os.PathLike, frame: int | None = None) -> None:
         raise FileNotFoundError(f"{path}: no such file")
     if path.is_dir():
         raise ValueError(f"{path}: a folder without DICOM images, give a volume file or the folder of a DICOM series")
-    if not path.name.lower().endswith(SUFFIXES):
+    if not path.name.lower().endswith((*SUFFIXES, PAIR_SUFFIX)):
         raise ValueError(f"{path}: not a volume file, expected {', '.join(SUFFIXES)} or a DICOM folder")
     if path.stat().st_size == 0:
         raise ValueError(f"{path}: the file is empty")
@@ -125,7 +133,7 @@ def _check_geometry(path: Path, image: nibabel.spatialimages.SpatialImage, shape
     header = image.header
     if isinstance(header, nibabel.Nifti1Header):
         # nibabel mends zero and negative voxel sizes silently when it loads an image
-        with image.file_map["image"].get_prepare_fileobj("rb") as file:
+        with image.file_map.get("header", image.file_map["image"]).get_prepare_fileobj("rb") as file:
             edges = np.asarray(type(header).from_fileobj(file, check=False)["pixdim"][1:4], dtype=float)
         if not (np.isfinite(edges).all() and (edges > 0).all()):
             raise ValueError(f"{path}: voxel size {edges.tolist()} mm in the header, correct pixdim before use")
@@ -159,6 +167,67 @@ def _forms_apart(header: nibabel.Nifti1Header, shape: tuple[int, ...]) -> float:
     return float(np.linalg.norm(by_qform - by_sform, axis=1).max() - QFORM_PRECISION * diagonal)
 
 
+def _is_analyze(image: nibabel.spatialimages.SpatialImage) -> bool:
+    header = image.header
+    return isinstance(header, nibabel.AnalyzeHeader) and not isinstance(header, nibabel.Nifti1Header)
+
+
+def _oriented_affine(path: Path, shape: Sequence[int], edges: Sequence[float], orientation: str | None) -> np.ndarray:
+    """Affine along stated axes, the volume's centre at the origin, for a file that holds voxel sizes only."""
+    if orientation is None:
+        raise ValueError(
+            f"{path}: an Analyze file does not hold its orientation: convert it to NIfTI with the right one, or state "
+            'it in the datalist, such as "orientation": "LAS"'
+        )
+    try:
+        worlds = nibabel.orientations.axcodes2ornt(tuple(orientation))
+        if sorted(worlds[:, 0]) != [0, 1, 2]:
+            raise ValueError
+    except ValueError as error:
+        raise ValueError(
+            f"{path}: orientation {orientation!r} in the datalist, expected one letter an axis for where it points to, "
+            "such as LAS or RAS"
+        ) from error
+    affine = np.eye(4)
+    affine[:3, :3] = 0
+    for axis, (world, sign) in enumerate(worlds):
+        affine[int(world), axis] = sign * edges[axis]
+    affine[:3, 3] = -affine[:3, :3] @ ((np.asarray(shape) - 1) / 2)
+    return affine
+
+
+def read_grid(path: str | os.PathLike, orientation: str | None = None) -> tuple[tuple[int, int, int], np.ndarray]:
+    """Shape and affine of a volume file that :func:`check_nifti` accepts; only the header is read.
+
+    Args:
+        orientation: of an Analyze file, which does not hold it, see :class:`LoadVolumed`.
+
+    Raises:
+        ValueError: an Analyze file without a valid orientation.
+    """
+    path = Path(path)
+    image = nibabel.load(path)
+    shape = tuple(int(n) for n in image.shape[:3])
+    if _is_analyze(image):
+        return shape, _oriented_affine(path, shape, image.header.get_zooms(), orientation)
+    return shape, np.asarray(image.affine, dtype=float)
+
+
+def check_same_grid(path: str | os.PathLike, grid: tuple, ref_path: str | os.PathLike, ref_grid: tuple) -> None:
+    """Refuse a file that does not lie in the grid of a reference; a grid is a shape and an affine.
+
+    Raises:
+        ValueError: names the file, the reference and what differs.
+    """
+    (shape, affine), (ref_shape, ref_affine) = grid, ref_grid
+    remedy = "files that belong together share a grid, resample them to one"
+    if tuple(shape) != tuple(ref_shape):
+        raise ValueError(f"{path}: {tuple(shape)} voxels, but {ref_path} has {tuple(ref_shape)}: {remedy}")
+    distance = np.abs(outer_corners(affine, shape) - outer_corners(ref_affine, ref_shape)).max()
+    if distance > MAX_FORMS_APART * spacing(ref_affine).min():
+        raise ValueError(f"{path}: corners up to {distance:.2f} mm from those of {ref_path}: {remedy}")
+
+
 def _first_line(error: BaseException) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
@@ -167,15 +236,20 @@ class LoadVolumed(MapTransform):
     """Read a volume, a NIfTI or FreeSurfer file or a folder with one DICOM series, as a float32 ``MetaTensor``.
 
     The result is [1, X, Y, Z] with the affine in RAS millimetres; integer files have their slope and intercept
-    applied.
+    applied. A list of files, such as the modalities of one patient, gives a channel each, [C, X, Y, Z].
+
+    An Analyze file (``.img`` beside its ``.hdr``) holds voxel sizes but neither orientation nor place. It is read only
+    if the item states its ``orientation``, a letter an array axis for where that axis points to (``LAS``: left,
+    anterior, superior); the affine then follows from this, with the centre of the volume at the origin.
 
     Args:
-        keys: hold a path each.
+        keys: hold a path each, or a list of paths.
         frame: of a 4D file, counted from 0.
 
     Raises:
         FileNotFoundError, ValueError: see :func:`check_nifti` and
-            :func:`medsr_monai.data.dicom.check_series`; also for truncated files and slices that ITK drops.
+            :func:`medsr_monai.data.dicom.check_series`; also for truncated files, slices that ITK drops, Analyze
+            files without a stated orientation, and files of a list that do not lie in the grid of its first.
     """
 
     def __init__(self, keys: KeysCollection, frame: int | None = None, allow_missing_keys: bool = False) -> None:
@@ -186,11 +260,23 @@ class LoadVolumed(MapTransform):
     def __call__(self, data: Mapping[Hashable, object]) -> dict[Hashable, object]:
         d = dict(data)
         for key in self.key_iterator(d):
-            d[key] = self.load(d[key])
+            d[key] = self.load(d[key], d.get("orientation"))
         return d
 
-    def load(self, path: str | os.PathLike) -> MetaTensor:
-        """One volume."""
+    def load(self, path: str | os.PathLike | Sequence[str | os.PathLike], orientation: str | None = None) -> MetaTensor:
+        """One volume, or one of several channels; ``orientation`` is that of Analyze files."""
+        if isinstance(path, (str, os.PathLike)):
+            return self._load_file(path, orientation)
+        if not path:
+            raise ValueError("an empty list of files, expected one file per channel")
+        first, *others = (self._load_file(p, orientation) for p in path)
+        grids = [(tuple(v.shape[1:]), v.affine) for v in (first, *others)]
+        for name, grid in zip(path[1:], grids[1:], strict=True):
+            check_same_grid(name, grid, path[0], grids[0])
+        channels = torch.cat([v.as_tensor() for v in (first, *others)])
+        return MetaTensor(channels, meta=first.meta, applied_operations=[])
+
+    def _load_file(self, path: str | os.PathLike, orientation: str | None) -> MetaTensor:
         slices = None
         if is_dicom_folder(path):
             slices = check_series(path)
@@ -212,7 +298,36 @@ class LoadVolumed(MapTransform):
             )
         if self.frame is not None:
             volume = volume[self.frame : self.frame + 1]
+        if slices is None and Path(path).name.lower().endswith(PAIR_SUFFIX):
+            volume.affine = torch.as_tensor(read_grid(path, orientation)[1])
+            volume.meta["original_affine"] = volume.affine.numpy().copy()
         return volume.to(torch.float32)
+
+
+class LoadLabeld(LoadVolumed):
+    """Read a label map [1, X, Y, Z], float32 with whole numbers, as :class:`LoadVolumed` does.
+
+    An item's ``label_map``, a dictionary such as ``{"4": 3}`` (JSON has no other keys than strings), replaces its
+    labels; labels that it does not name stay.
+
+    Raises:
+        FileNotFoundError, ValueError: as :class:`LoadVolumed`, and for voxels that are not whole numbers.
+    """
+
+    def __init__(self, keys: KeysCollection = "label", allow_missing_keys: bool = False) -> None:
+        super().__init__(keys, allow_missing_keys=allow_missing_keys)
+
+    def __call__(self, data: Mapping[Hashable, object]) -> dict[Hashable, object]:
+        d = dict(data)
+        replaced = {int(old): int(new) for old, new in (d.get("label_map") or {}).items()}
+        for key in self.key_iterator(d):
+            path = d[key]
+            d[key] = self.load(path, d.get("orientation"))
+            if not torch.equal(d[key].as_tensor(), d[key].as_tensor().round()):
+                raise ValueError(f"{path}: has voxels that are not whole numbers, this is no label map")
+            if replaced:
+                d[key] = MapLabelValue(replaced.keys(), replaced.values(), dtype=np.float32)(d[key])
+        return d
 
 
 class NiftiWriter(NibabelWriter):
@@ -311,6 +426,22 @@ def _subject(path: Path, root: Path, base: Path) -> str:
     return volume_name(path.relative_to(base).parts[0])
 
 
+def check_subjects(split: Mapping[str, Sequence[Mapping]]) -> None:
+    """Refuse a split with one ``subject`` in two of its lists; items that name no subject are not looked at.
+
+    Raises:
+        ValueError: names the subject and the lists.
+    """
+    seen: dict[str, str] = {}
+    for part, items in split.items():
+        for subject in {str(item["subject"]) for item in items if "subject" in item}:
+            if seen.setdefault(subject, part) != part:
+                raise ValueError(
+                    f"subject {subject} is in {seen[subject]} and in {part}: its results would be too good, move all "
+                    "its volumes to one of them"
+                )
+
+
 def split_volumes(
     dataset_dir: str | os.PathLike,
     datalist: str | os.PathLike | None = None,
@@ -319,9 +450,12 @@ def split_volumes(
 ) -> dict[str, list[dict[str, str]]]:
     """Training and validation volumes, as MONAI data lists with the key ``image``.
 
+    The items of a datalist keep their other keys, see :class:`medsr_monai.data.SliceDataset`.
+
     Args:
         dataset_dir: folder of volumes, or the base folder of the datalist's relative paths.
-        datalist: MONAI datalist JSON with the lists ``training`` and ``validation``. Without one, subjects (not
+        datalist: MONAI datalist JSON with the lists ``training`` and ``validation``, also ``test`` and ``prior``
+            where it has them (see :func:`medsr_monai.data.prepare_datalist`). Without one, subjects (not
             volumes) are split at random. A subject is a BIDS label (``sub-01``) anywhere in the path, else what lies
             directly below the deepest folder that holds all volumes: a folder, or a file without its suffix.
         train_fraction: of the subjects, at least one for each part.
@@ -331,13 +465,21 @@ def split_volumes(
         ``{"training": [{"image": path}, ...], "validation": [...]}``
 
     Raises:
-        FileNotFoundError, ValueError: missing folder or file, or fewer than two subjects.
+        FileNotFoundError, ValueError: missing folder or file, fewer than two subjects, or a datalist with one
+            ``subject`` in two lists.
     """
-    parts = ("training", "validation")
+    parts = ["training", "validation"]
     if datalist is not None:
         if not Path(datalist).is_file():
             raise FileNotFoundError(f"{datalist}: no such datalist")
-        return {part: load_decathlon_datalist(str(datalist), True, part, str(dataset_dir)) for part in parts}
+        content = json.loads(Path(datalist).read_text())
+        parts += [part for part in ("test", "prior") if content.get(part)]
+        split = {part: load_decathlon_datalist(str(datalist), True, part, str(dataset_dir)) for part in parts}
+        try:
+            check_subjects(split)
+        except ValueError as error:
+            raise ValueError(f"{datalist}: {error}") from error
+        return split
     root = Path(dataset_dir)
     paths = [Path(p) for p in find_volumes(root)]
     base = Path(os.path.commonpath([p.parent for p in paths]))

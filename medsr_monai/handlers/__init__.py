@@ -1,4 +1,6 @@
 """What MONAI's and ignite's handlers lack."""
 
-from .checkpoints import EarlyStop, TrainingCheckpoints, WeightsLoader, load_weights, save_atomically
+from .adversarial_pairs import AdversarialPairs
+from .checkpoints import EarlyStop, TrainingCheckpoints, WeightsLoader, load_network, load_weights, save_atomically
 from .evaluation import ReportSlices
+from .gradient_penalty import GradientPenalty

@@ -14,9 +14,9 @@ from ignite.engine import Engine, Events
 from monai.handlers import EarlyStopHandler
 from monai.utils import ensure_tuple
 
-from medsr_monai.networks.arguments import NetworkArguments
+from medsr_monai.networks.arguments import NetworkArguments, build_network
 
-__all__ = ["EarlyStop", "TrainingCheckpoints", "WeightsLoader", "load_weights", "save_atomically"]
+__all__ = ["EarlyStop", "TrainingCheckpoints", "WeightsLoader", "load_network", "load_weights", "save_atomically"]
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +53,39 @@ def load_weights(network: torch.nn.Module, path: str | os.PathLike) -> str:
         ValueError: no such dictionary in it, other arguments, or other parameters.
     """
     path = Path(path)
+    _fill(network, path, _read_weights(path))
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def load_network(path: str | os.PathLike | None) -> torch.nn.Module:
+    """Build the network that a weights file of this package describes and load its weights, for a frozen prior.
+
+    Args:
+        path: ``{"model", "network"}`` file, such as a bundle's ``models/model.pt``.
+
+    Returns:
+        The network in eval mode, on the CPU.
+
+    Raises:
+        FileNotFoundError: no path, or no file there.
+        ValueError: no such dictionary in it, no network of this package, or parameters that do not fit it.
+    """
+    if path is None:
+        raise FileNotFoundError(
+            'no weights file given: expected the path of a {"model", "network"} file, such as the models/model.pt of a '
+            "trained bundle (a segmentation U-Net: --unet_path)"
+        )
+    path = Path(path)
+    content = _read_weights(path)
+    try:
+        network = build_network(content["network"])
+    except (AttributeError, TypeError, ValueError) as error:
+        raise ValueError(f"{path}: {' '.join(str(error).split())}") from error
+    _fill(network, path, content)
+    return network.eval()
+
+
+def _read_weights(path: Path) -> Mapping:
     if not path.is_file():
         bundle = path.parent.parent
         if (bundle / "configs" / "metadata.json").is_file():
@@ -65,12 +98,15 @@ def load_weights(network: torch.nn.Module, path: str | os.PathLike) -> str:
         raise ValueError(f"{path}: not a PyTorch weights file, or a damaged one") from error
     if not isinstance(content, Mapping) or not {"model", "network"} <= set(content):
         raise ValueError(f'{path}: no {{"model", "network"}} dictionary; official weights: `medsr convert` first')
+    return content
+
+
+def _fill(network: torch.nn.Module, path: Path, content: Mapping) -> None:
     try:
         NetworkArguments(network).load_state_dict(content["network"])
         getattr(network, "module", network).load_state_dict(content["model"])
     except (AttributeError, TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"{path}: {' '.join(str(error).split())}") from error
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 class WeightsLoader:

@@ -6,7 +6,7 @@ from functools import partial
 
 from monai.utils import ComponentStore
 
-from medsr_monai.networks.arguments import NetworkArguments, records_arguments
+from medsr_monai.networks.arguments import NetworkArguments, build_network, records_arguments
 from medsr_monai.networks.comparison import (
     COMPARISON,
     EDSR,
@@ -24,8 +24,11 @@ from medsr_monai.networks.comparison import (
 )
 from medsr_monai.networks.discriminators import StyleSwinDiscriminator
 from medsr_monai.networks.rdst import RDST
+from medsr_monai.networks.segmentation_unet import SegmentationUNet
+from medsr_monai.networks.srgan_discriminator import SRGANDiscriminator
 from medsr_monai.networks.styleswin import StyleSwinGenerator
 from medsr_monai.networks.transmrsr import TransMRSR
+from medsr_monai.networks.vgg19 import VGG19Features, load_vgg19_features
 
 __all__ = [
     "COMPARISON",
@@ -42,11 +45,16 @@ __all__ = [
     "NetworkArguments",
     "RCANAda",
     "Restormer",
+    "SRGANDiscriminator",
+    "SegmentationUNet",
     "StyleSwinDiscriminator",
     "StyleSwinGenerator",
     "SwinIR",
     "TransMRSR",
+    "VGG19Features",
+    "build_network",
     "comparison_network",
+    "load_vgg19_features",
     "records_arguments",
 ]
 
@@ -57,8 +65,8 @@ NETWORKS = ComponentStore(
 )
 NETWORKS.add("RDST", "Residual Dense Swin Transformer, 4.46 million weights at x4", RDST)
 NETWORKS.add("RDSTE", "RDST-E, the light RDST with 4 blocks, 2.38 million weights at x4", partial(RDST, num_blocks=4))
-for _name, (_description, _network) in COMPARISON.items():
-    NETWORKS.add(_name, _description, _network)
 NETWORKS.add("TransMRSR", "Swin encoder and StyleSwin decoder, 160.8 million weights at size 256", TransMRSR)
 NETWORKS.add("StyleSwinGenerator", "StyleSwin generator, 40.6 million weights at size 256", StyleSwinGenerator)
 NETWORKS.add("StyleSwinDiscriminator", "wavelet discriminator, 26.2 million weights at 256", StyleSwinDiscriminator)
+for _name, (_description, _network) in COMPARISON.items():
+    NETWORKS.add(_name, _description, _network)

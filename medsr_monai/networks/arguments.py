@@ -18,7 +18,8 @@ def records_arguments(cls: Network) -> Network:
 
     `.arguments` is `{"_target_": "medsr_monai.networks.<Class>", <argument>: <value>, ...}`, defaults included, of
     plain numbers, strings, bools and lists: `json.dumps` writes it and `torch.load(weights_only=True)` reads it. An
-    argument left at None ("choose for me") is recorded as what the network chose: its attribute of that name.
+    argument left at None ("choose for me") is recorded as what the network chose: its attribute of that name. Those
+    named in the class's `unrecorded`, which only choose the first weights, are left out.
 
     Raises:
         TypeError: an argument is not such a plain value.
@@ -32,12 +33,32 @@ def records_arguments(cls: Network) -> Network:
         given = signature.bind(self, *args, **kwargs)
         given.apply_defaults()
         values = dict(list(given.arguments.items())[1:])  # without self
+        values = {name: value for name, value in values.items() if name not in getattr(cls, "unrecorded", ())}
         values = {name: getattr(self, name, None) if value is None else value for name, value in values.items()}
         self.arguments = {"_target_": f"medsr_monai.networks.{cls.__name__}"}
         self.arguments.update({name: _plain(name, value) for name, value in values.items()})
 
+    __init__.records_arguments = True
     cls.__init__ = __init__
     return cls
+
+
+def build_network(arguments: dict[str, Any]) -> nn.Module:
+    """Build the network of which `arguments` are the `.arguments`, with random weights.
+
+    Raises:
+        ValueError: `_target_` is no network of medsr_monai.networks that records its arguments: files of weights may
+            come from anywhere, so nothing else is called.
+        TypeError: the network does not take these arguments.
+    """
+    import medsr_monai.networks
+
+    target = arguments.get("_target_")
+    package, _, name = str(target).rpartition(".")
+    cls = getattr(medsr_monai.networks, name, None) if package == "medsr_monai.networks" else None
+    if not (isinstance(cls, type) and getattr(cls.__init__, "records_arguments", False)):
+        raise ValueError(f"_target_ is {target!r}: expected a network of medsr_monai.networks, such as its RDST.")
+    return cls(**{name: value for name, value in arguments.items() if name != "_target_"})
 
 
 class NetworkArguments:

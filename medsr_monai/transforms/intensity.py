@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 
 import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import MapTransform
 from monai.utils import ImageMetaKey
+
+from medsr_monai.transforms.geometry import plane_axis
 
 __all__ = ["INTENSITY_MODES", "RestoreIntensityd", "ScaleVolumed", "intensity_range"]
 
@@ -48,10 +50,28 @@ def intensity_range(
     return low, high
 
 
+def _chosen(volume: MetaTensor, slices: Mapping[str, Sequence[int]]) -> torch.Tensor:
+    """Voxels [C, N] of the chosen slices."""
+    image = volume.as_tensor()
+    axes = {plane: plane_axis(volume.affine, plane) + 1 for plane, positions in slices.items() if len(positions)}
+    if not axes:
+        return image.flatten(1)
+    return torch.cat([image.index_select(a, torch.as_tensor(slices[p])).flatten(1) for p, a in axes.items()], dim=1)
+
+
+def _per_channel(values: torch.Tensor, volume: torch.Tensor) -> torch.Tensor:
+    """One value a channel [C], to be combined with a volume [C, ...]."""
+    if values.numel() != volume.shape[0]:
+        raise ValueError(f"ranges of {values.numel()} channels cannot be applied to {volume.shape[0]} channels")
+    return values.reshape(-1, *(1,) * (volume.ndim - 1)).to(volume.dtype).to(volume.device)
+
+
 class ScaleVolumed(MapTransform):
     """Map the :func:`intensity_range` of each volume to [0, 1]; nothing is clipped, so it can be undone exactly.
 
-    The range goes into the volume's metadata, from where :class:`RestoreIntensityd` takes it.
+    Each channel has its own range. Of an item that chooses its ``slices`` (positions by plane, see
+    :class:`medsr_monai.data.SliceDataset`) only these are measured, as in the RDST paper. The range goes into the
+    volume's metadata, from where :class:`RestoreIntensityd` takes it.
 
     Args:
         keys: ``MetaTensor`` volumes [C, X, Y, Z], float.
@@ -65,11 +85,14 @@ class ScaleVolumed(MapTransform):
     def __call__(self, data: Mapping[Hashable, MetaTensor]) -> dict[Hashable, MetaTensor]:
         d = dict(data)
         for key in self.key_iterator(d):
+            name = d[key].meta.get(ImageMetaKey.FILENAME_OR_OBJ, key)
             try:
-                low, high = intensity_range(d[key], self.mode)
-            except ValueError as error:
-                raise ValueError(f"{d[key].meta.get(ImageMetaKey.FILENAME_OR_OBJ, key)}: {error}") from error
-            d[key] = (d[key] - low) / (high - low)
+                measured = _chosen(d[key], d["slices"]) if d.get("slices") else d[key].as_tensor().flatten(1)
+                ranges = [intensity_range(channel, self.mode) for channel in measured]
+            except (ValueError, IndexError) as error:
+                raise ValueError(f"{name}: {error}") from error
+            low, high = torch.tensor(ranges, dtype=torch.float64).T
+            d[key] = (d[key] - _per_channel(low, d[key])) / _per_channel(high - low, d[key])
             d[key].meta.update({LOW: low, HIGH: high})
         return d
 
@@ -90,7 +113,7 @@ class RestoreIntensityd(MapTransform):
         meta = d[self.ref_key].meta
         if LOW not in meta:
             raise ValueError(f"{self.ref_key!r} carries no {LOW}: put ScaleVolumed into its preprocessing")
-        low, high = float(meta[LOW]), float(meta[HIGH])
+        low, high = meta[LOW], meta[HIGH]
         for key in self.key_iterator(d):
-            d[key] = d[key] * (high - low) + low
+            d[key] = d[key] * _per_channel(high - low, d[key]) + _per_channel(low, d[key])
         return d

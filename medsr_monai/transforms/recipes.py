@@ -13,7 +13,7 @@ from monai.transforms import (
     RandSpatialCropd,
 )
 
-from medsr_monai.data.volumes import LoadVolumed, SaveVolumed
+from medsr_monai.data.volumes import LoadLabeld, LoadVolumed, SaveVolumed
 from medsr_monai.transforms.degradation import RandDegraded
 from medsr_monai.transforms.geometry import MatchCornersd, SyncRefMetad
 from medsr_monai.transforms.intensity import RestoreIntensityd, ScaleVolumed
@@ -21,23 +21,24 @@ from medsr_monai.transforms.intensity import RestoreIntensityd, ScaleVolumed
 __all__ = ["inference_postprocessing", "load_volume", "slice_pairs", "training_patches"]
 
 
-def load_volume(key: str = "image", intensity: str = "percentile", frame: int | None = None) -> Compose:
+def load_volume(
+    key: str = "image", intensity: str = "percentile", frame: int | None = None, label_key: str | None = None
+) -> Compose:
     """Read a NIfTI file or a DICOM folder as a float32 ``MetaTensor`` [1, X, Y, Z], scaled to about [0, 1].
+
+    A list of files, such as modalities, gives [C, X, Y, Z], each channel with its own range.
 
     Voxels stay where they are: no reorientation, no resampling, no padding. Bad input raises the one-line errors of
     :mod:`medsr_monai.data.volumes`.
 
     Args:
-        key: dictionary key that holds the path.
+        key: dictionary key that holds the path or paths.
         intensity: see :func:`medsr_monai.transforms.intensity.intensity_range`.
         frame: of a 4D file, counted from 0.
+        label_key: key of a label map to be read too, see :class:`medsr_monai.data.LoadLabeld`.
     """
-    return Compose(
-        [
-            LoadVolumed(key, frame=frame),
-            ScaleVolumed(key, mode=intensity),
-        ]
-    )
+    labels = [] if label_key is None else [LoadLabeld(label_key)]
+    return Compose([LoadVolumed(key, frame=frame), ScaleVolumed(key, mode=intensity), *labels])
 
 
 def inference_postprocessing(

@@ -15,6 +15,7 @@ SMALL = {
     "RDST": dict(embed_dim=12, growth_rate=6, num_heads=3, window_size=4, num_blocks=1, num_dense_blocks=2),
     "RDSTE": dict(embed_dim=12, growth_rate=6, num_heads=3, window_size=4, num_blocks=2, num_dense_blocks=1),
     "Bicubic": dict(),
+    "TransMRSR": dict(size=16, style_dim=16, channels=[16, 16, 16], num_heads=[2, 2, 2], truncation="none"),
     "EDSR": dict(channels=8, num_blocks=2),
     "EDSRLite": dict(channels=8, num_blocks=2),
     "RDN": dict(channels=8, growth_rate=4, num_layers=2, num_blocks=2),
@@ -28,11 +29,10 @@ SMALL = {
     "GFPGAN": dict(image_size=32, num_style_feat=8, narrow=1 / 64, num_mlp=1),
     "Restormer": dict(channels=8, depths=[1, 1, 1], num_heads=[1, 2, 4], num_refinement_blocks=1),
     "MINet": dict(channels=8, num_groups=2, num_blocks=1, reduction=1),
-    "TransMRSR": dict(size=16, style_dim=16, channels=[16, 16, 16], num_heads=[2, 2, 2], truncation="none"),
 }
-OTHERS = {"StyleSwinGenerator", "StyleSwinDiscriminator"}  # images from latents, and ratings: checked beside them
 # Made of the parts of other libraries: these must be installed, and cannot all be scripted.
 NEEDS = {"SwinIR": "spandrel", "SwinIRLite": "spandrel", "GFPGAN": "spandrel", "Restormer": "einops"}
+OTHERS = {"StyleSwinGenerator", "StyleSwinDiscriminator"}  # images from latents, and ratings: checked beside them
 FROZEN = {"RCANAda": ".choice."}  # parameters that are never trained
 SIZES = [(1, 1), (1, 9), (5, 3), (8, 8), (13, 6)]
 

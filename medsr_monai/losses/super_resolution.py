@@ -1,0 +1,44 @@
+"""The loss of a super-resolution network: pixels plus a weighted perceptual term."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor, nn
+
+
+class SuperResolutionLoss(nn.Module):
+    """``alpha`` times the pixel loss plus ``lambda_`` times the perceptual loss (RDST, arXiv 2302.11184).
+
+    Args:
+        perceptual: of (pred, label), such as :class:`SegmentationPerceptualLoss`; None for pixels alone.
+        alpha: weight of the pixel loss, 1 in the paper.
+        lambda_: weight of the perceptual loss, 10 in the paper.
+        pixel: of (pred, label), by default the mean absolute difference.
+
+    Raises:
+        ValueError: a negative weight.
+    """
+
+    def __init__(
+        self,
+        perceptual: Callable[[Tensor, Tensor], Tensor] | None = None,
+        alpha: float = 1.0,
+        lambda_: float = 10.0,
+        *,
+        pixel: Callable[[Tensor, Tensor], Tensor] | None = None,
+    ) -> None:
+        super().__init__()
+        if alpha < 0 or lambda_ < 0:
+            raise ValueError(f"alpha is {alpha} and lambda_ {lambda_}: expected weights of 0 or more.")
+        self.perceptual = perceptual
+        self.alpha = alpha
+        self.lambda_ = lambda_
+        self.pixel = nn.L1Loss() if pixel is None else pixel
+
+    def forward(self, pred: Tensor, label: Tensor) -> Tensor:
+        """Compare ``pred`` with ``label``, both [B, C, H, W]."""
+        loss = self.alpha * self.pixel(pred, label)
+        if self.perceptual is not None:
+            loss = loss + self.lambda_ * self.perceptual(pred, label)
+        return loss
