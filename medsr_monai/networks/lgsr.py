@@ -63,14 +63,18 @@ class LGSR(nn.Module):
     needs a multiple of its patch; features are padded for it and cropped again. Intensities are neither scaled nor
     clipped.
 
-    Memory grows with H * W, not with its square; the time of the non-local stage does grow with the square, hence large
-    images are best given in overlapping tiles, or with `non_local_subsample=2`.
+    Memory grows with H * W, not with its square: inference of the default at x4 needs some 11 kB an input pixel, 2.7 GB
+    at 512 x 512. The time of the non-local stage does grow with the square, hence large images are best given in
+    overlapping tiles, or with `non_local_subsample=2`. On CPU, float32 agrees with float64 to 1e-5, channels_last with
+    the contiguous layout to 1e-5, and bfloat16 autocast with float32 to 3 % of the largest output.
 
     Export. `torch.jit.script` compiles it for any size; who loads the file must `import torchvision` first.
-    `torch.onnx.export(..., dynamo=True, opset_version=19)` or later writes it, for the size of the example, with ONNX's
-    DeformConv, which onnxruntime runs. After `blocks.deformable.use_grid_sample(network)` neither torchvision nor
-    DeformConv is needed, and results agree to 1e-5. Tracing (`torch.jit.trace`, `dynamo=False`) is not supported: it
-    fixes the padding of one size.
+    `torch.onnx.export(..., dynamo=True, opset_version=19)` writes it with ONNX's DeformConv, which onnxruntime runs,
+    for the size of the example, or for all multiples of the patch as `dynamic_shapes`. After
+    `blocks.deformable.use_grid_sample(network)` neither torchvision nor DeformConv is needed. Results agree to 1e-5.
+    In ONNX the non-local stage does hold the whole matrix of all pairs of pixels, 340 MB at 96 x 96: export for tiles.
+    Not possible: the older exporter, `dynamo=False`, refuses the deformable operator, and `torch.jit.trace` fixes
+    the padding of one size.
 
     Source: Huang et al., Computerized Medical Imaging and Graphics 115 (2024) 102374, abstract only,
     doi 10.1016/j.compmedimag.2024.102374.
@@ -155,8 +159,9 @@ class LGSR(nn.Module):
             stages["pixel"] = NonLocal(embed_dim, subsample=non_local_subsample)
         if vit:
             stages["patch"] = PatchTransformer(embed_dim, hidden_size, patch_size, num_layers, num_heads, mlp_ratio)
-        names = sorted(stages, reverse=order != "patch_pixel")  # "pixel" after "patch" in the alphabet
-        self.global_stages = nn.ModuleDict({name: stages[name] for name in names})
+        if order == "patch_pixel":
+            stages = dict(reversed(stages.items()))
+        self.global_stages = nn.ModuleDict(stages)
         self.fusion = nn.Conv2d((1 + len(stages)) * embed_dim, embed_dim, 1)
         self.conv_after_body = nn.Conv2d(embed_dim, embed_dim, 3, padding=1)
         self.upsample = Upsample(embed_dim, scale)

@@ -13,10 +13,10 @@ class NonLocal(nn.Module):
     and theta, phi, g and W are 1x1 convolutions. W starts at zero, so that an untrained block hands on its input.
 
     The (H * W) ** 2 numbers a_ij are never held together: torch's fused attention works through them in tiles, forward
-    and backward, on the CPU and in float32, float16 and bfloat16 on a GPU. With the default inner_channels, inference
-    needs at most 8 times the memory of the input beside it. The time still grows with (H * W) ** 2: at
-    512 x 512 some minutes on one CPU core, a quarter of that with subsample=2. Exported to ONNX, the
-    runtime decides, and onnxruntime holds them all: export for a tile of limited size.
+    and backward, on the CPU, and on CUDA in float32, float16 and bfloat16 (not in float64). With the default
+    inner_channels, inference needs at most 8 times the memory of the input beside it. The time still grows with
+    (H * W) ** 2: at 512 x 512 some minutes on one CPU core, a quarter of that with subsample=2. Exported to ONNX, the
+    block is a product, a softmax and a product: there the whole matrix is held.
 
     Source: Non-local Neural Networks, arXiv 1711.07971, equations 1, 4 and 6; without its batch normalisation.
 
@@ -24,6 +24,9 @@ class NonLocal(nn.Module):
         channels: C.
         inner_channels: channels that are compared and gathered; by default half of C.
         subsample: side of the max-pooling of phi and g, so that pixels gather from 1 / subsample ** 2 as many places.
+
+    Raises:
+        ValueError: subsample below 1.
     """
 
     def __init__(self, channels: int, inner_channels: int | None = None, subsample: int = 1) -> None:
