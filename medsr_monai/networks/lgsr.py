@@ -12,7 +12,7 @@ from medsr_monai.networks.arguments import records_arguments
 from medsr_monai.networks.blocks.deformable import DeformableConv2d
 from medsr_monai.networks.blocks.non_local import NonLocal
 from medsr_monai.networks.blocks.patch_transformer import PatchTransformer
-from medsr_monai.networks.blocks.upsample import Upsample, scale_per_axis
+from medsr_monai.networks.blocks.upsample import Upsample, enlarge, scale_per_axis
 
 LOCAL = ("conv", "dcn_v1", "dcn_v2")
 ORDERS = ("pixel_patch", "patch_pixel", "parallel")
@@ -172,7 +172,6 @@ class LGSR(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Super-resolve [B, in_channels, H, W] -> [B, out_channels, H * rows, W * columns]."""
-        rows, columns = self.scale_factors
         shallow = self.head(x)
         y = shallow
         outputs: list[Tensor] = []
@@ -188,6 +187,6 @@ class LGSR(nn.Module):
         y = self.conv_after_body(self.fusion(torch.cat(outputs, dim=1)))
         y = self.last(self.upsample(y + shallow))
         if self.bicubic_residual:
-            size = (x.shape[2] * rows, x.shape[3] * columns)
-            y = y + F.interpolate(x, size=size, mode="bicubic", align_corners=False)
+            rows, columns = self.scale_factors
+            y = y + enlarge(x, rows, columns)
         return y

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from medsr_monai.metrics import count_macs
 from medsr_monai.networks import LGSR, NETWORKS, Bicubic
 from medsr_monai.networks.blocks.deformable import DeformableConv2d, use_grid_sample
 from medsr_monai.networks.blocks.non_local import NonLocal
@@ -63,6 +64,25 @@ def test_counts_of_the_parts():
     assert count(network.fusion) == 12_352
     assert count(network.conv_after_body) == 36_928
     assert count(network.upsample) + count(network.last) == 296_001
+
+
+@pytest.mark.parametrize(
+    "name, arguments, gigamacs",
+    [
+        ("LGSR", dict(), 4.40),
+        ("LGSR", dict(scale=2), 3.64),
+        ("LGSR", dict(offset_groups=1), 3.44),
+        ("LGSRLight", dict(), 1.85),
+        ("LGSRLarge", dict(), 8.07),
+    ],
+)
+def test_multiply_accumulate_operations(name, arguments, gigamacs):
+    """Of an image of 40 x 32, a deformable tap counted as that of a plain convolution, in either form."""
+    with torch.device("meta"):
+        network = NETWORKS[name](**arguments).eval()
+    macs = count_macs(network, [1, 1, 40, 32])
+    assert macs / 1e9 == pytest.approx(gigamacs, abs=0.006)
+    assert count_macs(use_grid_sample(network), [1, 1, 40, 32]) == macs
 
 
 @pytest.mark.parametrize("scale", [1, 3, [1, 4]])

@@ -5,7 +5,19 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.flop_counter import conv_flop_count, flop_registry, register_flop_formula
 from torchvision.ops import deform_conv2d
+
+
+def deform_conv2d_flop(
+    input_shape: torch.Size, weight_shape: torch.Size, *args: object, out_shape: torch.Size, **kwargs: object
+) -> int:
+    """Count a deformable convolution for torch's FlopCounterMode as the plain one, without reading between pixels."""
+    return conv_flop_count(input_shape, weight_shape, out_shape)
+
+
+if torch.ops.torchvision.deform_conv2d not in flop_registry:  # torch knows its own operators only
+    register_flop_formula(torch.ops.torchvision.deform_conv2d)(deform_conv2d_flop)
 
 
 def deform_conv2d_by_grid_sample(
