@@ -2,5 +2,5 @@
 
 from .adversarial_pairs import AdversarialPairs
 from .checkpoints import EarlyStop, TrainingCheckpoints, WeightsLoader, load_network, load_weights, save_atomically
-from .evaluation import ReportSlices
+from .evaluation import ReportDice, ReportSlices
 from .gradient_penalty import GradientPenalty
