@@ -284,12 +284,12 @@ def test_inference_workflow(bundle, volumes, tmp_path):
 
 @each_bundle
 def test_inference_without_weights_is_refused(bundle, volumes, tmp_path):
-    copy = tmp_path / "copy"
+    copy = tmp_path / bundle.name
     shutil.copytree(bundle / "configs", copy / "configs")
     flow = workflow(copy, ["inference"], "infer", dataset_dir=str(volumes))
     with pytest.raises(RuntimeError) as error:
         flow.run()
-    assert "bundle copy has no trained weights" in str(error.value.__cause__)
+    assert f"bundle {bundle.name} has no trained weights" in str(error.value.__cause__)
     assert [p.name for p in copy.iterdir()] == ["configs"]
 
 
