@@ -392,3 +392,18 @@ def test_the_documented_command(pictures, tmp_path):
     done = subprocess.run(arguments, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     assert last(tmp_path)["trainer"] == {"iteration": 3, "epoch_length": 3, "max_epochs": 1}
+
+
+@pytest.mark.slow
+def test_several_processes_validate_what_is_saved(volumes, tmp_path):
+    """Batch statistics differ between processes: the first one's are scored and written."""
+    files = str([str(CONFIGS / f"{name}.json") for name in ("train", "multi_gpu_train")])
+    arguments = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m"]
+    arguments += ["monai.bundle", "run", "training", "--config_file", files]
+    for name, value in options(volumes, tmp_path, batch_size=4, max_steps=4, learning_rate=2e-3).items():
+        arguments += [f"--{name}", str(value)]
+    done = subprocess.run(arguments, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    workflow(volumes, tmp_path, ("train", "evaluate")).run()
+    pooled = {row["class"]: float(row["pooled"]) for row in rows(tmp_path / "eval" / "dice.csv")}
+    assert last(tmp_path)["best"] == pytest.approx(pooled["all"], abs=1e-9)

@@ -145,8 +145,8 @@ class ReportDice:
             writer.writeheader()
             writer.writerows(rows)
         cells = [[f"{v:.4f}" if isinstance(v, float) else str(v) for v in row.values()] for row in rows]
-        lines = [" | ".join(rows[0]), "|".join(["---"] * len(rows[0])), *(" | ".join(line) for line in cells)]
-        text = "\n".join(f"| {line} |" for line in lines)
+        lines = [f"| {' | '.join(line)} |" for line in (rows[0], *cells)]
+        text = "\n".join([lines[0], f"|{'---|' * len(rows[0])}", *lines[1:]])
         (self.folder / "dice.md").write_text(text + "\n")
         logger.info("%d slices, see %s\n%s", len(self.table.rows), self.folder, text)
 
