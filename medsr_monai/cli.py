@@ -78,6 +78,10 @@ class BundleRunner:
 
         self.parser = ConfigParser()
         self.parser.read_config(folder / "configs" / "inference.json")
+        if "scale" not in self.parser:
+            raise ValueError(
+                f"bundle {bundle} does not super-resolve: run it as its docs/README.md says, with monai.bundle"
+            )
         progress = {"inferer#progress": sys.stderr.isatty()}
         self.parser.update({"bundle_root": str(folder), "output_dir": None} | progress | overrides)
         self.parser.parse()

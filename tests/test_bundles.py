@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
 import nibabel as nib
@@ -31,17 +32,45 @@ CARD_HEADINGS = (
     "Limitations",
     "Citation",
 )
-# what makes a bundle another bundle; all else must be the same
-INTENDED_DIFFERENCES = {"network_def#num_blocks", "network_def#bicubic_residual"}
-TINY = {
-    "network_def#embed_dim": 12,
-    "network_def#growth_rate": 6,
-    "network_def#num_heads": 2,
-    "network_def#num_blocks": 1,
-    "network_def#num_dense_blocks": 1,
-}
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What is the same in all bundles of a kind, and may differ from those of another."""
+
+    ids: frozenset  # top-level ids of inference.json and train.json
+    intended_differences: frozenset  # what makes a bundle another bundle; all else must be the same
+    training_only: frozenset  # arguments of the network that matter only before the training
+    channel_def: bool  # MONAI Label makes a label list of it
+    tiny: dict  # overrides that give a small network
+
+
+SUPER_RESOLUTION = Kind(
+    ids=frozenset({"scale"}),
+    intended_differences=frozenset({"network_def#num_blocks", "network_def#bicubic_residual"}),
+    training_only=frozenset(),
+    channel_def=False,
+    tiny={
+        "network_def#embed_dim": 12,
+        "network_def#growth_rate": 6,
+        "network_def#num_heads": 2,
+        "network_def#num_blocks": 1,
+        "network_def#num_dense_blocks": 1,
+    },
+)
+SEGMENTATION = Kind(
+    ids=frozenset({"in_channels", "classes", "encoder"}),
+    intended_differences=frozenset(),
+    training_only=frozenset({"encoder_weights"}),
+    channel_def=True,
+    tiny={"encoder": "resnet18"},
+)
+# the workflows of segmentation are tested in test_segmentation.py
+KINDS = {"rdst": SUPER_RESOLUTION, "rdst_e": SUPER_RESOLUTION, "seg_unet": SEGMENTATION}
+SR_BUNDLES = [b for b in BUNDLES if KINDS.get(b.name) is SUPER_RESOLUTION]
 
 each_bundle = pytest.mark.parametrize("bundle", BUNDLES, ids=lambda p: p.name)
+each_sr_bundle = pytest.mark.parametrize("bundle", SR_BUNDLES, ids=lambda p: p.name)
 
 
 def config(bundle, name):
@@ -75,7 +104,8 @@ def volumes(tmp_path_factory):
 
 def workflow(bundle, names, kind, **overrides):
     files = [str(bundle / "configs" / f"{name}.json") for name in names]
-    flow = ConfigWorkflow(files, workflow_type=kind, logging_file=False, bundle_root=str(bundle), **TINY, **overrides)
+    overrides = KINDS[bundle.name].tiny | {"bundle_root": str(bundle)} | overrides
+    flow = ConfigWorkflow(files, workflow_type=kind, logging_file=False, **overrides)
     flow.initialize()
     return flow
 
@@ -83,7 +113,7 @@ def workflow(bundle, names, kind, **overrides):
 def tiny_weights(bundle, folder, name="inference"):
     """Random weights of the bundle's network in miniature, as training would write them."""
     parser = ConfigParser(config(bundle, name))
-    parser.update(TINY)
+    parser.update(KINDS[bundle.name].tiny)
     torch.manual_seed(0)
     network = parser.get_parsed_content("network_def")
     for parameter in network.parameters():
@@ -94,8 +124,8 @@ def tiny_weights(bundle, folder, name="inference"):
     return path, network.eval()
 
 
-def test_there_are_bundles():
-    assert {"rdst", "rdst_e"} <= {b.name for b in BUNDLES}
+def test_every_bundle_has_a_kind():
+    assert {b.name for b in BUNDLES} == set(KINDS)
 
 
 @each_bundle
@@ -118,8 +148,10 @@ def test_metadata(bundle):
     assert metadata["required_packages_version"] == {"medsr_monai": medsr_monai.__version__}
     assert next(iter(metadata["network_data_format"]["inputs"])) == "image"
     assert next(iter(metadata["network_data_format"]["outputs"])) == "pred"
-    # MONAI Label makes a label list of it
-    assert "channel_def" not in metadata["network_data_format"]["outputs"]["pred"]
+    pred = metadata["network_data_format"]["outputs"]["pred"]
+    assert ("channel_def" in pred) == KINDS[bundle.name].channel_def
+    if "channel_def" in pred:
+        assert list(pred["channel_def"]) == [str(c) for c in range(pred["num_channels"])]
     assert not re.search("detection|classification|deep", bundle.name)
 
 
@@ -134,16 +166,22 @@ def test_card_has_the_zoo_headings(bundle):
 def test_bundles_differ_only_as_intended():
     first, *others = BUNDLES
     for other in others:
-        for name in ("logging.conf", "multi_gpu_train.json", "evaluate.json"):
+        for name in ("logging.conf", "multi_gpu_train.json"):
             assert (first / "configs" / name).read_bytes() == (other / "configs" / name).read_bytes(), name
-        for name in ("inference", "train"):
-            ours, theirs = flat(config(first, name)), flat(config(other, name))
-            assert {k for k in ours.keys() | theirs.keys() if ours.get(k) != theirs.get(k)} <= INTENDED_DIFFERENCES
+    for kind in (SUPER_RESOLUTION, SEGMENTATION):
+        first, *others = (b for b in BUNDLES if KINDS[b.name] is kind)
+        for other in others:
+            assert (first / "configs/evaluate.json").read_bytes() == (other / "configs/evaluate.json").read_bytes()
+            for name in ("inference", "train"):
+                ours, theirs = flat(config(first, name)), flat(config(other, name))
+                differences = {k for k in ours.keys() | theirs.keys() if ours.get(k) != theirs.get(k)}
+                assert differences <= kind.intended_differences
 
 
 @each_bundle
 def test_configs_are_self_contained(bundle):
-    wanted = {"bundle_root", "device", "dataset_dir", "output_dir", "ckpt_dir", "scale", "plane"}
+    kind = KINDS[bundle.name]
+    wanted = {"bundle_root", "device", "dataset_dir", "output_dir", "ckpt_dir", "plane", *kind.ids}
     assert wanted <= config(bundle, "inference").keys()
     assert wanted | {"epochs", "max_steps", "training"} <= config(bundle, "train").keys()
     for name in CONFIGS:
@@ -154,7 +192,10 @@ def test_configs_are_self_contained(bundle):
             if key.endswith("_target_") and value[0].islower():
                 module = value.rsplit(".", 1)[0]
                 assert __import__(module.split(".")[0]), value
-    assert config(bundle, "inference")["network_def"] == config(bundle, "train")["network_def"]
+    trained = config(bundle, "train")["network_def"]
+    assert kind.training_only <= trained.keys()
+    kept = {name: value for name, value in trained.items() if name not in kind.training_only}
+    assert config(bundle, "inference")["network_def"] == kept
 
 
 @each_bundle
@@ -177,7 +218,7 @@ def test_export_to_torchscript(bundle, tmp_path):
         meta_file=str(bundle / "configs" / "metadata.json"),
         config_file=str(bundle / "configs" / "inference.json"),
         key_in_ckpt="model",
-        **TINY,
+        **KINDS[bundle.name].tiny,
     )
     script = torch.jit.load(str(tmp_path / "model.ts"))
     for size in ((8, 8), (13, 21)):
@@ -197,7 +238,7 @@ def test_shipped_weights_fit_the_configuration(bundle):
             load_weights(network, weights)
 
 
-@each_bundle
+@each_sr_bundle
 def test_inference_workflow(bundle, volumes, tmp_path):
     path, network = tiny_weights(bundle, tmp_path / "models")
     flow = workflow(
@@ -243,20 +284,20 @@ def test_inference_workflow(bundle, volumes, tmp_path):
 
 @each_bundle
 def test_inference_without_weights_is_refused(bundle, volumes, tmp_path):
-    copy = tmp_path / "copy"
+    copy = tmp_path / bundle.name
     shutil.copytree(bundle / "configs", copy / "configs")
     flow = workflow(copy, ["inference"], "infer", dataset_dir=str(volumes))
     with pytest.raises(RuntimeError) as error:
         flow.run()
-    assert "bundle copy has no trained weights" in str(error.value.__cause__)
+    assert f"bundle {bundle.name} has no trained weights" in str(error.value.__cause__)
     assert [p.name for p in copy.iterdir()] == ["configs"]
 
 
-@each_bundle
+@each_sr_bundle
 def test_monai_label_leaves_the_result_alone(bundle, volumes):
     """MONAI Label appends Restored: resize pred to the image's spatial_shape, take its original_affine."""
     parser = ConfigParser(config(bundle, "inference"))
-    parser.update(TINY)
+    parser.update(KINDS[bundle.name].tiny)
     parser["output_dir"] = None
     item = parser.get_parsed_content("preprocessing")({"image": str(volumes / "case0.nii.gz")})
     before = outer_corners(item["image"].affine, item["image"].shape[1:])
@@ -271,7 +312,7 @@ def test_monai_label_leaves_the_result_alone(bundle, volumes):
     np.testing.assert_allclose(outer_corners(meta["original_affine"], restored.shape[1:]), before, atol=1e-3)
 
 
-@each_bundle
+@each_sr_bundle
 def test_training_workflows(bundle, volumes, tmp_path):
     options = {
         "dataset_dir": str(volumes),

@@ -2,6 +2,8 @@
 
 from .datasets import SliceDataset, SliceSampler
 from .dicom import check_series, is_dicom_folder
+from .labelled import list_pairs, split_labelled
+from .pictures import is_picture, load_picture
 from .public_datasets import PUBLIC_DATASETS, PublicDataset, prepare_datalist, write_datalist
 from .volumes import (
     LoadLabeld,
@@ -15,6 +17,8 @@ from .volumes import (
     list_volumes,
     read_grid,
     sample_volume,
+    split_subjects,
     split_volumes,
+    subject_name,
     volume_name,
 )

@@ -19,6 +19,7 @@ from monai.data.folder_layout import default_name_formatter
 from monai.transforms import LoadImage, MapLabelValue, MapTransform, SaveImage, SaveImaged
 
 from medsr_monai.data.dicom import check_series, is_dicom_folder
+from medsr_monai.data.pictures import IMAGE_MODES, LABEL_MODES, is_picture, load_picture
 from medsr_monai.transforms.geometry import outer_corners, spacing
 
 __all__ = [
@@ -33,7 +34,9 @@ __all__ = [
     "list_volumes",
     "read_grid",
     "sample_volume",
+    "split_subjects",
     "split_volumes",
+    "subject_name",
     "volume_name",
 ]
 
@@ -245,6 +248,8 @@ class LoadVolumed(MapTransform):
     Args:
         keys: hold a path each, or a list of paths.
         frame: of a 4D file, counted from 0.
+        pictures: read PNG files too, as volumes of one slice (see :func:`medsr_monai.data.load_picture`); without
+            it they are refused, since they hold no geometry.
 
     Raises:
         FileNotFoundError, ValueError: see :func:`check_nifti` and
@@ -252,9 +257,19 @@ class LoadVolumed(MapTransform):
             files without a stated orientation, and files of a list that do not lie in the grid of its first.
     """
 
-    def __init__(self, keys: KeysCollection, frame: int | None = None, allow_missing_keys: bool = False) -> None:
+    picture_modes = IMAGE_MODES
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        frame: int | None = None,
+        allow_missing_keys: bool = False,
+        *,
+        pictures: bool = False,
+    ) -> None:
         super().__init__(keys, allow_missing_keys)
         self.frame = frame
+        self.pictures = pictures
         self.loader = LoadImage(ensure_channel_first=True, image_only=True, dtype=np.float32)
 
     def __call__(self, data: Mapping[Hashable, object]) -> dict[Hashable, object]:
@@ -277,6 +292,8 @@ class LoadVolumed(MapTransform):
         return MetaTensor(channels, meta=first.meta, applied_operations=[])
 
     def _load_file(self, path: str | os.PathLike, orientation: str | None) -> MetaTensor:
+        if self.pictures and is_picture(path):
+            return load_picture(path, self.picture_modes)
         slices = None
         if is_dicom_folder(path):
             slices = check_series(path)
@@ -310,12 +327,27 @@ class LoadLabeld(LoadVolumed):
     An item's ``label_map``, a dictionary such as ``{"4": 3}`` (JSON has no other keys than strings), replaces its
     labels; labels that it does not name stay.
 
+    Args:
+        keys, pictures: see :class:`LoadVolumed`.
+        classes: labels are 0 to classes - 1 after the replacement; None for any.
+
     Raises:
-        FileNotFoundError, ValueError: as :class:`LoadVolumed`, and for voxels that are not whole numbers.
+        FileNotFoundError, ValueError: as :class:`LoadVolumed`, for voxels that are not whole numbers, and for labels
+            of other classes.
     """
 
-    def __init__(self, keys: KeysCollection = "label", allow_missing_keys: bool = False) -> None:
-        super().__init__(keys, allow_missing_keys=allow_missing_keys)
+    picture_modes = LABEL_MODES
+
+    def __init__(
+        self,
+        keys: KeysCollection = "label",
+        allow_missing_keys: bool = False,
+        *,
+        classes: int | None = None,
+        pictures: bool = False,
+    ) -> None:
+        super().__init__(keys, allow_missing_keys=allow_missing_keys, pictures=pictures)
+        self.classes = classes
 
     def __call__(self, data: Mapping[Hashable, object]) -> dict[Hashable, object]:
         d = dict(data)
@@ -327,6 +359,13 @@ class LoadLabeld(LoadVolumed):
                 raise ValueError(f"{path}: has voxels that are not whole numbers, this is no label map")
             if replaced:
                 d[key] = MapLabelValue(replaced.keys(), replaced.values(), dtype=np.float32)(d[key])
+            if self.classes is not None:
+                others = {int(v) for v in d[key].as_tensor().unique().tolist()} - set(range(self.classes))
+                if others:
+                    raise ValueError(
+                        f"{path}: labels {', '.join(map(str, sorted(others)))}, expected 0 to {self.classes - 1}: give "
+                        f'another number of classes, or a label_map such as {{"{max(others)}": 1}}'
+                    )
         return d
 
 
@@ -372,7 +411,7 @@ def _name_parts(meta: dict, saver: SaveImage) -> dict:
 
 
 class SaveVolumed(SaveImaged):
-    """MONAI's ``SaveImaged`` for one float32 NIfTI file per volume, in the grid that the volume has.
+    """MONAI's ``SaveImaged`` for one NIfTI file per volume, in the grid that the volume has.
 
     ``<output_dir>/<folders below data_root_dir>/<name>_<postfix>.nii.gz``
 
@@ -382,6 +421,7 @@ class SaveVolumed(SaveImaged):
         output_postfix: appended to the input's name.
         data_root_dir: folder below which the input's folders are kept in the output.
         overwrite: replace an existing file.
+        output_dtype: of the voxels in the file.
 
     Raises:
         FileExistsError: the file is there and ``overwrite`` is False.
@@ -394,13 +434,14 @@ class SaveVolumed(SaveImaged):
         output_postfix: str = "sr",
         data_root_dir: str = "",
         overwrite: bool = False,
+        output_dtype: type = np.float32,
     ) -> None:
         super().__init__(
             keys,
             output_dir=output_dir,
             output_postfix=output_postfix,
             output_ext=".nii.gz",
-            output_dtype=np.float32,
+            output_dtype=output_dtype,
             resample=False,
             separate_folder=False,
             data_root_dir=data_root_dir,
@@ -419,7 +460,8 @@ class SaveVolumed(SaveImaged):
         return super().__call__(data)
 
 
-def _subject(path: Path, root: Path, base: Path) -> str:
+def subject_name(path: Path, root: Path, base: Path) -> str:
+    """A BIDS label (``sub-01``) in the path below ``root``, else what lies directly below ``base``, without suffix."""
     bids = re.search(r"sub-[A-Za-z0-9]+", str(path.relative_to(root)))
     if bids:
         return bids.group()
@@ -485,16 +527,27 @@ def split_volumes(
     base = Path(os.path.commonpath([p.parent for p in paths]))
     subjects: dict[str, list[dict[str, str]]] = {}
     for path in paths:
-        subjects.setdefault(_subject(path, root, base), []).append({"image": str(path)})
+        subjects.setdefault(subject_name(path, root, base), []).append({"image": str(path)})
+    return split_subjects(subjects, root, train_fraction, seed)
+
+
+def split_subjects(
+    subjects: Mapping[str, Sequence[dict]], source: str | os.PathLike, train_fraction: float = 0.8, seed: int = 0
+) -> dict[str, list[dict]]:
+    """Items of the subjects that are drawn for ``training``, and of the others, for ``validation``.
+
+    Raises:
+        ValueError: fewer than two subjects; names ``source``.
+    """
     if len(subjects) < 2:
         raise ValueError(
-            f"{root}: volumes of one subject only ({next(iter(subjects))}), training and validation need at least two: "
-            "add volumes or give a datalist"
+            f"{source}: volumes of one subject only ({next(iter(subjects))}), training and validation need at least "
+            "two: add volumes or give a datalist"
         )
     names = np.random.default_rng(seed).permutation(sorted(subjects)).tolist()
     count = min(max(1, round(train_fraction * len(names))), len(names) - 1)
     split = {"training": names[:count], "validation": names[count:]}
-    return {part: [item for name in sorted(split[part]) for item in subjects[name]] for part in parts}
+    return {part: [item for name in sorted(chosen) for item in subjects[name]] for part, chosen in split.items()}
 
 
 def sample_volume() -> Path:

@@ -1,6 +1,7 @@
 """What MONAI's and ignite's handlers lack."""
 
 from .adversarial_pairs import AdversarialPairs
+from .batch_statistics import BroadcastBuffers
 from .checkpoints import EarlyStop, TrainingCheckpoints, WeightsLoader, load_network, load_weights, save_atomically
-from .evaluation import ReportSlices
+from .evaluation import ReportDice, ReportSlices
 from .gradient_penalty import GradientPenalty

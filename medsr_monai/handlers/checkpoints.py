@@ -152,7 +152,8 @@ class EarlyStop(EarlyStopHandler):
             super().attach(engine)
 
     def __call__(self, engine: Engine) -> None:
-        if self.evaluator.state.metrics:
+        # the metrics of an epoch without a validation are those of an earlier one
+        if self.evaluator.state.epoch == engine.state.epoch:
             super().__call__(engine)
 
     def state_dict(self) -> dict:
@@ -165,7 +166,7 @@ class EarlyStop(EarlyStopHandler):
 
 
 class TrainingCheckpoints:
-    """Write ``last.pt`` (all that an exact resume needs) every epoch and ``model.pt`` (the best weights); resume.
+    """Write ``last.pt`` (all that an exact resume needs) after an epoch and ``model.pt`` (the best weights); resume.
 
     A training that is started anew in a folder with such files sets them aside first (``model.1.pt``, ``last.1.pt``
     and so on).
@@ -178,6 +179,7 @@ class TrainingCheckpoints:
         best_network: what is written to ``model.pt``, such as the moving average.
         evaluator: whose key metric, the higher the better, chooses ``model.pt``.
         resume: go on from ``last.pt`` where there is one.
+        interval: epochs between two savings; the last epoch of a training is saved in any case.
 
     Attach it last, after validation and early stopping. Only the first process writes.
     """
@@ -190,6 +192,7 @@ class TrainingCheckpoints:
         best_network: torch.nn.Module,
         evaluator: Engine,
         resume: bool = False,
+        interval: int = 1,
     ) -> None:
         self.folder = Path(ckpt_dir)
         self.network = network
@@ -197,12 +200,14 @@ class TrainingCheckpoints:
         self.best_network = best_network
         self.evaluator = evaluator
         self.resume = resume
+        self.interval = interval
         self.best = float("-inf")
 
     def attach(self, engine: Engine) -> None:
-        """Resume or set old files aside at the start, save at the end of every epoch."""
+        """Resume or set old files aside at the start, save at the end of every ``interval``-th epoch and at the end."""
         engine.add_event_handler(Events.STARTED, self.start)
-        engine.add_event_handler(Events.EPOCH_COMPLETED, self.save)
+        engine.add_event_handler(Events.EPOCH_COMPLETED(every=self.interval), self.save)
+        engine.add_event_handler(Events.COMPLETED, self.save_rest)
 
     def start(self, engine: Engine) -> None:
         """Resume, or make room."""
@@ -228,6 +233,11 @@ class TrainingCheckpoints:
         engine.state.max_epochs = max_epochs
         self.best = content["best"]
         logger.info("resumed after epoch %d from %s", engine.state.epoch, path)
+
+    def save_rest(self, engine: Engine) -> None:
+        """Save the epochs since the last saving."""
+        if engine.state.epoch % self.interval:
+            self.save(engine)
 
     def save(self, engine: Engine) -> None:
         """Write both files."""

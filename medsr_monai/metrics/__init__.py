@@ -10,3 +10,4 @@ from .complexity import (
 from .image import PSNRSlices, SSIMSlices, psnr, ssim
 from .picture import comparison_picture
 from .report import SliceTable
+from .segmentation import PooledDice, count_pixels

@@ -5,24 +5,42 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from monai.transforms import (
+    AsDiscreted,
+    CastToTyped,
     Compose,
     RandFlipd,
     RandRotate90d,
     RandScaleIntensityd,
     RandSpatialCropd,
+    SpatialPadd,
+    Transform,
 )
+from monai.utils import ensure_tuple_rep
 
 from medsr_monai.data.volumes import LoadLabeld, LoadVolumed, SaveVolumed
 from medsr_monai.transforms.degradation import RandDegraded
 from medsr_monai.transforms.geometry import MatchCornersd, SyncRefMetad
 from medsr_monai.transforms.intensity import RestoreIntensityd, ScaleVolumed
 
-__all__ = ["inference_postprocessing", "load_volume", "slice_pairs", "training_patches"]
+__all__ = [
+    "inference_postprocessing",
+    "label_map_postprocessing",
+    "labelled_patches",
+    "load_volume",
+    "slice_pairs",
+    "training_patches",
+]
 
 
 def load_volume(
-    key: str = "image", intensity: str = "percentile", frame: int | None = None, label_key: str | None = None
+    key: str = "image",
+    intensity: str = "percentile",
+    frame: int | None = None,
+    label_key: str | None = None,
+    classes: int | None = None,
+    pictures: bool = False,
 ) -> Compose:
     """Read a NIfTI file or a DICOM folder as a float32 ``MetaTensor`` [1, X, Y, Z], scaled to about [0, 1].
 
@@ -35,10 +53,12 @@ def load_volume(
         key: dictionary key that holds the path or paths.
         intensity: see :func:`medsr_monai.transforms.intensity.intensity_range`.
         frame: of a 4D file, counted from 0.
-        label_key: key of a label map to be read too, see :class:`medsr_monai.data.LoadLabeld`.
+        label_key, classes: key of a label map to be read too and how many labels it may have, see
+            :class:`medsr_monai.data.LoadLabeld`.
+        pictures: read PNG files too, see :class:`medsr_monai.data.LoadVolumed`.
     """
-    labels = [] if label_key is None else [LoadLabeld(label_key)]
-    return Compose([LoadVolumed(key, frame=frame), ScaleVolumed(key, mode=intensity), *labels])
+    labels = [] if label_key is None else [LoadLabeld(label_key, classes=classes, pictures=pictures)]
+    return Compose([LoadVolumed(key, frame=frame, pictures=pictures), ScaleVolumed(key, mode=intensity), *labels])
 
 
 def inference_postprocessing(
@@ -60,6 +80,63 @@ def inference_postprocessing(
     return Compose([MatchCornersd(key, ref_key), RestoreIntensityd(key, ref_key), *save, SyncRefMetad(ref_key, key)])
 
 
+def label_map_postprocessing(
+    classes: int,
+    output_dir: str | None = None,
+    data_root_dir: str = "",
+    overwrite: bool = False,
+    postfix: str = "seg",
+    key: str = "pred",
+    ref_key: str = "image",
+) -> Compose:
+    """From logits [classes, X, Y, Z] to a label map [1, X, Y, Z] on disk: the most probable class of every voxel.
+
+    Labels are whole numbers, uint8 for up to 256 classes, else int32, in the grid of the input.
+
+    Args:
+        classes: background included.
+        output_dir, data_root_dir, overwrite, postfix: see :class:`medsr_monai.data.SaveVolumed`; ``output_dir=None``
+            leaves saving to the caller.
+        key, ref_key: keys of the output and of the preprocessed input.
+    """
+    tensor_type, file_type = (torch.uint8, np.uint8) if classes <= 256 else (torch.int32, np.int32)
+    save = []
+    if output_dir is not None:
+        save = [SaveVolumed(key, output_dir, postfix, data_root_dir, overwrite, output_dtype=file_type)]
+    label = [AsDiscreted(key, argmax=True), CastToTyped(key, tensor_type)]
+    return Compose([*label, MatchCornersd(key, ref_key), *save, SyncRefMetad(ref_key, key)])
+
+
+def _flips(keys: Sequence[str], patch_size: int | Sequence[int]) -> list[Transform]:
+    """Random mirror images along both axes, and quarter turns of square patches."""
+    steps = [RandFlipd(keys, prob=0.5, spatial_axis=axis) for axis in (0, 1)]
+    if len(set(np.broadcast_to(patch_size, 2))) == 1:
+        steps.append(RandRotate90d(keys, prob=0.5, max_k=1))
+    return steps
+
+
+def labelled_patches(
+    patch_size: int | Sequence[int] = 128, flips: bool = False, intensity_factor: float = 0.5
+) -> Compose:
+    """Random patches ``image`` of 2D slices and their labels ``label``, int64, for segmentation.
+
+    Args:
+        patch_size: of the patch; the border of smaller slices is repeated.
+        flips: mirror and turn them at random. Not where left and right are different labels, such as the two lungs.
+        intensity_factor: see :func:`training_patches`; a network that judges super-resolved patches sees such ones.
+    """
+    keys = ("image", "label")
+    steps = [
+        SpatialPadd(keys, spatial_size=ensure_tuple_rep(patch_size, 2), mode="edge"),
+        RandSpatialCropd(keys, roi_size=patch_size, random_size=False),
+    ]
+    if flips:
+        steps += _flips(keys, patch_size)
+    if intensity_factor:
+        steps.append(RandScaleIntensityd("image", factors=(-intensity_factor, 0.2), prob=1.0))
+    return Compose([*steps, CastToTyped("label", torch.int64)])
+
+
 def training_patches(
     scale: int | Sequence[int],
     patch_size: int | Sequence[int] = 96,
@@ -77,13 +154,7 @@ def training_patches(
             range of a new scanner's volume is not that of the training volumes; 0 turns this off.
         noise_std: range of the LR noise level.
     """
-    steps = [
-        RandSpatialCropd("label", roi_size=patch_size, random_size=False),
-        RandFlipd("label", prob=0.5, spatial_axis=0),
-        RandFlipd("label", prob=0.5, spatial_axis=1),
-    ]
-    if len(set(np.broadcast_to(patch_size, 2))) == 1:
-        steps.append(RandRotate90d("label", prob=0.5, max_k=1))
+    steps = [RandSpatialCropd("label", roi_size=patch_size, random_size=False), *_flips(["label"], patch_size)]
     if intensity_factor:
         steps.append(RandScaleIntensityd("label", factors=(-intensity_factor, 0.2), prob=1.0))
     return Compose([*steps, RandDegraded("label", "image", factors=scale, method=method, noise_std=tuple(noise_std))])

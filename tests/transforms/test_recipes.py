@@ -8,7 +8,14 @@ from monai.data import MetaTensor
 from monai.transforms import Compose
 
 from medsr_monai.transforms import degrade
-from medsr_monai.transforms.recipes import inference_postprocessing, load_volume, slice_pairs, training_patches
+from medsr_monai.transforms.recipes import (
+    inference_postprocessing,
+    label_map_postprocessing,
+    labelled_patches,
+    load_volume,
+    slice_pairs,
+    training_patches,
+)
 
 
 @pytest.fixture
@@ -109,3 +116,54 @@ def test_slice_pairs():
     item = slice_pairs([2, 4])({"label": label, "case": "a"})
     assert torch.equal(item["label"], label[:, :30, :24]) and item["case"] == "a"
     assert torch.equal(item["image"], degrade(label[:, :30, :24], (2, 4)))
+
+
+def labelled_slice():
+    """A slice whose image tells its label: 10 times as much, and 0.5 more."""
+    label = torch.arange(30 * 20).reshape(1, 30, 20).float()
+    return {"image": 10 * label + 0.5, "label": label}
+
+
+@pytest.mark.parametrize("flips", [False, True])
+def test_labelled_patches_keep_image_and_label_together(flips):
+    patches = labelled_patches(16, flips, intensity_factor=0)
+    slices, upright = labelled_slice(), 0
+    for seed in range(20):
+        patches.set_random_state(seed)
+        item = patches(dict(slices))
+        assert item["image"].shape == item["label"].shape == (1, 16, 16) and item["label"].dtype == torch.int64
+        assert torch.equal(item["image"], 10 * item["label"] + 0.5)
+        rows, columns = item["label"][0].diff(dim=0).unique(), item["label"][0].diff(dim=1).unique()
+        upright += rows.tolist() == [20] and columns.tolist() == [1]
+    # 8 ways to lie, none but one without flips
+    assert upright == 20 if not flips else 0 < upright < 12
+
+
+def test_labelled_patches_repeat_the_border_and_scale_the_image_only():
+    patches = labelled_patches((32, 24), intensity_factor=0.5)
+    factors = set()
+    for seed in range(20):
+        patches.set_random_state(seed)
+        item = patches(labelled_slice())
+        assert item["label"].shape == (1, 32, 24)
+        assert torch.equal(item["label"][0, 1:31, 2:22], labelled_slice()["label"][0].long())
+        assert torch.equal(item["label"][0, :, 0], item["label"][0, :, 2])
+        ratio = item["image"] / (10 * item["label"] + 0.5)
+        assert ratio.std() < 1e-5
+        factors.add(round(float(ratio.mean()), 4))
+    assert len(factors) == 20 and 0.5 <= min(factors) < 0.7 and 1 < max(factors) <= 1.2
+
+
+def test_label_maps_from_logits(path, tmp_path):
+    item = load_volume()({"image": str(path)})
+    labels = torch.randint(0, 300, (9, 8, 7), generator=torch.Generator().manual_seed(0))
+    for classes, dtype in ((300, np.int32), (256, np.uint8)):
+        expected = labels.clamp(max=classes - 1)
+        logits = torch.nn.functional.one_hot(expected, classes).movedim(-1, 0).float() - 3
+        post = label_map_postprocessing(classes, str(tmp_path / "out"), str(tmp_path / "in"), postfix=f"seg{classes}")
+        result = post(item | {"pred": MetaTensor(logits).copy_meta_from(item["image"])})
+        assert torch.equal(result["pred"][0].as_tensor().long(), expected)
+        saved = nibabel.load(tmp_path / "out" / "sub" / f"case_seg{classes}.nii.gz")
+        assert saved.get_data_dtype() == dtype
+        np.testing.assert_array_equal(np.asarray(saved.dataobj), expected)
+        np.testing.assert_array_equal(saved.affine, nibabel.load(path).affine)
