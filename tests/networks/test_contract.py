@@ -14,6 +14,7 @@ from medsr_monai.networks import NETWORKS
 SMALL = {
     "RDST": dict(embed_dim=12, growth_rate=6, num_heads=3, window_size=4, num_blocks=1, num_dense_blocks=2),
     "RDSTE": dict(embed_dim=12, growth_rate=6, num_heads=3, window_size=4, num_blocks=2, num_dense_blocks=1),
+    "RDSTGFF": dict(embed_dim=12, growth_rate=6, num_heads=3, window_size=4, num_blocks=2, num_dense_blocks=1),
     "Bicubic": dict(),
     "TransMRSR": dict(size=16, style_dim=16, channels=[16, 16, 16], num_heads=[2, 2, 2], truncation="none"),
     "EDSR": dict(channels=8, num_blocks=2),
