@@ -1,6 +1,7 @@
 """The wheel: what it carries, and that it works where only its dependencies are."""
 
 import json
+import os
 import subprocess
 import sys
 import sysconfig
@@ -15,7 +16,9 @@ MEBIBYTE = 2**20
 
 
 def run(*arguments, cwd):
-    done = subprocess.run([str(a) for a in arguments], cwd=cwd, capture_output=True, text=True)
+    # a path of the caller's would put the checkout before the installed package
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run([str(a) for a in arguments], cwd=cwd, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return done.stdout
 

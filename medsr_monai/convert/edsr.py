@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from torch import Tensor
 
@@ -27,17 +26,18 @@ def table(state: Mapping[str, Tensor]) -> Mapping[str, str | None]:
     return TABLE
 
 
-def build(state: Mapping[str, Tensor]) -> EDSR:
-    """Build the EDSR that these tensors belong to: with ReLUs and a residual weight of 0.1, which they do not tell."""
-    return _build(state, negative_slope=0.0, res_scale=0.1)
+def build(state: Mapping[str, Tensor], *, negative_slope: float = 0.0, res_scale: float = 0.1) -> EDSR:
+    """Build the network that these tensors belong to.
 
+    Args:
+        state: their tensors.
+        negative_slope: of the leaky ReLU; by default a plain ReLU. 0.2 in EDSR-lite of the RDST paper.
+        res_scale: weight of a block's convolutions; by default that of the large network. 1 in EDSR-lite.
 
-def build_lite(state: Mapping[str, Tensor]) -> EDSR:
-    """Build the EDSR-lite that these tensors belong to: leaky ReLUs of slope 0.2, and a residual weight of 1."""
-    return _build(state, negative_slope=0.2, res_scale=1.0)
-
-
-def _build(state: Mapping[str, Tensor], **arguments: Any) -> EDSR:
+    Raises:
+        ValueError: the checkpoint's MeanShift layers change intensities.
+        KeyError: a tensor that tells a hyper-parameter is missing.
+    """
     require_identity_mean_shift(state)
     channels, in_channels = state["head.0.weight"].shape[:2]
     return EDSR(
@@ -46,5 +46,6 @@ def _build(state: Mapping[str, Tensor], **arguments: Any) -> EDSR:
         scale=upsampling_scale("tail.0.", state),
         channels=channels,
         num_blocks=count("body.", state) - 1,
-        **arguments,
+        negative_slope=negative_slope,
+        res_scale=res_scale,
     )

@@ -46,7 +46,6 @@ FAMILIES: dict[str, Family] = {
     "transmrsr": Family(transmrsr.build, transmrsr.table),
     "segmentation_unet": Family(segmentation_unet.build, segmentation_unet.table),
     "edsr": Family(edsr.build, edsr.table),
-    "edsr_lite": Family(edsr.build_lite, edsr.table),
     "rdn": Family(rdn.build, rdn.table),
     "rcan": Family(rcan.build, rcan.table),
     "rcan_ada": Family(rcan.build_ada, rcan.table_ada),
@@ -67,7 +66,8 @@ def load_official(source: str | os.PathLike | Mapping[str, Any], family: str, **
         arguments: what the method's checkpoints do not hold: the keywords of its `build`, and tensors that belong to
             the weights. "transmrsr" takes `centroids` ([centroids, style_dim]; without them nothing is truncated),
             `truncation` ("farthest" as in the authors' code, "nearest" or "none") and `encoder_attention_scale` (1 as
-            in the authors' code; None for Swin's).
+            in the authors' code; None for Swin's); "edsr" takes `negative_slope` and `res_scale` (0 and 0.1 as in the
+            large network; 0.2 and 1 for EDSR-lite of the RDST paper), "rdn" takes `negative_slope` (0.2 as there).
 
     Returns:
         The network in eval mode, float32, on the CPU. Its `.arguments` are the `network_def` for a config.

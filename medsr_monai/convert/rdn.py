@@ -27,8 +27,12 @@ def table(state: Mapping[str, Tensor]) -> Mapping[str, str | None]:
     return TABLE
 
 
-def build(state: Mapping[str, Tensor]) -> RDN:
-    """Build the network that these tensors belong to, with leaky ReLUs of slope 0.2, which they do not tell.
+def build(state: Mapping[str, Tensor], *, negative_slope: float = 0.2) -> RDN:
+    """Build the network that these tensors belong to.
+
+    Args:
+        state: their tensors.
+        negative_slope: of the leaky ReLU; by default that of the RDST paper's code. 0 is a plain ReLU.
 
     Raises:
         ValueError: the checkpoint's MeanShift layers change intensities.
@@ -44,5 +48,5 @@ def build(state: Mapping[str, Tensor]) -> RDN:
         growth_rate=state["body.0.body.0.body.0.weight"].shape[0],
         num_layers=count("body.0.body.", state),
         num_blocks=count("body.", state),
-        negative_slope=0.2,
+        negative_slope=negative_slope,
     )

@@ -11,30 +11,21 @@ from math import isqrt
 from torch import Tensor
 
 from medsr_monai.convert.state_dict import count, upsampling_scale
+from medsr_monai.convert.swin_layer import swin_layer_table
 from medsr_monai.networks.comparison.swinir import SwinIR
 
 _LAYER = "layers.*.residual_group.blocks.*"
-_KEPT = (
-    "conv_first.*",
-    "patch_embed.norm.*",
-    f"{_LAYER}.attn.relative_position_bias_table",
-    f"{_LAYER}.attn.qkv.*",
-    f"{_LAYER}.attn.proj.*",
-    f"{_LAYER}.norm1.*",
-    f"{_LAYER}.norm2.*",
-    f"{_LAYER}.mlp.fc1.*",
-    f"{_LAYER}.mlp.fc2.*",
-    "layers.*.conv.*",
-    "norm.*",
-    "conv_after_body.*",
-    "conv_before_upsample.0.*",
-    "upsample.*.*",
-    "conv_last.*",
-)
 TABLE = {
-    f"{_LAYER}.attn_mask": None,  # computed for every size
-    f"{_LAYER}.attn.relative_position_index": None,  # computed
-    **{name: f"network.{name}" for name in _KEPT},
+    # spandrel keeps the authors' names
+    **{theirs: ours and f"network.{theirs}" for theirs, ours in swin_layer_table(_LAYER, _LAYER).items()},
+    "conv_first.*": "network.conv_first.*",
+    "patch_embed.norm.*": "network.patch_embed.norm.*",
+    "layers.*.conv.*": "network.layers.*.conv.*",
+    "norm.*": "network.norm.*",
+    "conv_after_body.*": "network.conv_after_body.*",
+    "conv_before_upsample.0.*": "network.conv_before_upsample.0.*",
+    "upsample.*.*": "network.upsample.*.*",
+    "conv_last.*": "network.conv_last.*",
 }
 
 

@@ -23,6 +23,7 @@ from medsr_monai.networks.comparison import (
     comparison_network,
 )
 from medsr_monai.networks.discriminators import StyleSwinDiscriminator
+from medsr_monai.networks.lgsr import LGSR
 from medsr_monai.networks.rdst import RDST
 from medsr_monai.networks.segmentation_unet import SegmentationUNet
 from medsr_monai.networks.srgan_discriminator import SRGANDiscriminator
@@ -35,6 +36,7 @@ __all__ = [
     "EDSR",
     "GFPGAN",
     "HAN",
+    "LGSR",
     "NETWORKS",
     "RCAN",
     "RDN",
@@ -73,5 +75,16 @@ NETWORKS.add(
 NETWORKS.add("TransMRSR", "Swin encoder and StyleSwin decoder, 160.8 million weights at size 256", TransMRSR)
 NETWORKS.add("StyleSwinGenerator", "StyleSwin generator, 40.6 million weights at size 256", StyleSwinGenerator)
 NETWORKS.add("StyleSwinDiscriminator", "wavelet discriminator, 26.2 million weights at 256", StyleSwinDiscriminator)
+NETWORKS.add("LGSR", "LGSR-style network from the published abstract, 5.37 million weights at x4", LGSR)
+NETWORKS.add(
+    "LGSRLight",
+    "the light LGSR, 1.81 million weights at x4",
+    partial(LGSR, embed_dim=48, num_groups=3, blocks_per_group=3, hidden_size=144, num_layers=3),
+)
+NETWORKS.add(
+    "LGSRLarge",
+    "the large LGSR, 9.23 million weights at x4",
+    partial(LGSR, num_groups=6, blocks_per_group=6, num_layers=6),
+)
 for _name, (_description, _network) in COMPARISON.items():
     NETWORKS.add(_name, _description, _network)

@@ -34,7 +34,8 @@ def image(*shape, dtype=torch.float32):
 
 
 def test_every_network_is_built_by_name():
-    assert set(COMPARISON) <= set(NETWORKS.names)
+    for name, (_, network) in COMPARISON.items():
+        assert NETWORKS[name] is network
     network = comparison_network("EDSRLite", 2, 1, [1, 4], num_blocks=1)
     assert network.arguments == {
         "_target_": "medsr_monai.networks.EDSR",

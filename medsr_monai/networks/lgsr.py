@@ -1,0 +1,192 @@
+"""LGSR: local features by deformable convolutions, global ones pixel by pixel and patch by patch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from medsr_monai.networks.arguments import records_arguments
+from medsr_monai.networks.blocks.deformable import DeformableConv2d
+from medsr_monai.networks.blocks.non_local import NonLocal
+from medsr_monai.networks.blocks.patch_transformer import PatchTransformer
+from medsr_monai.networks.blocks.upsample import Upsample, enlarge, scale_per_axis
+
+LOCAL = ("conv", "dcn_v1", "dcn_v2")
+ORDERS = ("pixel_patch", "patch_pixel", "parallel")
+
+
+class DynamicLocalBlock(nn.Module):
+    """Deformable or plain convolution, LeakyReLU and plain convolution, added to their input: [B, C, H, W] to same."""
+
+    def __init__(self, channels: int, local: str, offset_groups: int) -> None:
+        super().__init__()
+        if local == "conv":
+            self.local = nn.Conv2d(channels, channels, 3, padding=1)
+        else:
+            self.local = DeformableConv2d(
+                channels, channels, 3, offset_groups=offset_groups, modulated=local == "dcn_v2"
+            )
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.conv(F.leaky_relu(self.local(x), 0.2))
+
+
+class DynamicLocalGroup(nn.Module):
+    """Local blocks, one on the other, and a convolution, added to their input: [B, C, H, W] to same."""
+
+    def __init__(self, channels: int, blocks: int, local: str, offset_groups: int) -> None:
+        super().__init__()
+        self.blocks = nn.Sequential(*(DynamicLocalBlock(channels, local, offset_groups) for _ in range(blocks)))
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.conv(self.blocks(x))
+
+
+@records_arguments
+class LGSR(nn.Module):
+    """LGSR-style network for 2D medical images of any modality, re-implemented from the published abstract.
+
+    Neither the paper's network in detail nor its code is public. Deformable convolutions for what is local, a non-local
+    mechanism and a vision transformer for what is global between pixels and between patches, and the way from local to
+    global are the abstract's; all widths, depths and the rest of the topology are this package's, and none of the
+    authors' results is claimed for it.
+
+    An image [B, in_channels, H, W] of any H, W >= 1 becomes [B, out_channels, H * rows, W * columns]. A convolution, h,
+    is followed by groups of local blocks, whose outputs one 1x1 convolution fuses to L; pixels of L learn from each
+    other to P, patches of P to T; L, P and T are fused and added to h, enlarged, and added to the bicubic enlargement
+    of the input. The last convolution starts at zero: an untrained network is exactly bicubic. Only the transformer
+    needs a multiple of its patch; features are padded for it and cropped again. Intensities are neither scaled nor
+    clipped.
+
+    Memory grows with H * W, not with its square: inference of the default at x4 needs some 11 kB an input pixel, 2.7 GB
+    at 512 x 512. The time of the non-local stage does grow with the square, hence large images are best given in
+    overlapping tiles, or with `non_local_subsample=2`. On CPU, float32 agrees with float64 to 1e-5, channels_last with
+    the contiguous layout to 1e-5, and bfloat16 autocast with float32 to 3 % of the largest output.
+
+    Export. `torch.jit.script` compiles it for any size; who loads the file must `import torchvision` first.
+    `torch.onnx.export(..., dynamo=True, opset_version=19)` writes it with ONNX's DeformConv, which onnxruntime runs,
+    for the size of the example, or for all multiples of the patch as `dynamic_shapes`. After
+    `blocks.deformable.use_grid_sample(network)` neither torchvision nor DeformConv is needed. Results agree to 1e-5.
+    In ONNX the non-local stage does hold the whole matrix of all pairs of pixels, 340 MB at 96 x 96: export for tiles.
+    Not possible: the older exporter, `dynamo=False`, refuses the deformable operator, and `torch.jit.trace` fixes
+    the padding of one size.
+
+    Source: Huang et al., Computerized Medical Imaging and Graphics 115 (2024) 102374, abstract only,
+    doi 10.1016/j.compmedimag.2024.102374.
+
+    Attributes:
+        scale_factors: (rows, columns) by which the output is larger.
+        size_multiple: the patch, or 1 without the transformer; inputs of such a size need no padding.
+        minimum_size: the smallest H and W, 1.
+        arguments: the config entry that builds this network (see `records_arguments`).
+
+    Args:
+        in_channels: channels of the input.
+        out_channels: channels of the output.
+        scale: 1, 2, 3, 4 or 8, or one of them per slice axis such as [1, 4].
+        embed_dim: channels of the features; a multiple of offset_groups.
+        num_groups: groups of local blocks.
+        blocks_per_group: local blocks in each of them.
+        local: first convolution of a local block, "dcn_v2" (modulated deformable), "dcn_v1" (deformable) or "conv".
+        offset_groups: groups of channels with shifts of their own in a deformable convolution.
+        non_local: relate pixels by a non-local block.
+        non_local_subsample: side of its max-pooling, which divides its time by the square; 1 for none.
+        vit: relate patches by a vision transformer.
+        patch_size: side of its patches, in input pixels.
+        hidden_size: channels of its tokens, a multiple of num_heads.
+        num_layers: its layers.
+        num_heads: attention heads of each layer.
+        mlp_ratio: hidden width of its perceptrons, as a multiple of hidden_size.
+        order: "pixel_patch" (non-local, then transformer), "patch_pixel", or "parallel" (both on L).
+        bicubic_residual: add the bicubic enlargement of the input, and start with a last convolution of zeros.
+
+    Raises:
+        ValueError: unsupported scale, local or order; offset_groups does not divide embed_dim, or num_heads
+            hidden_size; bicubic_residual with in_channels != out_channels.
+    """
+
+    __constants__ = ("bicubic_residual", "parallel")
+    minimum_size = 1
+
+    def __init__(
+        self,
+        in_channels: int = 1,
+        out_channels: int = 1,
+        scale: int | Sequence[int] = 4,
+        *,
+        embed_dim: int = 64,
+        num_groups: int = 4,
+        blocks_per_group: int = 4,
+        local: str = "dcn_v2",
+        offset_groups: int = 4,
+        non_local: bool = True,
+        non_local_subsample: int = 1,
+        vit: bool = True,
+        patch_size: int = 4,
+        hidden_size: int = 256,
+        num_layers: int = 4,
+        num_heads: int = 8,
+        mlp_ratio: float = 2.0,
+        order: str = "pixel_patch",
+        bicubic_residual: bool = True,
+    ) -> None:
+        super().__init__()
+        for name, value, choices in (("local", local, LOCAL), ("order", order, ORDERS)):
+            if value not in choices:
+                raise ValueError(f"{name} is {value!r}: expected one of {', '.join(choices)}.")
+        if bicubic_residual and in_channels != out_channels:
+            raise ValueError(
+                f"bicubic_residual adds {in_channels} input channels to {out_channels} output channels: expected equal "
+                "numbers; set out_channels to in_channels, or bicubic_residual to false."
+            )
+        self.scale_factors = scale_per_axis(scale)
+        self.size_multiple = patch_size if vit else 1
+        self.parallel = order == "parallel"
+        self.bicubic_residual = bicubic_residual
+
+        self.head = nn.Conv2d(in_channels, embed_dim, 3, padding=1)
+        self.groups = nn.ModuleList(
+            DynamicLocalGroup(embed_dim, blocks_per_group, local, offset_groups) for _ in range(num_groups)
+        )
+        self.local_fusion = nn.Conv2d(num_groups * embed_dim, embed_dim, 1)
+        stages: dict[str, nn.Module] = {}
+        if non_local:
+            stages["pixel"] = NonLocal(embed_dim, subsample=non_local_subsample)
+        if vit:
+            stages["patch"] = PatchTransformer(embed_dim, hidden_size, patch_size, num_layers, num_heads, mlp_ratio)
+        if order == "patch_pixel":
+            stages = dict(reversed(stages.items()))
+        self.global_stages = nn.ModuleDict(stages)
+        self.fusion = nn.Conv2d((1 + len(stages)) * embed_dim, embed_dim, 1)
+        self.conv_after_body = nn.Conv2d(embed_dim, embed_dim, 3, padding=1)
+        self.upsample = Upsample(embed_dim, scale)
+        self.last = nn.Conv2d(embed_dim, out_channels, 3, padding=1)
+        if bicubic_residual:
+            nn.init.zeros_(self.last.weight)
+            nn.init.zeros_(self.last.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Super-resolve [B, in_channels, H, W] -> [B, out_channels, H * rows, W * columns]."""
+        shallow = self.head(x)
+        y = shallow
+        outputs: list[Tensor] = []
+        for group in self.groups:
+            y = group(y)
+            outputs.append(y)
+        local = self.local_fusion(torch.cat(outputs, dim=1))
+        y = local
+        outputs = [local]
+        for stage in self.global_stages.values():
+            y = stage(local if self.parallel else y)
+            outputs.append(y)
+        y = self.conv_after_body(self.fusion(torch.cat(outputs, dim=1)))
+        y = self.last(self.upsample(y + shallow))
+        if self.bicubic_residual:
+            rows, columns = self.scale_factors
+            y = y + enlarge(x, rows, columns)
+        return y
