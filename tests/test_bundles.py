@@ -47,16 +47,13 @@ class Kind:
 
 SUPER_RESOLUTION = Kind(
     ids=frozenset({"scale"}),
-    intended_differences=frozenset({"network_def#num_blocks", "network_def#bicubic_residual"}),
+    intended_differences=frozenset(
+        f"network_def#{name}"
+        for name in ("_target_", "num_blocks", "bicubic_residual", "channels", "negative_slope", "res_scale")
+    ),
     training_only=frozenset(),
     channel_def=False,
-    tiny={
-        "network_def#embed_dim": 12,
-        "network_def#growth_rate": 6,
-        "network_def#num_heads": 2,
-        "network_def#num_blocks": 1,
-        "network_def#num_dense_blocks": 1,
-    },
+    tiny={"network_def#num_blocks": 1},
 )
 SEGMENTATION = Kind(
     ids=frozenset({"in_channels", "classes", "encoder"}),
@@ -66,7 +63,12 @@ SEGMENTATION = Kind(
     tiny={"encoder": "resnet18"},
 )
 # the workflows of segmentation are tested in test_segmentation.py
-KINDS = {"rdst": SUPER_RESOLUTION, "rdst_e": SUPER_RESOLUTION, "seg_unet": SEGMENTATION}
+KINDS = {
+    "comparison": SUPER_RESOLUTION,
+    "rdst": SUPER_RESOLUTION,
+    "rdst_e": SUPER_RESOLUTION,
+    "seg_unet": SEGMENTATION,
+}
 SR_BUNDLES = [b for b in BUNDLES if KINDS.get(b.name) is SUPER_RESOLUTION]
 
 each_bundle = pytest.mark.parametrize("bundle", BUNDLES, ids=lambda p: p.name)
@@ -134,7 +136,7 @@ def test_file_set(bundle):
     files += [f"configs/{name}.json" for name in (*CONFIGS, "metadata")]
     assert [f for f in files if not (bundle / f).is_file()] == []
     assert [f for f in bundle.rglob("*") if f.is_file() and f.stat().st_size > ZOO_LIMIT] == []
-    for file in [*bundle.glob("configs/*"), *bundle.glob("docs/*.md"), *bundle.glob("docs/*.txt")]:
+    for file in [*bundle.glob("configs/**/*.*"), *bundle.glob("docs/*.md"), *bundle.glob("docs/*.txt")]:
         assert not re.search(r"(^|[^\w.])/(home|root|work|Users)/", file.read_text()), file
 
 

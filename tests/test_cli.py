@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import functools
+import importlib.util
 import itertools
 import json
 import os
@@ -19,6 +20,7 @@ import numpy as np
 import pydicom
 import pytest
 import torch
+from monai.utils import ComponentStore
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
 
@@ -893,10 +895,120 @@ def test_demo(medsr, bundle):
     assert before == {p.name: p.stat().st_mtime_ns for p in Path("demo_out").iterdir()}
 
 
-def test_benchmark(medsr, bundle):
-    code, out, err = medsr("benchmark", "--bundle", bundle, "--size", "16x16", "--runs", 1, "--json", "--device", "cpu")
-    row = json.loads(out)
+# million weights and GMACs that Tables 1 and 5 of the RDST paper (arXiv 2302.11184) print
+PAPER = {
+    "RDST": ("4.40", "6.17"),
+    "RDSTE": ("2.35", "3.53"),
+    "RDSTGFF": ("4.40", "6.17"),
+    "SwinIR": ("11.47", "14.68"),
+    "SwinIRLite": ("0.88", "1.15"),
+    "EDSR": ("43.08", "64.22"),
+    "EDSRLite": ("1.52", "2.51"),
+    "RDN": ("5.76", "7.95"),
+    "RCANAda": ("32.03", "41.34"),
+    "HAN": ("64.19", "83.86"),
+    "ConvNetLite": ("0.88", "1.69"),
+    "ConvNetLarge": ("12.43", "21.00"),
+}
+
+
+def test_benchmark_reproduces_the_counts_of_the_rdst_paper(medsr):
+    names = [name for name in PAPER if importlib.util.find_spec("spandrel") or not name.startswith("SwinIR")]
+    code, out, err = medsr("benchmark", "--networks", ",".join(names), "--size", "40x32", "--runs", 0)
+    header, _, *lines = ([cell.strip() for cell in line.split("|")[1:-1]] for line in out.splitlines())
+    rows = {row["network"]: row for row in (dict(zip(header, line, strict=True)) for line in lines)}
+    counts = {name: (row["M weights, as published"], row["GMACs, as published"]) for name, row in rows.items()}
+    assert (code, err) == (0, "") and counts == {name: PAPER[name] for name in names}
+
+
+def test_benchmark_takes_all_super_resolution_networks(medsr, monkeypatch):
+    from medsr_monai import metrics
+
+    monkeypatch.setattr(metrics, "benchmark_network", lambda build, *args: {"target": build.args[0]["_target_"]})
+    code, out, err = medsr("benchmark", "--networks", "all", "--size", "40x32", "--json")
+    names = {row["network"] for row in json.loads(out)}
+    assert code == 0 and {"RDSTGFF", "TransMRSR", "Restormer", "MINet", "RCAN", "Bicubic"} <= names
+    assert not {"StyleSwinGenerator", "StyleSwinDiscriminator"} & names
+    without_spandrel = 0 if importlib.util.find_spec("spandrel") else 3
+    assert err.count("is left out") == err.count("\n") == without_spandrel
+    assert len(PAPER.keys() - names) == (2 if without_spandrel else 0)
+
+
+def test_benchmark_measures_a_bundle(medsr, bundle):
+    options = ("--size", "16x12", "--runs", 1, "--device", "cpu", "--json")
+    code, out, err = medsr("benchmark", "--bundle", bundle, *options)
+    [row] = json.loads(out)
     assert (code, err) == (0, "")
-    assert row["input"] == "1x1x16x16" and row["seconds"] > 0 and row["matmul_share"] > 0
-    for options, reason in {("--size", "16"): "size is '16', expected HxW", ("--runs", "0"): "runs is 0"}.items():
-        refused(medsr("benchmark", "--bundle", bundle, *options), reason)
+    assert (row["network"], row["input"], row["runs"], row["device"]) == (bundle, "1x1x16x12", 1, "cpu")
+    assert row["seconds"] > 0 and row["matmul_share"] > 0 and row["peak_mib"] > 0
+    assert row["parameters"] == sum(p.numel() for p in tiny_network().parameters())
+
+
+def test_benchmark_puts_bundle_and_networks_in_one_table(medsr, bundle):
+    options = ("--bundle", bundle, "--networks", "Bicubic", "--size", "16x12", "--runs", 0)
+    code, out, err = medsr("benchmark", *options, "--json", "--csv", "new/table.csv")
+    rows = json.loads(out)
+    assert (code, err) == (0, "") and [row["network"] for row in rows] == [bundle, "Bicubic"]
+    assert list(rows[0]) == list(rows[1]) and rows[0]["macs"] > rows[1]["macs"] == 0
+    lines = Path("new/table.csv").read_text().splitlines()
+    assert lines[0].split(",") == list(rows[0]) and len(lines) == 3
+    refused(medsr("benchmark", *options, "--csv", "new/table.csv"), "table.csv: exists.*--overwrite")
+
+
+def test_benchmark_runs_the_default_bundle(medsr):
+    code, out, err = medsr("benchmark", "--runs", 0, "--json")
+    assert (code, err) == (0, "")
+    assert [(row["network"], row["input"], row["seconds"]) for row in json.loads(out)] == [
+        (cli.DEFAULT_BUNDLE, "1x1x160x160", None)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (["--size", "16"], "size is '16', expected HxW"),
+        (["--runs=-1"], "runs is -1"),
+        (["--bundle", "nope"], "no bundle 'nope'"),
+        (["--networks", "EDSRLite,EDRS"], "no network 'EDRS': choose all, or some of RDST,RDSTE,"),
+        (["--networks", "StyleSwinGenerator"], "no network 'StyleSwinGenerator'"),
+        (["--networks", "Bicubic", "--device", "abacus"], "device 'abacus' is not available"),
+        (["--csv", "."], "is a folder"),
+    ],
+)
+def test_benchmark_refuses_wrong_options(medsr, options, reason):
+    refused(medsr("benchmark", *options), reason)
+
+
+@pytest.mark.parametrize(("names", "code"), [("all", 0), ("SwinIRLite,EDSRLite", 1)])
+def test_benchmark_names_what_an_absent_library_leaves_out(medsr, monkeypatch, names, code):
+    from medsr_monai import networks
+
+    few = ComponentStore("networks", "those of this test")
+    for name in ("EDSRLite", "SwinIRLite"):
+        few.add(name, name, networks.NETWORKS[name])
+    monkeypatch.setattr(networks, "NETWORKS", few)
+    monkeypatch.setitem(sys.modules, "spandrel.architectures.SwinIR", None)
+    monkeypatch.setitem(sys.modules, "spandrel", None)
+    end, out, err = medsr("benchmark", "--networks", names, "--size", "8x8", "--runs", 0, "--json")
+    assert end == code and [row["network"] for row in json.loads(out)] == ["EDSRLite"]
+    assert err == (
+        f"medsr: {'error: ' if code else ''}SwinIRLite is left out: SwinIR is made of spandrel's parts: "
+        "pip install 'medsr_monai[compare]'\n"
+    )
+
+
+def test_benchmark_goes_on_after_a_network_that_fails(medsr, monkeypatch):
+    from medsr_monai import metrics
+
+    counted = metrics.benchmark_network
+
+    def fail(build, *args):
+        if "EDSR" in build.args[0]["_target_"]:
+            raise RuntimeError("CUDA out of memory")
+        return counted(build, *args)
+
+    monkeypatch.setattr(metrics, "benchmark_network", fail)
+    options = ("--networks", "EDSRLite,Bicubic", "--size", "8x8", "--runs", 0, "--device", "cpu")
+    code, out, err = medsr("benchmark", *options)
+    assert code == 1 and [line.split("|")[1].strip() for line in out.splitlines()[2:]] == ["Bicubic"]
+    assert err == "medsr: error: EDSRLite on cpu: CUDA out of memory\n"

@@ -149,7 +149,10 @@ def test_a_fine_tuned_network_is_evaluated_without_its_prior(files, tmp_path):
 
 def test_overlays_are_those_of_the_paper():
     for overlay in OVERLAYS:
-        texts = {(BUNDLES / bundle / "configs" / f"{overlay}.json").read_bytes() for bundle in ("rdst", "rdst_e")}
+        texts = {
+            (BUNDLES / bundle / "configs" / f"{overlay}.json").read_bytes()
+            for bundle in ("rdst", "rdst_e", "comparison")
+        }
         assert len(texts) == 1, overlay
         content = json.loads(texts.pop())
         assert (content["max_steps"], content["learning_rate"]) == (20000, 1e-4)

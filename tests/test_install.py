@@ -62,6 +62,8 @@ def test_wheel_carries_bundles_and_sample(wheel):
         ):
             assert f"medsr_monai/bundles/{folder.name}/{file}" in names
     assert "medsr_monai/bundles/rdst_e/models/model.pt" in names
+    overlays = {f"medsr_monai/{p.relative_to(ROOT)}" for p in ROOT.glob("bundles/*/configs/networks/*.json")}
+    assert overlays and overlays <= names
     assert {"medsr_monai/data/sample/brain_t1w.nii.gz", "medsr_monai/data/sample/LICENSE.md"} <= names
     assert {f"medsr_monai/{p.relative_to(ROOT / 'medsr_monai')}" for p in (ROOT / "medsr_monai").rglob("*.py")} <= names
 

@@ -1,6 +1,6 @@
 """Image quality, size and speed, and the tables and pictures that report them."""
 
-from .benchmark import benchmark_network, matmul_rate
+from .benchmark import benchmark_header, benchmark_line, benchmark_network, matmul_rate, write_benchmark
 from .complexity import (
     count_macs,
     count_macs_as_published,

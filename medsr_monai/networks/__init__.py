@@ -67,6 +67,11 @@ NETWORKS = ComponentStore(
 )
 NETWORKS.add("RDST", "Residual Dense Swin Transformer, 4.46 million weights at x4", RDST)
 NETWORKS.add("RDSTE", "RDST-E, the light RDST with 4 blocks, 2.38 million weights at x4", partial(RDST, num_blocks=4))
+NETWORKS.add(
+    "RDSTGFF",
+    "RDST with global feature fusion, 4.46 million weights at x4",
+    partial(RDST, global_feature_fusion=True),
+)
 NETWORKS.add("TransMRSR", "Swin encoder and StyleSwin decoder, 160.8 million weights at size 256", TransMRSR)
 NETWORKS.add("StyleSwinGenerator", "StyleSwin generator, 40.6 million weights at size 256", StyleSwinGenerator)
 NETWORKS.add("StyleSwinDiscriminator", "wavelet discriminator, 26.2 million weights at 256", StyleSwinDiscriminator)

@@ -14,6 +14,7 @@ from medsr_monai.networks import NETWORKS
 SMALL = {
     "RDST": dict(embed_dim=12, growth_rate=6, num_heads=3, window_size=4, num_blocks=1, num_dense_blocks=2),
     "RDSTE": dict(embed_dim=12, growth_rate=6, num_heads=3, window_size=4, num_blocks=2, num_dense_blocks=1),
+    "RDSTGFF": dict(embed_dim=12, growth_rate=6, num_heads=3, window_size=4, num_blocks=2, num_dense_blocks=1),
     "LGSR": dict(embed_dim=8, num_groups=1, blocks_per_group=2, hidden_size=16, num_layers=1, num_heads=2),
     "LGSRLight": dict(embed_dim=8, num_groups=1, blocks_per_group=1, hidden_size=8, num_layers=1, num_heads=2),
     "LGSRLarge": dict(embed_dim=4, num_groups=2, blocks_per_group=1, hidden_size=8, num_layers=2, num_heads=2),
