@@ -123,9 +123,11 @@ def test_stated_precisions():
             atol=1e-5,
             rtol=0,
         )
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            lowered = network(x)
-        assert (lowered.float() - expected).abs().max() <= 0.03 * expected.abs().max()
+        for dtype, bound in ((torch.bfloat16, 0.03), (torch.float16, 0.005)):
+            with torch.autocast("cpu", dtype=dtype):
+                lowered = network(x)
+            assert lowered.dtype == dtype
+            assert (lowered.float() - expected).abs().max() <= bound * expected.abs().max()
         torch.testing.assert_close(network.double()(x.double()).float(), expected, atol=1e-5, rtol=0)
 
 
