@@ -416,7 +416,10 @@ def test_a_write_that_ends_early_leaves_the_old_file_and_no_part(medsr, bundle, 
 
 def test_an_interrupted_process_leaves_nothing(bundle, tmp_path):
     source = make_volume(tmp_path / "in.nii.gz", shape=(128, 128, 200))
-    running = start("upscale", source, tmp_path / "out" / "out.nii.gz", "--bundle", bundle)
+    # a shell's background jobs ignore SIGINT, and their children with them: a terminal's do not
+    listening = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    out = tmp_path / "out" / "out.nii.gz"
+    running = start("upscale", source, out, "--bundle", bundle, preexec_fn=listening)
     assert "plane axial" in running.stdout.readline()
     running.send_signal(signal.SIGINT)
     _, err = running.communicate(timeout=60)
