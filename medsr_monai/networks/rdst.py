@@ -18,7 +18,7 @@ from medsr_monai.networks.blocks.window_attention import shifted_windows, window
 class DenseSwinBlock(nn.Module):
     """Swin layers whose result, narrowed to `growth_rate` channels, is appended to their input (RDST's DSTB).
 
-    [B, H, W, dim] -> [B, H, W, dim + growth_rate]. Every second layer is shifted.
+    Tokens of windows [B, windows, N, dim] -> [B, windows, N, dim + growth_rate]. Every second layer is shifted.
     """
 
     def __init__(

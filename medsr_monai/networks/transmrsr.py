@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from medsr_monai.networks.arguments import records_arguments
 from medsr_monai.networks.blocks.equalized import EqualConv2d, EqualLinear, ScaledLeakyReLU
 from medsr_monai.networks.blocks.padding import margins, pad_to_size
+from medsr_monai.networks.blocks.residual import ResidualBlock
 from medsr_monai.networks.blocks.style import StyleSwinDecoder, heads_per_width, truncate, widths
 from medsr_monai.networks.blocks.swin_layer import SwinLayer
 from medsr_monai.networks.blocks.tiles import tile_starts, tile_weights
@@ -20,22 +21,10 @@ from medsr_monai.networks.blocks.window_attention import shifted_windows, window
 TRUNCATIONS = ("nearest", "farthest", "none")
 
 
-class ResidualBlock(nn.Module):
-    """Two 3x3 convolutions with a ReLU between them, added to their input: [B, dim, H, W] -> the same shape."""
-
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(dim, dim, 3, padding=1)
-        self.conv2 = nn.Conv2d(dim, dim, 3, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.conv2(F.relu(self.conv1(x)))
-
-
 def convolutional_features(in_channels: int, dim: int) -> nn.Sequential:
     """3x3 convolution, ReLU and two residual blocks: [B, in_channels, H, W] -> [B, dim, H, W]."""
     conv = nn.Conv2d(in_channels, dim, 3, padding=1)
-    return nn.Sequential(conv, nn.ReLU(), ResidualBlock(dim), ResidualBlock(dim))
+    return nn.Sequential(conv, nn.ReLU(), ResidualBlock(dim, 0.0, 1.0), ResidualBlock(dim, 0.0, 1.0))
 
 
 class PatchMerging(nn.Module):
