@@ -87,7 +87,8 @@ class BundleRunner:
         self.parser.parse()
         weights = weights or self["weights"]
         self.network = self["network"].eval()
-        self.sha256 = load_weights(self.network, weights) if weights else None
+        if weights:
+            load_weights(self.network, weights)
 
     def __getitem__(self, name: str) -> Any:
         return self.parser.get_parsed_content(name)

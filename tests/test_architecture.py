@@ -16,10 +16,11 @@ ALLOWED = {
     "transforms.recipes": {"transforms", "data"},
     "transforms": {"transforms.geometry"},
     "inferers": {"inferers", "transforms.geometry"},
-    "data": {"data", "transforms.geometry"},
+    "atomic": set(),
+    "data": {"data", "atomic", "transforms.geometry"},
     "losses": {"losses"},
     "metrics": {"metrics"},
-    "handlers": {"handlers", "metrics", "networks.arguments"},
+    "handlers": {"handlers", "metrics", "networks.arguments", "atomic"},
     "__main__": {"cli"},
 }
 MODULES = {".".join(p.relative_to(PACKAGE).with_suffix("").parts): p for p in PACKAGE.rglob("*.py")}

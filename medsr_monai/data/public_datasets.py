@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from medsr_monai.atomic import written_atomically
 from medsr_monai.data.volumes import LoadVolumed, check_nifti, check_same_grid, check_subjects, read_grid
 from medsr_monai.transforms.geometry import PLANES, plane_axis
 
@@ -379,9 +380,5 @@ def write_datalist(datalist: Mapping, path: str | os.PathLike) -> None:
         fields.append(f"  {json.dumps(key)}: {text}")
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".partial-{os.getpid()}-{path.name}")
-    try:
+    with written_atomically(path) as partial:
         partial.write_text("{\n" + ",\n".join(fields) + "\n}\n")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import re
@@ -18,6 +17,7 @@ from monai.data import ITKReader, MetaTensor, NibabelReader, NibabelWriter, load
 from monai.data.folder_layout import default_name_formatter
 from monai.transforms import LoadImage, MapLabelValue, MapTransform, SaveImage, SaveImaged
 
+from medsr_monai.atomic import written_atomically
 from medsr_monai.data.dicom import check_series, is_dicom_folder
 from medsr_monai.data.pictures import IMAGE_MODES, LABEL_MODES, is_picture, load_picture
 from medsr_monai.transforms.geometry import outer_corners, spacing
@@ -385,9 +385,6 @@ class NiftiWriter(NibabelWriter):
             self.data_obj = self.data_obj[..., 0]
 
     def write(self, filename: str | os.PathLike, verbose: bool = False, **kwargs: object) -> None:
-        path = Path(filename)
-        # the suffix must stay last: nibabel chooses the format and the compression by it
-        partial = path.with_name(f".partial-{os.getpid()}-{path.name}")
         affine = np.eye(4) if self.affine is None else np.asarray(self.affine, dtype=float)
         image = self.create_backend_obj(self.data_obj, affine=affine, dtype=self.output_dtype, **kwargs)
         image.header.set_xyzt_units("mm")
@@ -395,12 +392,8 @@ class NiftiWriter(NibabelWriter):
         image.set_qform(affine, code=1)
         if _forms_apart(image.header, image.shape[:3]) > MAX_FORMS_APART * min(image.header.get_zooms()[:3]):
             image.set_qform(affine, code=0)
-        try:
+        with written_atomically(filename) as partial:
             nibabel.save(image, partial)
-            os.replace(partial, path)
-        finally:
-            with contextlib.suppress(FileNotFoundError):
-                partial.unlink()
 
 
 def _name_parts(meta: dict, saver: SaveImage) -> dict:

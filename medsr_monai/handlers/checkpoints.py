@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 from collections.abc import Mapping, Sequence
@@ -14,6 +13,7 @@ from ignite.engine import Engine, Events
 from monai.handlers import EarlyStopHandler
 from monai.utils import ensure_tuple
 
+from medsr_monai.atomic import written_atomically
 from medsr_monai.networks.arguments import NetworkArguments, build_network
 
 __all__ = ["EarlyStop", "TrainingCheckpoints", "WeightsLoader", "load_network", "load_weights", "save_atomically"]
@@ -27,15 +27,11 @@ def save_atomically(content: object, path: str | os.PathLike) -> None:
     """``torch.save`` to a temporary name in the same folder, then rename: no reader ever sees half a file."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".partial-{os.getpid()}-{path.name}")
-    try:
+    with written_atomically(path) as partial:
         torch.save(content, partial)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
-def load_weights(network: torch.nn.Module, path: str | os.PathLike) -> str:
+def load_weights(network: torch.nn.Module, path: str | os.PathLike) -> None:
     """Load ``{"model": state dict, "network": constructor arguments}`` into ``network``, strictly.
 
     Switches without parameters (a bicubic residual, a scale of attention) would load strictly and give wrong pixels,
@@ -45,16 +41,12 @@ def load_weights(network: torch.nn.Module, path: str | os.PathLike) -> str:
         network: built with the arguments that the weights were trained with; may be wrapped for several processes.
         path: weights file. A file of a bundle without one means that the bundle ships no trained weights.
 
-    Returns:
-        sha256 of the file.
-
     Raises:
         FileNotFoundError: no file.
         ValueError: no such dictionary in it, other arguments, or other parameters.
     """
     path = Path(path)
     _fill(network, path, _read_weights(path))
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def load_network(path: str | os.PathLike | None) -> torch.nn.Module:

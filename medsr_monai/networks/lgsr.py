@@ -12,7 +12,7 @@ from medsr_monai.networks.arguments import records_arguments
 from medsr_monai.networks.blocks.deformable import DeformableConv2d
 from medsr_monai.networks.blocks.non_local import NonLocal
 from medsr_monai.networks.blocks.patch_transformer import PatchTransformer
-from medsr_monai.networks.blocks.upsample import Upsample, enlarge, scale_per_axis
+from medsr_monai.networks.blocks.upsample import Upsample, enlarge, require_equal_channels, scale_per_axis
 
 LOCAL = ("conv", "dcn_v1", "dcn_v2")
 ORDERS = ("pixel_patch", "patch_pixel", "parallel")
@@ -139,11 +139,8 @@ class LGSR(nn.Module):
         for name, value, choices in (("local", local, LOCAL), ("order", order, ORDERS)):
             if value not in choices:
                 raise ValueError(f"{name} is {value!r}: expected one of {', '.join(choices)}.")
-        if bicubic_residual and in_channels != out_channels:
-            raise ValueError(
-                f"bicubic_residual adds {in_channels} input channels to {out_channels} output channels: expected equal "
-                "numbers; set out_channels to in_channels, or bicubic_residual to false."
-            )
+        if bicubic_residual:
+            require_equal_channels(in_channels, out_channels)
         self.scale_factors = scale_per_axis(scale)
         self.size_multiple = patch_size if vit else 1
         self.parallel = order == "parallel"

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from medsr_monai.networks.arguments import records_arguments
 from medsr_monai.networks.blocks.padding import pad_to_multiple
 from medsr_monai.networks.blocks.swin_layer import SwinLayer
-from medsr_monai.networks.blocks.upsample import Upsample, scale_per_axis
+from medsr_monai.networks.blocks.upsample import Upsample, require_equal_channels, scale_per_axis
 from medsr_monai.networks.blocks.window_attention import shifted_windows, window_partition, window_reverse
 
 
@@ -149,11 +149,8 @@ class RDST(nn.Module):
                 f"shift_size is {shift_size}: expected 0 <= shift_size < window_size = {window_size}; "
                 "leave it out for half a window."
             )
-        if bicubic_residual and in_channels != out_channels:
-            raise ValueError(
-                f"bicubic_residual adds {in_channels} input channels to {out_channels} output channels: expected equal "
-                "numbers; set out_channels to in_channels, or bicubic_residual to false."
-            )
+        if bicubic_residual:
+            require_equal_channels(in_channels, out_channels)
         self.scale_factors = scale_per_axis(scale)
         self.size_multiple = window_size
         self.shift_size = shift_size

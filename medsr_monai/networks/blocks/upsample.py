@@ -26,6 +26,19 @@ def scale_per_axis(scale: int | Sequence[int]) -> tuple[int, int]:
     return int(factors[0]), int(factors[1])
 
 
+def require_equal_channels(in_channels: int, out_channels: int) -> None:
+    """Refuse a bicubic residual, the enlarged input added to the output, where their channels differ.
+
+    Raises:
+        ValueError: the numbers are not equal.
+    """
+    if in_channels != out_channels:
+        raise ValueError(
+            f"bicubic_residual adds {in_channels} input channels to {out_channels} output channels: expected equal "
+            "numbers; set out_channels to in_channels, or bicubic_residual to false."
+        )
+
+
 def pixel_shuffle(x: Tensor, rows: int, columns: int) -> Tensor:
     """Move channels into space: [B, C * rows * columns, H, W] -> [B, C, H * rows, W * columns].
 
