@@ -12,7 +12,7 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -676,83 +676,9 @@ def _named_networks(names: str) -> tuple[dict[str, dict], dict[str, str]]:
 COMMANDS = {f.__name__: f for f in (upscale, degrade, evaluate, convert, prepare, models, demo, benchmark)}
 
 
-# fire
-
-
-class _Closed:
-    """Fire offers every name that `dir` shows (`medsr clear`, `medsr upscale __doc__`): here there is none."""
-
-    def __dir__(self) -> list[str]:
-        return []
-
-
-class _Commands(_Closed, dict):
-    """Super-resolution of medical volumes; `medsr COMMAND --help` explains a command."""
-
-
-class _Call(_Closed):
-    """A checked command line, not yet run: Fire calls a function before it looks at the arguments left over."""
-
-    def __init__(self, function: Callable, args: tuple, kwargs: dict) -> None:
-        self.function, self.args, self.kwargs = function, args, kwargs
-
-
-class _Command(_Closed):
-    """A function of the same signature for Fire, its arguments parsed by annotation: a folder 1e3 is no number."""
-
-    def __init__(self, function: Callable) -> None:
-        from fire.decorators import SetParseFns
-
-        functools.update_wrapper(self, function)
-        parameters = inspect.signature(function).parameters.items()
-        parsers = {name: PARSERS[parameter.annotation.removesuffix(" | None")] for name, parameter in parameters}
-        SetParseFns(**parsers)(self)
-
-    def __get__(self, instance: object, owner: type | None = None) -> _Command:
-        return self  # makes it a routine to `inspect`, as Fire wants it for positional arguments
-
-    def __call__(self, *args: Any, **kwargs: Any) -> _Call:
-        return _Call(self.__wrapped__, args, kwargs)
-
-
-def _wrong(message: str) -> Exception:
-    from fire.core import FireError
-
-    return FireError(message)  # Fire adds the usage and exits with 2
-
-
-def _parse_text(text: str) -> str:
-    if not text:
-        raise _wrong("an argument is empty: an unset variable in a script?")
-    return text
-
-
-def _parse_bool(text: str) -> bool:
-    if text not in ("True", "False", "true", "false"):
-        raise _wrong(f"a switch was given the value {text!r}: put switches last, or write --name=true")
-    return text.lower() == "true"
-
-
-def _parse_number(kind: type, text: str) -> Any:
-    if text == "None":
-        return None
-    try:
-        return kind(text)
-    except ValueError:
-        raise _wrong(f"{text!r} is not a number of type {kind.__name__}") from None
-
-
-PARSERS = {
-    "str": _parse_text,
-    "bool": _parse_bool,
-    "int": functools.partial(_parse_number, int),
-    "float": functools.partial(_parse_number, float),
-}
-
-
 def main(argv: list[str] | None = None) -> None:
     """Run ``medsr``: exit code 0, 1 for an error (one line on stderr), 2 for a wrong command line."""
-    import fire
+    from medsr_monai.command_line import parse
 
     arguments = sys.argv[1:] if argv is None else argv
     if arguments == ["--version"]:
@@ -768,9 +694,11 @@ def main(argv: list[str] | None = None) -> None:
     if not sys.warnoptions:
         warnings.simplefilter("ignore")  # of libraries, for developers; ours are logged
     try:
-        commands = _Commands((name, _Command(f)) for name, f in COMMANDS.items())
-        call = fire.Fire(commands, arguments or ["--help"], "medsr", _text)
-        code = call.function(*call.args, **call.kwargs) if isinstance(call, _Call) else 0
+        call = parse(COMMANDS, arguments, "medsr")
+        code = None
+        if call:
+            function, args, kwargs = call
+            code = function(*args, **kwargs)
     except KeyboardInterrupt:
         print("medsr: interrupted", file=sys.stderr)
         sys.exit(130)
@@ -778,7 +706,3 @@ def main(argv: list[str] | None = None) -> None:
         print(f"medsr: error: {_reason(error)}", file=sys.stderr)
         sys.exit(1)
     sys.exit(code or 0)
-
-
-def _text(result: object) -> str | None:
-    return result if isinstance(result, str) else None  # Fire's completion script

@@ -21,6 +21,7 @@ ALLOWED = {
     "losses": {"losses"},
     "metrics": {"metrics"},
     "handlers": {"handlers", "metrics", "networks.arguments", "atomic"},
+    "command_line": set(),
     "__main__": {"cli"},
 }
 MODULES = {".".join(p.relative_to(PACKAGE).with_suffix("").parts): p for p in PACKAGE.rglob("*.py")}
