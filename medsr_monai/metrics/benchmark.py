@@ -117,7 +117,7 @@ def benchmark_network(
 
 def network_figures(
     network: nn.Module, image: torch.Tensor, runs: int = 5, amp: bool = False
-) -> dict[str, float | int]:
+) -> dict[str, float | int | str]:
     """Size of a network, its operations and its speed on one input, in this process and on the input's device.
 
     Args:
@@ -127,8 +127,8 @@ def network_figures(
         amp: time it under autocast.
 
     Returns:
-        input (its shape), parameters and macs (see `count_parameters` and `count_macs`), what the RDST paper would print
-        (`parameters_as_published`, `macs_as_published`), and fps, slices per second.
+        input (its shape), parameters and macs (see `count_parameters` and `count_macs`), what the RDST paper would
+        print (`parameters_as_published`, `macs_as_published`), and fps, slices per second.
     """
     shape = tuple(image.shape)
     with eval_mode(network):

@@ -32,11 +32,11 @@ def image_figures(pred: Tensor, label: Tensor, border: int = 4) -> dict[str, flo
 
     - ``psnr``, ``ssim``: the RDST paper's, see :func:`medsr_monai.metrics.psnr` and :func:`medsr_monai.metrics.ssim`:
       ``border`` pixels left out at every side, uniform 7x7 window;
-    - ``psnr_monai``, ``ssim_monai``: MONAI's metrics of the whole slice, Gaussian window 11 with sigma 1.5 (None where the
-      slice is smaller).
+    - ``psnr_monai``, ``ssim_monai``: MONAI's metrics of the whole slice, Gaussian window 11 with sigma 1.5 (None where
+      the slice is smaller).
 
-    Those of several channels are pooled (PSNR of the mean squared error over all, mean SSIM); then the channels, such as
-    modalities, follow one by one, ``psnr_modality_1`` and so on.
+    Those of several channels are pooled (PSNR of the mean squared error over all, mean SSIM); then the channels, such
+    as modalities, follow one by one, ``psnr_modality_1`` and so on.
     """
     pred, label = (torch.as_tensor(image).detach().cpu() for image in (pred, label))
     row = _figures(pred, label, border)
@@ -133,8 +133,8 @@ class SliceEvaluation:
             raise ValueError(f"{_name(key)}: the label map is {tuple(target.shape)}, expected {tuple(preds.shape[1:])}")
         if others := sorted(set(target.unique().tolist()) - set(range(classes))):
             raise ValueError(
-                f"{_name(key)}: labels {', '.join(map(str, others))}, the U-Net has 0 to {classes - 1}: give a label_map "
-                f'such as {{"{others[-1]}": 1}}, or another U-Net'
+                f"{_name(key)}: labels {', '.join(map(str, others))}, the U-Net has 0 to {classes - 1}: give a "
+                f'label_map such as {{"{others[-1]}": 1}}, or another U-Net'
             )
         rows = {m: dice_of_slice(pred, target, classes) for m, pred in zip(images, preds, strict=True)}
         return {method: {"dice_against": against, **row} for method, row in rows.items()}

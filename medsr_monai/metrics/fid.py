@@ -31,13 +31,13 @@ def inception_features(network: Callable[[Tensor], Tensor], slices: Tensor) -> T
 def fid(pred: Tensor, label: Tensor) -> float:
     """Frechet distance between Gaussians fitted to two sets of features, [N, F] and [M, F] (arXiv 1706.08500).
 
-    |mean - mean'|^2 + trace(S + S' - 2 sqrt(S S')), with the sample covariances S, by MONAI's ``FIDMetric``. Where there
-    are fewer images than features, the features are first written in coordinates of the space that they span, which
-    changes no distance and no covariance's eigenvalues and spares the root of a large singular matrix.
+    |mean - mean'|^2 + trace(S + S' - 2 sqrt(S S')), with the sample covariances S, by MONAI's ``FIDMetric``. Where
+    there are fewer images than features, the features are first written in coordinates of the space that they span,
+    which changes no distance and no eigenvalue and spares the root of a large singular matrix.
 
     With torchvision's Inception-v3 weights (see :class:`medsr_monai.networks.InceptionFeatures`) figures differ from
-    those of the original TensorFlow Inception network: compare only what was computed the same way. It is biased for few
-    images, so compare only sets of equal size.
+    those of the original TensorFlow Inception network: compare only what was computed the same way. It is biased for
+    few images, so compare only sets of equal size.
 
     Raises:
         ValueError: fewer than two images in a set.

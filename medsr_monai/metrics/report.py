@@ -82,8 +82,8 @@ class SliceTable:
     def summary(self, group_by: Sequence[str] | None = None) -> list[dict]:
         """One row per group, in order of first appearance: the group, the number of slices, means and deviations.
 
-        The deviation (of the population) is NaN where a value is infinite, as the PSNR of equal slices is. A column that
-        no row of the group has is None.
+        The deviation (of the population) is NaN where a value is infinite, as the PSNR of equal slices is. A column
+        that no row of the group has is None.
 
         Args:
             group_by: other columns than the table's.

@@ -15,8 +15,8 @@ class InceptionFeatures(nn.Module):
     """torchvision's Inception-v3 up to its last pooling, with random weights; see `load_inception_features`.
 
     RGB images [B, 3, H, W] in [0, 1], of any size, become features [B, 2048]. They are resized to 299x299 (bilinear,
-    antialiased, without keeping the aspect) and mapped to [-1, 1], which is what torchvision's normalisation by ImageNet's
-    mean and deviation and its own ``transform_input`` come to together.
+    antialiased, without keeping the aspect) and mapped to [-1, 1], which is what the normalisation by ImageNet's mean
+    and deviation that torchvision's weights want and its ``transform_input`` come to together.
     """
 
     def __init__(self) -> None:
