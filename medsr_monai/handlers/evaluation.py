@@ -103,8 +103,9 @@ class ReportSlices:
         extra = {}
         if self.network is not None:
             extra[self.method] = network_figures(self.network, self.first, amp=engine.amp)
-        table = self.evaluation.write(self.folder, extra)
-        logger.info("%d slices, see %s\n%s", self.evaluation.slices(), self.folder, table)
+        pooled = self.evaluation.pooled(extra)
+        self.evaluation.write(self.folder, pooled)
+        logger.info("%d slices, see %s\n%s", self.evaluation.slices(), self.folder, markdown_table(pooled))
 
 
 class ReportDice:

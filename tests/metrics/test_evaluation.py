@@ -125,7 +125,7 @@ def test_dice_by_hand(tmp_path):
     assert (zero["dice_1_pooled"], zero["dice_all"], zero["dice_all_pooled"]) == (0, 0, 0)
     assert pred["psnr_std"] != pred["psnr_std"] and pred["psnr"] == math.inf  # one slice is equal
 
-    text = evaluation.write(tmp_path / "new", {"pred": {"fps": 12.345, "macs": 7}})
+    evaluation.write(tmp_path / "new", evaluation.pooled({"pred": {"fps": 12.345, "macs": 7}}))
     content = json.loads((tmp_path / "new" / "summary.json").read_text())
     assert content["slices"] == 3 and content["border"] == 4
     assert [row["method"] for row in content["pooled"]] == ["HR", "pred", "zero"]
@@ -143,8 +143,9 @@ def test_dice_by_hand(tmp_path):
     assert [row["method"] for row in table] == ["HR", "pred", "zero"] * 3
     assert float(table[1]["dice_1"]) == pytest.approx(0.4, abs=1e-6) and table[1]["both_1"] == "2"
     markdown = (tmp_path / "new" / "summary.md").read_text()
-    assert markdown.startswith("Over all 3 slices: mean (standard deviation)\n\n" + text)
-    assert "| a | axial | HR | 2 |" in markdown and "| label map |" in text and "| 12.35 |" in text
+    assert markdown.startswith("Over all 3 slices: mean (standard deviation)\n\n| method | slices | psnr |")
+    text, by_volume = markdown.split("By volume and plane: mean (standard deviation)\n\n")
+    assert "| a | axial | HR | 2 |" in by_volume and "| label map |" in text and "| 12.35 |" in text
     assert f"| {hr['dice_1']:.4f} ({hr['dice_1_std']:.4f}) |" in text
 
 
