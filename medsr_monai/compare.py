@@ -21,7 +21,15 @@ from torch import nn
 from medsr_monai import __version__
 from medsr_monai.atomic import written_atomically
 from medsr_monai.inferers import PlaneInferer
-from medsr_monai.metrics import SliceTable, busiest_crop, comparison_grid, count_parameters, psnr, ssim
+from medsr_monai.metrics import (
+    SliceEvaluation,
+    SliceTable,
+    busiest_crop,
+    comparison_grid,
+    count_parameters,
+    psnr,
+    write_rows,
+)
 from medsr_monai.transforms import (
     PLANES,
     axis_factors,
@@ -42,6 +50,8 @@ __all__ = ["FILES", "Comparison", "NetworkRunner", "Runner", "common_scale", "co
 
 FILES = ("compare.md", "compare.csv", "compare.json", "slices.csv", "compare.png")
 """What `Comparison.write` writes."""
+
+SLICE_COLUMNS = ("plane", "slice", "psnr", "ssim", "psnr_monai", "ssim_monai")
 
 LEFT_EDGE = {"sagittal": "A", "coronal": "R", "axial": "R"}
 """Where a slice's left edge points to, as radiologists look at it (array axes to the left, posterior, superior)."""
@@ -191,7 +201,7 @@ def _covered(affine: torch.Tensor, shape: tuple[int, ...], ref: MetaTensor, what
 
 
 def _usable(label: torch.Tensor, plane: str) -> list[int]:
-    """Slices [N, H, W] that are compared: those whose standard deviation is above a quarter of the volume's."""
+    """Slices [N, ...] that are compared: those whose standard deviation is above a quarter of the volume's."""
     threshold = float(label.std(correction=0)) / 4
     numbers = [number for number, image in enumerate(label) if float(image.std(correction=0)) > threshold]
     if not numbers:
@@ -200,33 +210,50 @@ def _usable(label: torch.Tensor, plane: str) -> list[int]:
 
 
 def compare_volumes(
-    pred: MetaTensor, ref: MetaTensor, plane: str = "auto", border: int = 4
-) -> tuple[SliceTable, dict[str, Any]]:
-    """PSNR and SSIM of every slice of a result, and their means with the PSNR of the whole volume.
+    pred: MetaTensor,
+    ref: MetaTensor,
+    evaluation: SliceEvaluation,
+    plane: str = "auto",
+    *,
+    case: str = "",
+    method: str = "pred",
+    intensity: str = "minmax",
+    segmentation: MetaTensor | None = None,
+) -> dict[str, float]:
+    """Add every slice of a result to an evaluation; returns ``psnr_volume``, the PSNR of the whole volume in dB.
 
-    Both volumes are scaled by the reference's minimum and maximum. Slices whose standard deviation is at most a quarter
-    of the volume's (air) are left out.
+    Both volumes are scaled by the reference's range, each channel by its own. Slices whose standard deviation is at
+    most a quarter of the volume's (air) are left out.
 
     Args:
-        pred: [1, X, Y, Z].
+        pred: [C, X, Y, Z].
         ref: in the same grid; where `degrade` has cropped its far end, the rest is compared.
+        evaluation: gets the slices.
         plane: whose slices are compared; auto is the one with the finest pixels of the reference.
-        border: pixels left out at each side of a slice.
+        case, method: the evaluation's names for the volume and for what made the result.
+        intensity: see :func:`medsr_monai.transforms.intensity_range`.
+        segmentation: label map [1, X, Y, Z] in the reference's grid.
 
     Raises:
-        ValueError: other grids, a plane without contrast, slices smaller than the border and SSIM's window.
+        ValueError: other grids or channels, a plane without contrast, slices smaller than the border and SSIM's window.
     """
     ref_part = _covered(pred.affine, tuple(pred.shape[1:]), ref)
-    low, high = intensity_range(ref, "minmax")
+    if pred.shape[0] != ref.shape[0]:
+        raise ValueError(f"the result has {pred.shape[0]} channels, the reference {ref.shape[0]}")
     chosen = sharp_plane(ref.affine) if plane == "auto" else plane
-    axis = plane_axis(ref.affine, chosen)
-    image, label = (((v.as_tensor()[0] - low) / (high - low)).movedim(axis, 0) for v in (pred, ref_part))
-    table = SliceTable(("plane",), ("psnr", "ssim"))
+    axis = plane_axis(ref.affine, chosen) + 1
+    ranges = torch.tensor([intensity_range(channel, intensity) for channel in ref], dtype=torch.float64)
+    low, high = ranges.T.reshape(2, -1, 1, 1, 1)
+    image, label = (((v.as_tensor() - low.float()) / (high - low).float()).movedim(axis, 0) for v in (pred, ref_part))
+    if segmentation is not None:
+        shape = pred.shape[1:]
+        segmentation = segmentation[:, : shape[0], : shape[1], : shape[2]].as_tensor().movedim(axis, 0)
     for number in _usable(label, chosen):
-        p, t = image[number], label[number]
-        table.extend([{"plane": chosen, "slice": number, "psnr": psnr(p, t, border), "ssim": ssim(p, t, border)}])
+        key = {"case": case, "plane": chosen, "slice": number}
+        label_map = None if segmentation is None else segmentation[number]
+        evaluation.add(key, label[number], {method: image[number]}, label_map)
     error = float((image - label).double().square().mean())
-    return table, table.summary()[0] | {"psnr_volume": -10 * float(np.log10(error)) if error else float("inf")}
+    return {"psnr_volume": -10 * float(np.log10(error)) if error else float("inf")}
 
 
 class Comparison:
@@ -319,9 +346,12 @@ class Comparison:
         seconds = time.perf_counter() - start
         if not result.isfinite().all():
             raise RuntimeError("its result has voxels that are NaN or infinite, which cannot be compared")
-        table, summary = compare_volumes(result, self.full_ref, self.plane, self.border)
-        self.table.extend({"system": name} | row for row in table.rows)
-        row = {"system": name} | summary | {"parameters": count_parameters(runner.network), "seconds": seconds}
+        evaluation = SliceEvaluation(self.border)
+        volume = compare_volumes(result, self.full_ref, evaluation, self.plane, method=name)
+        self.table.extend({"system": name} | {k: row[k] for k in SLICE_COLUMNS} for row in evaluation.rows)
+        summary = {k: v for k, v in evaluation.groups()[0].items() if k not in ("case", "method")}
+        row = {"system": name} | summary | volume
+        row |= {"parameters": count_parameters(runner.network), "seconds": seconds}
         checksum = runner.weights and hashlib.sha256(Path(runner.weights).read_bytes()).hexdigest()
         self.rows.append(row | {"weights_sha256": checksum})
         self.slices[name] = self._slice(result)
@@ -359,14 +389,12 @@ class Comparison:
         folder.mkdir(parents=True, exist_ok=True)
         report = self.report(self.checked_crop(crop))
         lines = [self.header(), *map(self.line, self.rows), "", self.caption()]
-        rows = SliceTable(("system",), ())
-        rows.extend(self.rows)
         with contextlib.ExitStack() as stack:
             markdown, table, content, slices, picture = (
                 stack.enter_context(written_atomically(folder / name)) for name in FILES
             )
             markdown.write_text("\n".join(lines) + "\n")
-            rows.write_csv(table)
+            write_rows(self.rows, table)
             content.write_text(json.dumps(report, indent=2, allow_nan=False) + "\n")
             self.table.write_csv(slices)
             self.draw(crop).savefig(picture, metadata={"Description": self.caption()})
