@@ -9,5 +9,7 @@ from .geometry import (
     resized_affine,
     sharp_plane,
     spacing,
+    with_corners_of,
 )
 from .intensity import RestoreIntensityd, ScaleVolumed, intensity_range
+from .interpolation import resample, spline_matrix

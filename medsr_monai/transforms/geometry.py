@@ -28,6 +28,7 @@ __all__ = [
     "resized_affine",
     "sharp_plane",
     "spacing",
+    "with_corners_of",
 ]
 
 PLANES = ("sagittal", "coronal", "axial")
@@ -102,6 +103,21 @@ def outer_corners(affine: np.ndarray | torch.Tensor, shape: Sequence[int]) -> np
     return nibabel.affines.apply_affine(_affine(affine), index)
 
 
+def with_corners_of(ref: MetaTensor, volume: torch.Tensor, shape: Sequence[int] | None = None) -> MetaTensor:
+    """``volume`` [C, X, Y, Z] with the metadata of ``ref``, except for the affine, which keeps the outer corners.
+
+    Args:
+        ref: what the volume was made from, [C, X, Y, Z].
+        volume: the same space on a grid of another size.
+        shape: part of ``ref`` at its near end that the volume covers; by default all of it.
+    """
+    size = tuple(volume.shape[1:])
+    affine = torch.as_tensor(resized_affine(ref.affine, ref.shape[1:] if shape is None else shape, size))
+    meta = dict(ref.meta, affine=affine, original_affine=affine.clone(), spatial_shape=np.array(size))
+    data = volume.as_tensor() if isinstance(volume, MetaTensor) else volume
+    return MetaTensor(data, meta=meta, applied_operations=[])
+
+
 class MatchCornersd(MapTransform):
     """Give a resized volume the affine under which its outer corners are those of a reference volume.
 
@@ -122,11 +138,7 @@ class MatchCornersd(MapTransform):
         d = dict(data)
         ref = d[self.ref_key]
         for key in self.key_iterator(d):
-            shape = tuple(d[key].shape[1:])
-            affine = torch.as_tensor(resized_affine(ref.affine, ref.shape[1:], shape))
-            volume = d[key].as_tensor() if isinstance(d[key], MetaTensor) else d[key]
-            meta = dict(ref.meta, affine=affine, original_affine=affine.clone(), spatial_shape=np.array(shape))
-            d[key] = MetaTensor(volume, meta=meta, applied_operations=[])
+            d[key] = with_corners_of(ref, d[key])
         return d
 
 
