@@ -84,7 +84,7 @@ class BundleRunner:
             )
         for name in overrides:
             if name.partition("#")[0] not in self.parser:
-                raise ValueError(f"bundle {bundle} has no --{name.replace('_', '-')}: {self._options()}")
+                raise ValueError(f"bundle {bundle} has no option --{name.replace('_', '-')}: {self._use()}")
         progress = {"inferer#progress": sys.stderr.isatty()}
         self.parser.update({"bundle_root": str(folder), "output_dir": None} | progress | overrides)
         self.parser.parse()
@@ -98,9 +98,12 @@ class BundleRunner:
                     f"{weights}: numbers that are not finite in {', '.join(broken[:3])}: an unfinished training?"
                 )
 
-    def _options(self) -> str:
+    def _use(self) -> str:
         if "thick_axis" in self.parser:
-            return "it refines thick slices, see --thick-axis, --target-spacing, --refine and --force"
+            return (
+                "it refines thick slices, for which `medsr upscale` has --thick-axis, --target-spacing, --refine and "
+                "--force"
+            )
         return "it enlarges the slices of a --plane"
 
     def __getitem__(self, name: str) -> Any:
