@@ -8,6 +8,6 @@ from .complexity import (
     count_parameters_as_published,
 )
 from .image import PSNRSlices, SSIMSlices, psnr, ssim
-from .picture import comparison_picture
+from .picture import busiest_crop, comparison_grid, comparison_picture
 from .report import SliceTable
 from .segmentation import PooledDice, count_pixels

@@ -25,6 +25,7 @@ __all__ = [
     "MatchCornersd",
     "SyncRefMetad",
     "axis_factors",
+    "describe_grid",
     "format_edges",
     "outer_corners",
     "plane_axis",
@@ -169,6 +170,11 @@ def with_corners_of(ref: MetaTensor, volume: torch.Tensor, shape: Sequence[int] 
     meta = dict(ref.meta, affine=affine, original_affine=affine.clone(), spatial_shape=np.array(size))
     data = volume.as_tensor() if isinstance(volume, MetaTensor) else volume
     return MetaTensor(data, meta=meta, applied_operations=[])
+
+
+def describe_grid(affine: np.ndarray | torch.Tensor, shape: Sequence[int]) -> str:
+    """A grid in words: ``184x152x12 voxels of 1x1x5 mm``."""
+    return f"{'x'.join(map(str, shape))} voxels of {format_edges(spacing(affine))} mm"
 
 
 class MatchCornersd(MapTransform):
