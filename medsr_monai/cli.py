@@ -83,6 +83,9 @@ class BundleRunner:
             raise ValueError(
                 f"bundle {bundle} does not super-resolve: run it as its docs/README.md says, with monai.bundle"
             )
+        for name in overrides:
+            if name.partition("#")[0] not in self.parser:
+                raise ValueError(f"bundle {bundle} has no option --{name.replace('_', '-')}: {self._use()}")
         progress = {"inferer#progress": sys.stderr.isatty()}
         self.parser.update({"bundle_root": str(folder), "output_dir": None} | progress | overrides)
         self.parser.parse()
@@ -90,6 +93,19 @@ class BundleRunner:
         self.network = self["network"].eval()
         if self.weights:
             load_weights(self.network, self.weights)
+            numbers = self.network.state_dict().items()
+            if broken := [name for name, tensor in numbers if not tensor.isfinite().all()]:
+                raise ValueError(
+                    f"{self.weights}: numbers that are not finite in {', '.join(broken[:3])}: an unfinished training?"
+                )
+
+    def _use(self) -> str:
+        if "thick_axis" in self.parser:
+            return (
+                "it refines thick slices, for which `medsr upscale` has --thick-axis, --target-spacing, --refine and "
+                "--force"
+            )
+        return "it enlarges the slices of a --plane"
 
     def __getitem__(self, name: str) -> Any:
         return self.parser.get_parsed_content(name)
@@ -231,9 +247,15 @@ def upscale(
     frame: int | None = None,
     slice_batch: int = 4,
     tile: int | None = None,
+    thick_axis: str = "auto",
+    target_spacing: float | None = None,
+    refine: str = "both",
+    force: bool = False,
     overwrite: bool = False,
 ) -> int:
     """Super-resolve a volume, or every volume of a folder, with a bundle; writes float32 NIfTI in the input's units.
+
+    Most bundles enlarge the slices of one plane; a bundle for thick slices, such as transmrsr, makes them thin.
 
     Args:
         input: NIfTI file (.nii, .nii.gz), FreeSurfer file (.mgz), folder of such files, or folder with a DICOM series.
@@ -245,6 +267,13 @@ def upscale(
         frame: of a 4D file, counted from 0.
         slice_batch: slices computed at a time.
         tile: side in pixels of tiles, to save memory; leaves faint seams. Default: whole slices.
+        thick_axis: of thick slices, the direction across them: left-right (sagittal slices), posterior-anterior
+            (coronal) or inferior-superior (axial); auto is that of the longest voxel edge.
+        target_spacing: of thick slices: the thickness in mm to be reached, as nearly as whole slices within the same
+            outer corners allow. Default: the smaller edge of the pixels.
+        refine: of thick slices: both planes that contain the thick axis, averaged, or one of them, in half the time:
+            axial, coronal or sagittal.
+        force: of thick slices: refine voxels that are nearly isotropic, too.
         overwrite: replace existing outputs.
     """
     bundle_folder(bundle)
@@ -256,18 +285,28 @@ def upscale(
     if slice_batch < 1 or (tile is not None and tile < 32):
         raise ValueError("slice_batch must be at least 1 and tile at least 32 pixels")
     device = _device(device)
-    overrides = {"plane": plane, "frame": frame, "sw_batch_size": slice_batch, "device": f"$torch.device('{device}')"}
+    overrides = {"frame": frame, "sw_batch_size": slice_batch, "device": f"$torch.device('{device}')"}
+    # what is not given is left to the bundle, which has some of these
+    if plane != "auto":
+        overrides["plane"] = plane
+    if thick_axis != "auto":
+        overrides["thick_axis"] = thick_axis
+    if target_spacing is not None:
+        overrides["target_spacing"] = target_spacing
+    if refine != "both":
+        overrides["refine"] = refine
+    if force:
+        overrides["force"] = True
     if tile is not None:
         overrides["inferer#roi_size"] = [tile, tile]
     runner = BundleRunner(bundle, weights, **overrides)
+    inferer = runner["inferer"]  # checks its options
     failed = 0
     for path, out in cases:
         try:
             with _naming(path):
                 item = runner.read(path)
-                chosen = runner["inferer"].resolve(item["image"].affine)
-                auto = " (auto)" if plane == "auto" else ""
-                print(f"{path}: {_describe(item['image'])}, plane {chosen}{auto}", flush=True)
+                print(f"{path}: {_describe(item['image'])}, {inferer.describe(item['image'])}", flush=True)
                 result = runner.run(item)
                 _write(result, out)
                 print(f"{out}: {_describe(result)}", flush=True)
@@ -298,7 +337,7 @@ def degrade(
         input: NIfTI or FreeSurfer file.
         output: NIfTI file.
         scale: integer factor.
-        direction: in-plane (larger pixels) or through-plane (thicker slices).
+        direction: in-plane (larger pixels) or through-plane (thicker slices, as `upscale --bundle transmrsr` takes).
         plane: axial, coronal or sagittal, auto for the one with the finest pixels.
         method: bicubic (default in-plane), gaussian (default through-plane), box or kspace.
         fwhm: width of the Gaussian slice profile in voxels, default the scale.
@@ -316,7 +355,7 @@ def degrade(
     if not 0 <= noise < math.inf:
         raise ValueError(f"noise is {noise}, expected a fraction of the intensity range such as 0.02")
     from medsr_monai.data import LoadVolumed
-    from medsr_monai.transforms import axis_factors, intensity_range, plane_axis, sharp_plane
+    from medsr_monai.transforms import AXES, PLANES, axis_factors, intensity_range, plane_axis, sharp_plane
     from medsr_monai.transforms import degrade as degrade_volume
 
     with _naming(input):
@@ -340,7 +379,8 @@ def degrade(
     if any(cropped):
         print(f"{input}: cropped by {'x'.join(map(str, cropped))} voxels at the far end, to a multiple of {scale}")
     _write(result, out)
-    print(f"{out}: {_describe(result)}, {direction}, plane {chosen}")
+    thick = f", thick axis {AXES[PLANES.index(chosen)]}" if direction == "through-plane" else ""
+    print(f"{out}: {_describe(result)}, {direction}, plane {chosen}{thick}")
 
 
 def evaluate(
@@ -681,6 +721,10 @@ def benchmark(
     return 1 if failed else 0
 
 
+_UNTRAINED = {"truncation": "none"}
+"""Of TransMRSR: its centroids come with trained weights only; they cost one small product."""
+
+
 def _bundle_network(folder: Path) -> dict[str, Any]:
     """Arguments of a bundle's network, which is built without memory for its weights."""
     import torch
@@ -688,7 +732,8 @@ def _bundle_network(folder: Path) -> dict[str, Any]:
 
     parser = ConfigParser(ConfigParser.load_config_file(folder / "configs" / "inference.json"))
     with torch.device("meta"):
-        return parser.get_parsed_content("network_def").arguments
+        arguments = parser.get_parsed_content("network_def").arguments
+    return arguments | _UNTRAINED if "truncation" in arguments else arguments
 
 
 def _named_networks(names: str) -> tuple[dict[str, dict], dict[str, str]]:
@@ -703,8 +748,7 @@ def _named_networks(names: str) -> tuple[dict[str, dict], dict[str, str]]:
         raise ValueError(f"no network {', '.join(map(repr, unknown))}: choose all, or some of {','.join(known)}")
     built, missing = {}, {}
     for name in wanted:
-        # its centroids come with trained weights only; they cost one small product
-        untrained = {"truncation": "none"} if name == "TransMRSR" else {}
+        untrained = _UNTRAINED if name == "TransMRSR" else {}
         try:
             with torch.device("meta"):
                 built[name] = NETWORKS[name](1, 1, 4, **untrained).arguments

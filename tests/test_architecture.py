@@ -15,7 +15,7 @@ ALLOWED = {
     "convert": {"convert", "networks"},
     "transforms.recipes": {"transforms", "data"},
     "transforms": {"transforms.geometry"},
-    "inferers": {"inferers", "transforms.geometry"},
+    "inferers": {"inferers", "transforms.geometry", "transforms.interpolation"},
     "atomic": set(),
     "data": {"data", "atomic", "transforms.geometry"},
     "losses": {"losses"},
