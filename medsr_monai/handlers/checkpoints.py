@@ -46,7 +46,7 @@ def load_weights(network: torch.nn.Module, path: str | os.PathLike) -> None:
         ValueError: no such dictionary in it, other arguments, or other parameters.
     """
     path = Path(path)
-    _fill(network, path, _read_weights(path))
+    _fill(network, path, read_weights(path))
 
 
 def load_network(path: str | os.PathLike | None) -> torch.nn.Module:
@@ -68,7 +68,7 @@ def load_network(path: str | os.PathLike | None) -> torch.nn.Module:
             "trained bundle (a segmentation U-Net: --unet_path)"
         )
     path = Path(path)
-    content = _read_weights(path)
+    content = read_weights(path)
     try:
         network = build_network(content["network"])
     except (AttributeError, TypeError, ValueError) as error:
@@ -77,7 +77,8 @@ def load_network(path: str | os.PathLike | None) -> torch.nn.Module:
     return network.eval()
 
 
-def _read_weights(path: Path) -> Mapping:
+def read_weights(path: Path) -> Mapping:
+    """The dictionary in a weights file, with at least "model" and "network"; raises the errors of load_weights."""
     if not path.is_file():
         bundle = path.parent.parent
         if (bundle / "configs" / "metadata.json").is_file():
@@ -130,10 +131,16 @@ class EarlyStop(EarlyStopHandler):
     Args:
         patience: validations without a better score before training ends.
         evaluator: whose key metric, the higher the better, is the score.
+        min_gain: a score counts as better if it is higher by more than this than the last one that counted.
     """
 
-    def __init__(self, patience: int | None, evaluator: Engine) -> None:
-        super().__init__(patience or 1, lambda engine: evaluator.state.metrics[evaluator.state.key_metric_name])
+    def __init__(self, patience: int | None, evaluator: Engine, min_gain: float = 0.0) -> None:
+        super().__init__(
+            patience or 1,
+            lambda engine: evaluator.state.metrics[evaluator.state.key_metric_name],
+            min_delta=min_gain,
+            cumulative_delta=True,  # small gains add up
+        )
         self.enabled = patience is not None
         self.evaluator = evaluator
 

@@ -7,7 +7,16 @@ from .complexity import (
     count_parameters,
     count_parameters_as_published,
 )
-from .image import PSNRSlices, SSIMSlices, psnr, ssim
+from .image import (
+    PaddedPSNRSlices,
+    PaddedSSIMSlices,
+    PSNRSlices,
+    SSIMSlices,
+    padded_psnr,
+    padded_ssim,
+    psnr,
+    ssim,
+)
 from .picture import comparison_picture
 from .report import SliceTable
 from .segmentation import PooledDice, count_pixels

@@ -1,0 +1,98 @@
+"""Training pairs for thick slices: a sharp slice, and the same grid interpolated from thick samples along one axis."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+
+import torch
+from monai.config import KeysCollection
+from monai.transforms import MapTransform, RandomizableTransform
+from monai.utils import convert_to_tensor
+
+from medsr_monai.transforms.degradation import degrade
+from medsr_monai.transforms.geometry import AXES
+from medsr_monai.transforms.interpolation import resample
+
+__all__ = ["RandThickSliced"]
+
+
+class RandThickSliced(RandomizableTransform, MapTransform):
+    """Write what thick slices show of ``label``, interpolated back to its grid, to ``image``.
+
+    A slice [C, H, W] is turned so that the thick axis runs along its columns (the last axis), where
+    :class:`medsr_monai.inferers.ThroughPlaneInferer` puts it, cropped at the far end of this axis to a multiple of
+    ``factor``, degraded along it (:func:`medsr_monai.transforms.degradation.degrade`) and brought back to its size by
+    cubic B-splines (:func:`medsr_monai.transforms.interpolation.resample`). Both keep the outer corners, so ``image``
+    lies on ``label``. Both are plain tensors.
+
+    The name of the thick axis is written to ``thick_axis``. What was drawn lies in ``params``; calling with
+    ``randomize=False`` replays it.
+
+    Args:
+        keys: the high-resolution slice (one key), [C, H, W].
+        image_key: where the interpolated slice goes.
+        factor: slice thickness, in pixels of the label.
+        thick_axis: left-right, posterior-anterior or inferior-superior, one of the two that the item's ``axes`` name
+            (see :class:`medsr_monai.data.SliceDataset`); None draws one of the two for each item.
+        method: see :func:`medsr_monai.transforms.degradation.degradation_matrix`.
+        fwhm: range (low, high) in pixels that the width of the slice profile is drawn from, or None for ``factor``.
+        noise_std: range (low, high) that the noise level of the thick slices is drawn from.
+
+    Raises:
+        ValueError: an unknown axis; a slice that does not contain it, or is smaller than ``factor`` along it.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection = "label",
+        image_key: str = "image",
+        *,
+        factor: int,
+        thick_axis: str | None = None,
+        method: str = "gaussian",
+        fwhm: tuple[float, float] | None = None,
+        noise_std: tuple[float, float] = (0.0, 0.0),
+        allow_missing_keys: bool = False,
+    ) -> None:
+        MapTransform.__init__(self, keys, allow_missing_keys)
+        RandomizableTransform.__init__(self, 1.0)
+        if thick_axis is not None and thick_axis not in AXES:
+            raise ValueError(f"thick axis is {thick_axis!r}, expected one of {', '.join(AXES)}, or none to draw it")
+        self.image_key = image_key
+        self.factor = factor
+        self.thick_axis = thick_axis
+        self.method = method
+        self.fwhm = fwhm
+        self.noise_std = noise_std
+        self.params: dict = {}
+
+    def randomize(self, data: object = None) -> None:
+        self.params = {
+            "axis": int(self.R.randint(2)),
+            "fwhm": None if self.fwhm is None else float(self.R.uniform(*self.fwhm)),
+            "noise_std": float(self.R.uniform(*self.noise_std)),
+            "noise_seed": int(self.R.randint(2**31)),
+        }
+
+    def __call__(self, data: Mapping[Hashable, object], randomize: bool = True) -> dict[Hashable, object]:
+        d = dict(data)
+        if randomize:
+            self.randomize()
+        drawn = dict(self.params)
+        axes, axis = tuple(d["axes"]), drawn.pop("axis")
+        if self.thick_axis is not None:
+            if self.thick_axis not in axes:
+                raise ValueError(
+                    f"the slice's axes are {' and '.join(axes)}, not the thick axis {self.thick_axis}: use slices of "
+                    "the other planes"
+                )
+            axis = axes.index(self.thick_axis)
+        for key in self.key_iterator(d):
+            label: torch.Tensor = convert_to_tensor(d[key])
+            if axis == 0:
+                label = label.transpose(1, 2)
+            label = label[..., : label.shape[2] // self.factor * self.factor or None].contiguous()
+            thick = degrade(label, (1, self.factor), self.method, **drawn)
+            d[key], d[self.image_key] = label, resample(thick, label.shape[1:])
+        d["axes"], d["thick_axis"] = (axes[1 - axis], axes[axis]), axes[axis]
+        return d
