@@ -82,6 +82,9 @@ class BundleRunner:
             raise ValueError(
                 f"bundle {bundle} does not super-resolve: run it as its docs/README.md says, with monai.bundle"
             )
+        for name in overrides:
+            if name.partition("#")[0] not in self.parser:
+                raise ValueError(f"bundle {bundle} has no --{name.replace('_', '-')}: {self._options()}")
         progress = {"inferer#progress": sys.stderr.isatty()}
         self.parser.update({"bundle_root": str(folder), "output_dir": None} | progress | overrides)
         self.parser.parse()
@@ -89,6 +92,11 @@ class BundleRunner:
         self.network = self["network"].eval()
         if weights:
             load_weights(self.network, weights)
+
+    def _options(self) -> str:
+        if "thick_axis" in self.parser:
+            return "it refines thick slices, see --thick-axis, --target-spacing, --refine and --force"
+        return "it enlarges the slices of a --plane"
 
     def __getitem__(self, name: str) -> Any:
         return self.parser.get_parsed_content(name)
@@ -224,9 +232,15 @@ def upscale(
     frame: int | None = None,
     slice_batch: int = 4,
     tile: int | None = None,
+    thick_axis: str = "auto",
+    target_spacing: float | None = None,
+    refine: str = "both",
+    force: bool = False,
     overwrite: bool = False,
 ) -> int:
     """Super-resolve a volume, or every volume of a folder, with a bundle; writes float32 NIfTI in the input's units.
+
+    Most bundles enlarge the slices of one plane; a bundle for thick slices, such as transmrsr, makes them thin.
 
     Args:
         input: NIfTI file (.nii, .nii.gz), FreeSurfer file (.mgz), folder of such files, or folder with a DICOM series.
@@ -238,6 +252,13 @@ def upscale(
         frame: of a 4D file, counted from 0.
         slice_batch: slices computed at a time.
         tile: side in pixels of tiles, to save memory; leaves faint seams. Default: whole slices.
+        thick_axis: of thick slices: left-right, posterior-anterior or inferior-superior, the direction across the
+            slices; auto is that of the longest voxel edge.
+        target_spacing: of thick slices: the thickness in mm to be reached, as nearly as whole slices within the same
+            outer corners allow. Default: the smaller edge of the pixels.
+        refine: of thick slices: both planes that contain the thick axis, averaged, or one of them, in half the time:
+            axial, coronal or sagittal.
+        force: of thick slices: refine voxels that are nearly isotropic, too.
         overwrite: replace existing outputs.
     """
     bundle_folder(bundle)
@@ -249,18 +270,28 @@ def upscale(
     if slice_batch < 1 or (tile is not None and tile < 32):
         raise ValueError("slice_batch must be at least 1 and tile at least 32 pixels")
     device = _device(device)
-    overrides = {"plane": plane, "frame": frame, "sw_batch_size": slice_batch, "device": f"$torch.device('{device}')"}
+    overrides = {"frame": frame, "sw_batch_size": slice_batch, "device": f"$torch.device('{device}')"}
+    # what is not given is left to the bundle, which has some of these
+    if plane != "auto":
+        overrides["plane"] = plane
+    if thick_axis != "auto":
+        overrides["thick_axis"] = thick_axis
+    if target_spacing is not None:
+        overrides["target_spacing"] = target_spacing
+    if refine != "both":
+        overrides["refine"] = refine
+    if force:
+        overrides["force"] = True
     if tile is not None:
         overrides["inferer#roi_size"] = [tile, tile]
     runner = BundleRunner(bundle, weights, **overrides)
+    inferer = runner["inferer"]  # checks its options
     failed = 0
     for path, out in cases:
         try:
             with _naming(path):
                 item = runner.read(path)
-                chosen = runner["inferer"].resolve(item["image"].affine)
-                auto = " (auto)" if plane == "auto" else ""
-                print(f"{path}: {_describe(item['image'])}, plane {chosen}{auto}", flush=True)
+                print(f"{path}: {_describe(item['image'])}, {inferer.describe(item['image'])}", flush=True)
                 result = runner.run(item)
                 _write(result, out)
                 print(f"{out}: {_describe(result)}", flush=True)

@@ -16,7 +16,7 @@ ALLOWED = {
     "transforms.recipes": {"transforms", "data"},
     "transforms.thick_slices": {"transforms.degradation", "transforms.geometry", "transforms.interpolation"},
     "transforms": {"transforms.geometry"},
-    "inferers": {"inferers", "transforms.geometry"},
+    "inferers": {"inferers", "transforms.geometry", "transforms.interpolation"},
     "atomic": set(),
     "data": {"data", "atomic", "transforms.geometry"},
     "losses": {"losses"},

@@ -1,14 +1,18 @@
 from .degradation import METHODS, RandDegraded, degradation_matrix, degrade
 from .geometry import (
+    AXES,
     PLANES,
     MatchCornersd,
     SyncRefMetad,
     axis_factors,
+    format_edges,
     outer_corners,
     plane_axis,
     resized_affine,
     sharp_plane,
     spacing,
+    target_size,
+    thick_axis,
     with_corners_of,
 )
 from .intensity import RestoreIntensityd, ScaleVolumed, intensity_range

@@ -19,23 +19,33 @@ from monai.transforms.utils import scale_affine
 from monai.utils import ensure_tuple_rep
 
 __all__ = [
+    "AXES",
     "PLANES",
     "MatchCornersd",
     "SyncRefMetad",
     "axis_factors",
+    "format_edges",
     "outer_corners",
     "plane_axis",
     "resized_affine",
     "sharp_plane",
     "spacing",
+    "target_size",
+    "thick_axis",
     "with_corners_of",
 ]
 
 PLANES = ("sagittal", "coronal", "axial")
 """Planes by the world axis that runs across their slices: left-right, posterior-anterior, inferior-superior."""
 
+AXES = ("left-right", "posterior-anterior", "inferior-superior")
+"""World axes, each the one that runs across the slices of the plane of the same position in PLANES."""
+
 ISOTROPIC_RATIO = 1.25
 """Voxels whose longest edge is below this multiple of the shortest one count as isotropic."""
+
+THICK_RATIO = 1.5
+"""Slices are thick from this multiple of the other voxel edges on."""
 
 SQUARE_RATIO = 1.05
 """Pixels whose longer edge is below this multiple of the shorter one count as square."""
@@ -79,6 +89,47 @@ def sharp_plane(affine: np.ndarray | torch.Tensor) -> str:
         return "axial"
     across = edges.argmin() if long < SQUARE_RATIO * middle else edges.argmax()
     return PLANES[int(nibabel.io_orientation(_affine(affine))[int(across), 0])]
+
+
+def thick_axis(affine: np.ndarray | torch.Tensor, least_ratio: float = THICK_RATIO) -> str:
+    """Axis that runs across thick slices, by voxel size: left-right, posterior-anterior or inferior-superior.
+
+    It is that of the longest voxel edge. Oblique volumes count as the nearest anatomical orientation.
+
+    Args:
+        affine: 4x4, voxel index to millimetres in RAS+.
+        least_ratio: of the longest edge to the shortest one.
+
+    Raises:
+        ValueError: the ratio is smaller, or the middle edge is nearer to the longest one than to the shortest one (by
+            their ratios), so that two axes are thick.
+    """
+    edges = spacing(affine)
+    short, middle, long = np.sort(edges)
+    if long < least_ratio * short:
+        raise ValueError(
+            f"voxels of {format_edges(edges)} mm have no thick axis, the longest edge is below {least_ratio:g} times "
+            "the shortest: nothing to do, unless you give --force and --thick-axis"
+        )
+    if middle**2 > short * long:
+        raise ValueError(
+            f"voxels of {format_edges(edges)} mm are thick along two axes: choose --thick-axis {', '.join(AXES)}"
+        )
+    return AXES[int(nibabel.io_orientation(_affine(affine))[edges.argmax(), 0])]
+
+
+def target_size(size: int, edge: float, target: float) -> int:
+    """Voxels into which ``size`` voxels of ``edge`` mm are divided, so that each comes closest to ``target`` mm.
+
+    Their number is whole and the outer corners stay, so the new edge, ``size * edge`` over this number, is near
+    ``target`` and seldom equal to it.
+    """
+    return max(1, round(size * edge / target))
+
+
+def format_edges(edges: Sequence[float]) -> str:
+    """Voxel edges for a message: 0.91x0.91x3."""
+    return "x".join(f"{edge:.3g}" for edge in edges)
 
 
 def axis_factors(axis: int, scale: int | Sequence[int]) -> tuple[int, int, int]:

@@ -78,6 +78,8 @@ def resample(image: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor:
     for axis, size in enumerate(sizes, start=-len(sizes)):
         if size != out.shape[axis]:
             matrix = spline_matrix(out.shape[axis], size).to(out)
-            out = torch.movedim(torch.movedim(out, axis, -1) @ matrix.T, -1, axis)
+            # mixed precision is for networks
+            with torch.autocast(out.device.type, enabled=False):
+                out = torch.movedim(torch.movedim(out, axis, -1) @ matrix.T, -1, axis)
     out = out.contiguous()
     return with_corners_of(image, out) if isinstance(image, MetaTensor) else out
