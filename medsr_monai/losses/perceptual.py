@@ -39,8 +39,8 @@ class VGGContentLoss(FrozenPriorLoss):
 class ContentStyleLoss(FrozenPriorLoss):
     """Mean squared differences of features (content) and of their Gram matrices (style), each summed over layers.
 
-    Content is what a feature map shows and where, style only how its channels go together (arXiv 1508.06576, 1603.08155;
-    in TransMRSR, arXiv 2306.06669, content plus style). Gradients reach ``pred`` only; the network is frozen for good
+    Content is what a feature map shows and where, style only how its channels go together (arXiv 1508.06576 and
+    1603.08155; TransMRSR, arXiv 2306.06669, has their sum). Gradients reach ``pred`` only; the network is frozen for good
     and stays in eval mode (see `FrozenPriorLoss`). Features are compared in float32, whatever the images are.
 
     Args:
@@ -72,9 +72,8 @@ class ContentStyleLoss(FrozenPriorLoss):
         modules = dict(network.named_modules())
         unknown = [name for name in (*self.content, *self.style) if name not in modules]
         if unknown:
-            raise ValueError(
-                f"The network has no layer {', '.join(unknown)}: expected names out of {', '.join(filter(None, modules))}."
-            )
+            known = ", ".join(filter(None, modules))
+            raise ValueError(f"The network has no layer {', '.join(unknown)}: expected names out of {known}.")
         self.content_weight = content_weight
         self.style_weight = style_weight
         self.rgb = rgb

@@ -213,7 +213,5 @@ def thick_slice_pairs(
         factor, thick_axis, method, fwhm, noise_std: see :class:`medsr_monai.transforms.RandThickSliced`.
     """
     fwhm = None if fwhm is None else tuple(fwhm)
-    pair = RandThickSliced(
-        factor=factor, thick_axis=thick_axis, method=method, fwhm=fwhm, noise_std=tuple(noise_std)
-    )
+    pair = RandThickSliced(factor=factor, thick_axis=thick_axis, method=method, fwhm=fwhm, noise_std=tuple(noise_std))
     return Compose([pair])
