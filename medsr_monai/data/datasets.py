@@ -23,9 +23,9 @@ class SliceDataset(Dataset):
     """Slices of volumes in one or more anatomical planes; the volumes are read once and cached.
 
     An item is the dictionary that ``transform`` makes of ``{"label": [C, H, W], "case": str, "plane": str,
-    "slice": int, "axes": (str, str)}``, the axes being the world axes (AXES) that rows and columns run along. Random
-    transforms are seeded by (seed, item number, pass), so an item of a pass is the same whatever was drawn before, in any
-    worker, in any process: a resumed training sees what an uninterrupted one sees.
+    "slice": int, "axes": (str, str)}``, the axes being the world axes (AXES) that rows and columns run along.
+    Random transforms are seeded by (seed, item number, pass), so an item of a pass is the same whatever was drawn
+    before, in any worker, in any process: a resumed training sees what an uninterrupted one sees.
 
     An item of ``data`` may choose its slices itself (as those of :func:`medsr_monai.data.prepare_datalist` do):
         - ``slices``: positions by plane, ``{"axial": [40, 41]}``; planes that it does not name have none, and air is

@@ -40,8 +40,8 @@ class ContentStyleLoss(FrozenPriorLoss):
     """Mean squared differences of features (content) and of their Gram matrices (style), each summed over layers.
 
     Content is what a feature map shows and where, style only how its channels go together (arXiv 1508.06576 and
-    1603.08155; TransMRSR, arXiv 2306.06669, has their sum). Gradients reach ``pred`` only; the network is frozen for good
-    and stays in eval mode (see `FrozenPriorLoss`). Features are compared in float32, whatever the images are.
+    1603.08155; TransMRSR, arXiv 2306.06669, has their sum). Gradients reach ``pred`` only; the network is frozen for
+    good and stays in eval mode (see `FrozenPriorLoss`). Features are compared in float32, whatever the images are.
 
     Args:
         network: of an image [B, C, H, W], trained; its own output is not looked at.
