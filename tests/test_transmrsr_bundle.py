@@ -1,5 +1,6 @@
 """Bundle transmrsr: train.json and every overlay in miniature, from a prior of random weights."""
 
+import json
 from pathlib import Path
 
 import nibabel as nib
@@ -175,6 +176,50 @@ def test_ablations_isolate_one_thing(files, tmp_path, overlay):
     assert (kept == list(weights)) == (overlay in FROZEN)
     assert not torch.equal(trained["last.weight"], seen["model"]["last.weight"])
     assert {p.name for p in (tmp_path / "models" / overlay).iterdir()} == {"last.pt", "model.pt"}
+
+
+def psnr(a, b):
+    return float(-10 * torch.log10((a - b).double().square().mean()))
+
+
+def test_evaluation_beside_the_spline(files, tmp_path):
+    """Figures of one volume along one axis by hand; the U-Net sees slices as they lie in the volume."""
+    workflow(files, tmp_path).run()
+    more = {"thick_axis": "left-right", "val_slices": None, "unet_path": str(files / "unet.pt"), "intensity": "minmax"}
+    flow = workflow(files, tmp_path, ["evaluate"], "evaluating", drop=("prior",), **more, padded_size=32)
+    assert flow.check_properties() == []
+    flow.run()
+    summary = json.loads((tmp_path / "eval" / "summary.json").read_text())
+    hr, spline, network = summary["pooled"]
+    assert [row["method"] for row in (hr, spline, network)] == ["HR", "spline", "network"]
+    assert {(row["plane"], row["thick_axis"]) for row in summary["groups"]} == {("axial", "left-right")}
+    content = torch.load(tmp_path / "models" / "model.pt", weights_only=True)
+    model, unet = TransMRSR(**SMALL), get(flow, "unet")
+    model.load_state_dict(content["model"])
+    dataset = get(flow, "validate#dataset")
+    figures, overlap, sizes, errors, pixels = [], 0, 0, 0.0, 0
+    for number in range(len(dataset)):
+        item = dataset[number]
+        # left-right runs along the rows of an axial slice of this volume: 24 of them
+        image, label = item["image"], item["label"]
+        assert image.shape == label.shape == (1, 22, 24) and bool(item["turned"])
+        with torch.no_grad():
+            pred = model(image[None])[0]
+            maps = [unet(x.transpose(1, 2)[None]).argmax(1) == 1 for x in (pred, label)]
+        overlap += 2 * int((maps[0] & maps[1]).sum())
+        sizes += int(maps[0].sum() + maps[1].sum())
+        inside = label > 0.1
+        errors, pixels = errors + float((image - label)[inside].square().sum()), pixels + int(inside.sum())
+        padding = (4, 4, 5, 5)
+        padded = [torch.nn.functional.pad(x.clip(0, 1), padding) for x in (image, pred, label)]
+        inner = [x[:, 4:-4, 4:-4] for x in (image, pred, label)]
+        figures.append([psnr(*inner[::2]), psnr(*inner[1:]), psnr(*padded[::2]), psnr(*padded[1:])])
+    expected = np.mean(figures, axis=0)
+    assert [spline["psnr"], network["psnr"]] == pytest.approx(expected[:2], abs=1e-4)
+    assert [spline["psnr_padded"], network["psnr_padded"]] == pytest.approx(expected[2:], abs=1e-4)
+    assert spline["psnr_foreground"] == pytest.approx(10 * np.log10(pixels / errors), abs=1e-4)
+    assert network["ssim_padded"] > network["ssim"]
+    assert sizes and network["dice_1_pooled"] == pytest.approx(overlap / sizes) and hr["dice_1_pooled"] == 1
 
 
 def test_paper_size(files, tmp_path):

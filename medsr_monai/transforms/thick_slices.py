@@ -13,7 +13,9 @@ from medsr_monai.transforms.degradation import degrade
 from medsr_monai.transforms.geometry import AXES
 from medsr_monai.transforms.interpolation import resample
 
-__all__ = ["RandThickSliced"]
+__all__ = ["RandThickSliced", "TurnBackd"]
+
+SEGMENTATION, TURNED = "segmentation", "turned"
 
 
 class RandThickSliced(RandomizableTransform, MapTransform):
@@ -25,8 +27,9 @@ class RandThickSliced(RandomizableTransform, MapTransform):
     cubic B-splines (:func:`medsr_monai.transforms.interpolation.resample`). Both keep the outer corners, so ``image``
     lies on ``label``. Both are plain tensors.
 
-    The name of the thick axis is written to ``thick_axis``. What was drawn lies in ``params``; calling with
-    ``randomize=False`` replays it.
+    The name of the thick axis is written to ``thick_axis``, and to ``turned`` whether the slice was turned (see
+    :class:`TurnBackd`). A label map, ``segmentation``, is turned and cropped with the slice. What was drawn lies in
+    ``params``; calling with ``randomize=False`` replays it.
 
     Args:
         keys: the high-resolution slice (one key), [C, H, W].
@@ -88,11 +91,38 @@ class RandThickSliced(RandomizableTransform, MapTransform):
                 )
             axis = axes.index(self.thick_axis)
         for key in self.key_iterator(d):
-            label: torch.Tensor = convert_to_tensor(d[key])
-            if axis == 0:
-                label = label.transpose(1, 2)
-            label = label[..., : label.shape[2] // self.factor * self.factor or None].contiguous()
+            label = self._turned(d[key], axis)
             thick = degrade(label, (1, self.factor), self.method, **drawn)
             d[key], d[self.image_key] = label, resample(thick, label.shape[1:])
-        d["axes"], d["thick_axis"] = (axes[1 - axis], axes[axis]), axes[axis]
+        if SEGMENTATION in d:
+            d[SEGMENTATION] = self._turned(d[SEGMENTATION], axis)
+        d["axes"], d["thick_axis"], d[TURNED] = (axes[1 - axis], axes[axis]), axes[axis], axis == 0
+        return d
+
+    def _turned(self, image: torch.Tensor, axis: int) -> torch.Tensor:
+        """With the thick axis last, cropped along it."""
+        image = convert_to_tensor(image)
+        if axis == 0:
+            image = image.transpose(1, 2)
+        return image[..., : image.shape[2] // self.factor * self.factor or None].contiguous()
+
+
+class TurnBackd(MapTransform):
+    """Turn slices as they lie in the volume, where :class:`RandThickSliced` has turned them.
+
+    For whatever looks at a slice as a whole, such as a segmentation network; keys that an item lacks are passed over.
+
+    Args:
+        keys: slices [C, H, W].
+    """
+
+    def __init__(self, keys: KeysCollection = ("image", "label", "pred", SEGMENTATION)) -> None:
+        super().__init__(keys, allow_missing_keys=True)
+
+    def __call__(self, data: Mapping[Hashable, object]) -> dict[Hashable, object]:
+        d = dict(data)
+        if bool(d[TURNED]):
+            for key in self.key_iterator(d):
+                d[key] = d[key].transpose(1, 2).contiguous()
+            d[TURNED] = False
         return d
