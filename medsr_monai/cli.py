@@ -84,7 +84,7 @@ class BundleRunner:
             )
         for name in overrides:
             if name.partition("#")[0] not in self.parser:
-                raise ValueError(f"bundle {bundle} has no --{name.replace('_', '-')}: {self._options()}")
+                raise ValueError(f"bundle {bundle} has no option --{name.replace('_', '-')}: {self._use()}")
         progress = {"inferer#progress": sys.stderr.isatty()}
         self.parser.update({"bundle_root": str(folder), "output_dir": None} | progress | overrides)
         self.parser.parse()
@@ -92,10 +92,18 @@ class BundleRunner:
         self.network = self["network"].eval()
         if weights:
             load_weights(self.network, weights)
+            numbers = self.network.state_dict().items()
+            if broken := [name for name, tensor in numbers if not tensor.isfinite().all()]:
+                raise ValueError(
+                    f"{weights}: numbers that are not finite in {', '.join(broken[:3])}: an unfinished training?"
+                )
 
-    def _options(self) -> str:
+    def _use(self) -> str:
         if "thick_axis" in self.parser:
-            return "it refines thick slices, see --thick-axis, --target-spacing, --refine and --force"
+            return (
+                "it refines thick slices, for which `medsr upscale` has --thick-axis, --target-spacing, --refine and "
+                "--force"
+            )
         return "it enlarges the slices of a --plane"
 
     def __getitem__(self, name: str) -> Any:
@@ -252,8 +260,8 @@ def upscale(
         frame: of a 4D file, counted from 0.
         slice_batch: slices computed at a time.
         tile: side in pixels of tiles, to save memory; leaves faint seams. Default: whole slices.
-        thick_axis: of thick slices: left-right, posterior-anterior or inferior-superior, the direction across the
-            slices; auto is that of the longest voxel edge.
+        thick_axis: of thick slices, the direction across them: left-right (sagittal slices), posterior-anterior
+            (coronal) or inferior-superior (axial); auto is that of the longest voxel edge.
         target_spacing: of thick slices: the thickness in mm to be reached, as nearly as whole slices within the same
             outer corners allow. Default: the smaller edge of the pixels.
         refine: of thick slices: both planes that contain the thick axis, averaged, or one of them, in half the time:
@@ -322,7 +330,7 @@ def degrade(
         input: NIfTI or FreeSurfer file.
         output: NIfTI file.
         scale: integer factor.
-        direction: in-plane (larger pixels) or through-plane (thicker slices).
+        direction: in-plane (larger pixels) or through-plane (thicker slices, as `upscale --bundle transmrsr` takes).
         plane: axial, coronal or sagittal, auto for the one with the finest pixels.
         method: bicubic (default in-plane), gaussian (default through-plane), box or kspace.
         fwhm: width of the Gaussian slice profile in voxels, default the scale.
@@ -340,7 +348,7 @@ def degrade(
     if not 0 <= noise < math.inf:
         raise ValueError(f"noise is {noise}, expected a fraction of the intensity range such as 0.02")
     from medsr_monai.data import LoadVolumed
-    from medsr_monai.transforms import axis_factors, intensity_range, plane_axis, sharp_plane
+    from medsr_monai.transforms import AXES, PLANES, axis_factors, intensity_range, plane_axis, sharp_plane
     from medsr_monai.transforms import degrade as degrade_volume
 
     with _naming(input):
@@ -364,7 +372,8 @@ def degrade(
     if any(cropped):
         print(f"{input}: cropped by {'x'.join(map(str, cropped))} voxels at the far end, to a multiple of {scale}")
     _write(result, out)
-    print(f"{out}: {_describe(result)}, {direction}, plane {chosen}")
+    thick = f", thick axis {AXES[PLANES.index(chosen)]}" if direction == "through-plane" else ""
+    print(f"{out}: {_describe(result)}, {direction}, plane {chosen}{thick}")
 
 
 def evaluate(
@@ -752,6 +761,10 @@ def benchmark(
     return 1 if failed else 0
 
 
+_UNTRAINED = {"truncation": "none"}
+"""Of TransMRSR: its centroids come with trained weights only; they cost one small product."""
+
+
 def _bundle_network(folder: Path) -> dict[str, Any]:
     """Arguments of a bundle's network, which is built without memory for its weights."""
     import torch
@@ -759,7 +772,8 @@ def _bundle_network(folder: Path) -> dict[str, Any]:
 
     parser = ConfigParser(ConfigParser.load_config_file(folder / "configs" / "inference.json"))
     with torch.device("meta"):
-        return parser.get_parsed_content("network_def").arguments
+        arguments = parser.get_parsed_content("network_def").arguments
+    return arguments | _UNTRAINED if "truncation" in arguments else arguments
 
 
 def _named_networks(names: str) -> tuple[dict[str, dict], dict[str, str]]:
@@ -774,8 +788,7 @@ def _named_networks(names: str) -> tuple[dict[str, dict], dict[str, str]]:
         raise ValueError(f"no network {', '.join(map(repr, unknown))}: choose all, or some of {','.join(known)}")
     built, missing = {}, {}
     for name in wanted:
-        # its centroids come with trained weights only; they cost one small product
-        untrained = {"truncation": "none"} if name == "TransMRSR" else {}
+        untrained = _UNTRAINED if name == "TransMRSR" else {}
         try:
             with torch.device("meta"):
                 built[name] = NETWORKS[name](1, 1, 4, **untrained).arguments

@@ -64,7 +64,8 @@ class ThroughPlaneInferer(Inferer):
     input evenly, so the outer corners stay exactly where they were, for any ratio. What a plane has to itself (batches
     of slices, tiles, what is done when memory runs out) is that of :class:`PlaneInferer`.
 
-    Memory: that of :class:`PlaneInferer`, and one volume more of the output's size where two planes are averaged.
+    Memory: that of :class:`PlaneInferer`, and up to two more volumes of the output's size: the interpolated one, and
+    the first plane's result while the second plane is refined.
 
     Args:
         thick_axis: ``left-right``, ``posterior-anterior``, ``inferior-superior``, or ``auto`` for the axis of the

@@ -7,6 +7,7 @@ corner voxels, in millimetres) stay where they were; everything here keeps that.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Hashable, Mapping, Sequence
 
 import nibabel
@@ -122,9 +123,10 @@ def target_size(size: int, edge: float, target: float) -> int:
     """Voxels into which ``size`` voxels of ``edge`` mm are divided, so that each comes closest to ``target`` mm.
 
     Their number is whole and the outer corners stay, so the new edge, ``size * edge`` over this number, is near
-    ``target`` and seldom equal to it.
+    ``target`` and seldom equal to it. Half-way between two numbers the larger one is taken, whatever the rounding
+    errors of an affine, which depend on the orientation.
     """
-    return max(1, round(size * edge / target))
+    return max(1, math.floor(size * edge / target * (1 + 1e-6) + 0.5))
 
 
 def format_edges(edges: Sequence[float]) -> str:
