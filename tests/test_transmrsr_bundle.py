@@ -12,7 +12,15 @@ from monai.bundle import ConfigWorkflow
 from monai.transforms import Resize
 
 from medsr_monai.data import prepare_datalist, write_datalist
-from medsr_monai.networks import NetworkArguments, SegmentationUNet, StyleSwinGenerator, TransMRSR, VGG19Features
+from medsr_monai.networks import (
+    NetworkArguments,
+    SegmentationUNet,
+    StyleSwinDiscriminator,
+    StyleSwinGenerator,
+    TransMRSR,
+    VGG19Features,
+)
+from medsr_monai.networks.blocks.filters import haar
 
 CONFIGS = Path(__file__).parents[1] / "bundles" / "transmrsr" / "configs"
 SMALL = {"size": 16, "style_dim": 8, "channels": [8, 8, 8]}
@@ -273,6 +281,30 @@ def test_perceptual_loss_of_a_segmentation_network(files, tmp_path):
     assert_same(get(flow, "features_def").state_dict(), kept)
 
 
+def test_perceptual_loss_of_the_priors_discriminator(files, tmp_path):
+    """From the training state of bundle transmrsr_prior; a batch that the discriminator cannot compare is left out."""
+    torch.manual_seed(0)
+    critic = StyleSwinDiscriminator(16, 1, channels=[8, 8, 8])
+    torch.save({"state": {"discriminator": critic.state_dict()}}, tmp_path / "last.pt")
+    more = {"features_path": str(tmp_path / "last.pt"), "discriminator_def#channels": [8, 8, 8]}
+    more["perceptual#style"] = ["from_image.0", "blocks.0"]  # so small a network has one block only
+    flow = workflow(files, tmp_path, ["features_discriminator"], **more, **{"train#dataset#slices_per_volume": 3})
+    loss = get(flow, "loss")
+    a, b = torch.rand(2, 4, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        maps = []
+        for image in (a, b):
+            maps.append([critic.from_image[0](haar(image))])
+            maps[-1].append(critic.blocks[0](maps[-1][0]))
+        content = sum((x - y).square().mean() for x, y in zip(maps[0][:2], maps[1][:2], strict=True))
+        grams = [[torch.einsum("bchw,bdhw->bcd", f, f) / f[0].numel() for f in part] for part in maps]
+        style = sum((x - y).square().mean() for x, y in zip(*grams, strict=True))
+        torch.testing.assert_close(loss(a, b), (a - b).abs().mean() + 0.5 * (content + style))
+    flow.run()
+    assert torch.load(tmp_path / "models/last.pt", weights_only=True)["trainer"]["iteration"] == 1  # 6 slices
+    assert_same(get(flow, "features").state_dict(), critic.state_dict())
+
+
 def test_without_features_the_loss_is_l1(files, tmp_path):
     flow = workflow(files, tmp_path)
     assert get(flow, "perceptual_weight") == 0 and get(flow, "features") is None
@@ -296,6 +328,8 @@ def complaint(flow):
     [
         ({"vgg_path": "nowhere/vgg19.pth"}, "vgg_path is nowhere/vgg19.pth: expected a file"),
         ({"perceptual_weight": 0.5}, "vgg_path is None: expected a file"),
+        ({"overlays": ["features_seg_unet"]}, "no weights file given"),
+        ({"overlays": ["features_discriminator"]}, "None: expected the last.pt of a training with a discriminator"),
         ({"prior": "nowhere/model.pt"}, "nowhere/model.pt: no such weights file"),
         ({"prior": None}, "no prior, and so no centroids for the truncation: give --prior"),
         ({"network_def#style_dim": 16}, "style_dim"),

@@ -16,7 +16,15 @@ from monai.utils import ensure_tuple
 from medsr_monai.atomic import written_atomically
 from medsr_monai.networks.arguments import NetworkArguments, build_network
 
-__all__ = ["EarlyStop", "TrainingCheckpoints", "WeightsLoader", "load_network", "load_weights", "save_atomically"]
+__all__ = [
+    "EarlyStop",
+    "TrainingCheckpoints",
+    "WeightsLoader",
+    "load_network",
+    "load_trained_part",
+    "load_weights",
+    "save_atomically",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -74,6 +82,36 @@ def load_network(path: str | os.PathLike | None) -> torch.nn.Module:
     except (AttributeError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: {' '.join(str(error).split())}") from error
     _fill(network, path, content)
+    return network.eval()
+
+
+def load_trained_part(network: torch.nn.Module, path: str | os.PathLike | None, part: str) -> torch.nn.Module:
+    """Load a network that a training only needs itself, such as its discriminator, from the training's ``last.pt``.
+
+    Args:
+        network: to be filled, strictly.
+        path: of the file that :class:`TrainingCheckpoints` wrote.
+        part: its name in the ``state`` of :class:`TrainingCheckpoints`.
+
+    Returns:
+        ``network`` in eval mode.
+
+    Raises:
+        FileNotFoundError: no path, or no file there.
+        ValueError: no state of a training, none with this part, or parameters that do not fit.
+    """
+    if path is None or not Path(path).is_file():
+        raise FileNotFoundError(f"{path}: expected the {LAST} of a training with a {part}")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # pickle, zip and torch raise many kinds
+        raise ValueError(f"{path}: not a PyTorch file, or a damaged one") from error
+    if not isinstance(content, Mapping) or part not in content.get("state", {}):
+        raise ValueError(f"{path}: no {part} in it, expected the {LAST} of a training with one")
+    try:
+        network.load_state_dict(content["state"][part])
+    except RuntimeError as error:
+        raise ValueError(f"{path}: {' '.join(str(error).split())}") from error
     return network.eval()
 
 
