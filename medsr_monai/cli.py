@@ -167,10 +167,9 @@ def _write(volume: MetaTensor, path: Path) -> None:
 
 
 def _describe(volume: MetaTensor) -> str:
-    from medsr_monai.transforms import spacing
+    from medsr_monai.transforms import format_edges, spacing
 
-    edges = "x".join(f"{edge:.3g}" for edge in spacing(volume.affine))
-    return f"{'x'.join(map(str, volume.shape[1:]))} voxels of {edges} mm"
+    return f"{'x'.join(map(str, volume.shape[1:]))} voxels of {format_edges(spacing(volume.affine))} mm"
 
 
 def _cases(source: str, target: str, overwrite: bool) -> list[tuple[str, Path]]:

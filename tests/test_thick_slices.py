@@ -23,18 +23,9 @@ ROOT = Path(__file__).parents[1]
 ORIENTATIONS = list(itertools.product(itertools.permutations(range(3)), itertools.product((1, -1), repeat=3)))
 # the numbers that a miniature has in place of the bundle's
 TINY = {"size": 16, "style_dim": 8, "channels": [8, 8, 8], "num_centroids": 2}
-RDST = {
-    "_target_": "medsr_monai.networks.RDST",
-    "in_channels": 1,
-    "out_channels": 1,
-    "scale": "@scale",
-    "embed_dim": 12,
-    "growth_rate": 6,
-    "num_heads": 2,
-    "num_blocks": 1,
-    "num_dense_blocks": 1,
-    "bicubic_residual": True,
-}
+RDST = {"_target_": "medsr_monai.networks.RDST", "in_channels": 1, "out_channels": 1, "scale": "@scale"} | {
+    "bicubic_residual": True, "embed_dim": 12, "growth_rate": 6, "num_heads": 2, "num_blocks": 1, "num_dense_blocks": 1
+}  # fmt: skip
 BICUBIC = {"_target_": "medsr_monai.networks.Bicubic", "scale": "@scale"}
 
 
@@ -88,13 +79,9 @@ def medsr(capfd, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
 
     def run(*args):
-        capfd.readouterr()
-        try:
+        with pytest.raises(SystemExit) as end:
             cli.main([str(a) for a in args])
-            code = 0
-        except SystemExit as end:
-            code = end.code or 0
-        return code, *capfd.readouterr()
+        return end.value.code, *capfd.readouterr()
 
     return run
 

@@ -150,10 +150,11 @@ class ThroughPlaneInferer(Inferer):
     def describe(self, image: MetaTensor) -> str:
         """What will be done to a volume [C, X, Y, Z], in words; raises the errors of :meth:`plan`."""
         plan = self.plan(image.affine, image.shape[1:])
+        work = "refined" if self.factor == 1 else f"made x{self.factor} by the network"
         return (
             f"thick axis {plan.thick_axis}{' (auto)' if self.thick_axis == 'auto' else ''}: "
             f"{plan.size} slices of {plan.edge:.3g} mm become {plan.new_size} of {plan.new_edge:.4g} mm, "
-            f"refined in {' and '.join(plan.planes)} slices"
+            f"{work} in {' and '.join(plan.planes)} slices"
         )
 
     def __call__(

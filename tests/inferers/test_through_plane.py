@@ -218,6 +218,11 @@ def test_what_it_says():
     assert ThroughPlaneInferer("inferior-superior", 1.1, "coronal").describe(image) == (
         "thick axis inferior-superior: 7 slices of 3.3 mm become 21 of 1.1 mm, refined in coronal slices"
     )
+    assert (
+        ThroughPlaneInferer(refine="coronal", scale=[1, 4])
+        .describe(image)
+        .endswith("7 slices of 3.3 mm become 26 of 0.8885 mm, made x4 by the network in coronal slices")
+    )
 
 
 def test_slice_batches_tiles_and_progress(capsys):
