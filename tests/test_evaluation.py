@@ -143,7 +143,8 @@ def test_dice_of_the_reference_is_that_of_the_bundle_seg_unet(evaluated, files, 
     flow, _, summary = evaluated
     settings = {
         "bundle_root": str(tmp_path), "dataset_dir": str(files), "datalist": str(files / "datalist.json"), "classes": 2,
-        "encoder": "resnet18", "intensity": "minmax", "weights": str(files / "unet.pt"), "device": "$torch.device('cpu')",
+        "encoder": "resnet18", "intensity": "minmax", "weights": str(files / "unet.pt"),
+        "device": "$torch.device('cpu')",
     }  # fmt: skip
     workflow(settings, bundle="seg_unet").run()
     expected = {row["class"]: row for row in rows(tmp_path / "eval" / "dice.csv")}

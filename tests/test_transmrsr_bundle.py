@@ -329,7 +329,10 @@ def complaint(flow):
         ({"vgg_path": "nowhere/vgg19.pth"}, "vgg_path is nowhere/vgg19.pth: expected a file"),
         ({"perceptual_weight": 0.5}, "vgg_path is None: expected a file"),
         ({"overlays": ["features_seg_unet"]}, "no weights file given"),
-        ({"overlays": ["features_discriminator"]}, "None: expected the last.pt of a training with a discriminator"),
+        (
+            {"overlays": ["features_discriminator"], "patch_size": 64},
+            "None: expected the last.pt of a training with a discriminator",
+        ),
         ({"prior": "nowhere/model.pt"}, "nowhere/model.pt: no such weights file"),
         ({"prior": None}, "no prior, and so no centroids for the truncation: give --prior"),
         ({"network_def#style_dim": 16}, "style_dim"),

@@ -69,12 +69,12 @@ def _padded(image: torch.Tensor | np.ndarray, size: int, data_range: float) -> n
         raise ValueError(f"the padded size is {size}, expected {GAUSSIAN_WINDOW} or more: the side of SSIM's window")
     for axis in (-2, -1):
         lacking = size - array.shape[axis]
-        # of an odd number one more before, as the authors' code
-        before, after = (lacking - lacking // 2, lacking // 2) if lacking >= 0 else (-lacking // 2, 0)
         if lacking < 0:
-            array = np.take(array, range(before, before + size), axis=axis)
+            array = array.take(range(-lacking // 2, -lacking // 2 + size), axis)
         else:
-            array = np.pad(array, [(before, after) if a == axis % array.ndim else (0, 0) for a in range(array.ndim)])
+            widths = np.zeros((array.ndim, 2), int)
+            widths[axis] = lacking - lacking // 2, lacking // 2  # of an odd number one more before, as the authors do
+            array = np.pad(array, widths)
     return array
 
 
