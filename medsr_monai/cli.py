@@ -427,7 +427,7 @@ def evaluate(
     if unet is None and (labels or label_map):
         raise ValueError("labels are compared with what a U-Net makes of the results: give --unet too")
     replaced = _label_map(label_map)
-    from medsr_monai.data import LoadLabeld, LoadVolumed, match_results
+    from medsr_monai.data import LoadLabeld, LoadVolumed, check_same_grid, match_results
     from medsr_monai.handlers import load_network
     from medsr_monai.metrics import EVALUATION_FILES, SliceEvaluation, markdown_table
     from medsr_monai.networks import load_inception_features
@@ -456,19 +456,21 @@ def evaluate(
         if "label" in case:
             item = {"label": case["label"], "label_map": replaced}
             segmentation = LoadLabeld("label", pictures=True)(item)["label"]
+            grids = [(tuple(v.shape[1:]), v.affine) for v in (segmentation, reference)]
+            check_same_grid(case["label"], grids[0], case["ref"], grids[1])
         with _naming(case["pred"]):
             volume = _compare(image, reference, plane, evaluation, case["case"], intensity, segmentation)
     plain = len(cases) == 1 and unet is None and inception is None
     if csv is not None:
         Path(csv).parent.mkdir(parents=True, exist_ok=True)
         evaluation.table().write_csv(csv, ("plane", "slice", "psnr", "ssim") if plain else None)
+    pooled = evaluation.pooled()
     if output is not None:
-        evaluation.write(output)
+        evaluation.write(output, pooled)
     if plain:
         summary = evaluation.groups()[0] | volume
         print(_json(summary) if json else _sentence(summary))
     else:
-        pooled = evaluation.pooled()
         print(f"[{', '.join(map(_json, pooled))}]" if json else markdown_table(pooled))
 
 
@@ -489,7 +491,7 @@ def _compare(
     intensity: str = "minmax",
     segmentation: MetaTensor | None = None,
 ) -> dict[str, float]:
-    """Add a result's slices to an evaluation; the PSNR of the whole volume."""
+    """Add a result's slices to an evaluation; the PSNR of the whole volume. A label map is in the reference's grid."""
     import numpy as np
     import torch
 
@@ -501,13 +503,7 @@ def _compare(
         raise ValueError(f"{grids}: only volumes in the same grid can be compared")
     if pred.shape[0] != ref.shape[0]:
         raise ValueError(f"the result has {pred.shape[0]} channels, the reference {ref.shape[0]}")
-    parts = [ref]
-    if segmentation is not None:
-        if segmentation.shape[1:] != ref.shape[1:]:
-            raise ValueError(
-                f"the label map has {_describe(segmentation)}, the reference {_describe(ref)}: expected the same grid"
-            )
-        parts.append(segmentation)
+    parts = [ref] if segmentation is None else [ref, segmentation]
     ref_part, *label_part = (v[:, : shape[0], : shape[1], : shape[2]].as_tensor() for v in parts)
     distance = np.abs(outer_corners(pred.affine, shape) - outer_corners(ref.affine, shape)).max()
     if distance > 0.1 * spacing(ref.affine).min():

@@ -885,8 +885,9 @@ def test_evaluate_with_a_u_net_and_inception(medsr, pictures):
             with torch.no_grad():
                 found = unet(scaled(file)[None]).argmax(1) == 1
             counts[row] += 2 * int((found & mask).sum()), int(found.sum() + mask.sum())
-    assert [row["dice_1_pooled"] for row in (hr, pred)] == pytest.approx(counts[:, 0] / counts[:, 1])
-    assert 0 < pred["dice_1_pooled"] < 1
+    # the classes of a few pixels hang by a rounding error
+    assert [row["dice_1_pooled"] for row in (hr, pred)] == pytest.approx(list(counts[:, 0] / counts[:, 1]), abs=0.01)
+    assert 0 < pred["dice_1_pooled"] != hr["dice_1_pooled"] < 1
     code, out, _ = medsr("evaluate", "sr/a_sr.png", "hr/a.png", "--unet", "unet.pt", "--device", "cpu")
     assert code == 0 and "| prediction on HR |" in out and "| HR | 1 | - | - | - | - | 1.0000 (0.0000) |" in out
     refused(medsr("evaluate", "sr/a_sr.png", "hr/a.png", "--inception", "inception.pth"), "FID needs at least 2 slices")

@@ -14,3 +14,4 @@ from .checkpoints import (
 from .evaluation import ReportDice, ReportSlices
 from .gradient_penalty import GradientPenalty
 from .prior import PriorLoader
+from .process_group import leave_process_group

@@ -15,7 +15,7 @@ from monai.engines import IterationEvents
 from monai.utils import CommonKeys, ensure_tuple_rep
 
 from medsr_monai.metrics.benchmark import network_figures
-from medsr_monai.metrics.evaluation import SliceEvaluation
+from medsr_monai.metrics.evaluation import HIGH_RESOLUTION, SliceEvaluation
 from medsr_monai.metrics.report import markdown_table, write_rows
 from medsr_monai.metrics.segmentation import dice_of_slice, pooled_dice, regions
 
@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 
 SEGMENTATION = "segmentation"
 """Key of a slice's label map, in a batch whose ``label`` is the high-resolution slice."""
+BICUBIC = "bicubic"
 
 
 def _gathered(part: object) -> list | None:
@@ -61,6 +62,9 @@ class ReportSlices:
         interpolation: name of the rows of the input, enlarged; with scale 1 they show the input itself, which another
             interpolation may have brought to the grid.
         padded_size, foreground, group_by: see :class:`medsr_monai.metrics.SliceEvaluation`.
+
+    Raises:
+        ValueError: the name of other rows.
     """
 
     def __init__(
@@ -72,11 +76,13 @@ class ReportSlices:
         inception: torch.nn.Module | None = None,
         unet: torch.nn.Module | None = None,
         method: str = "network",
-        interpolation: str = "bicubic",
+        interpolation: str = BICUBIC,
         padded_size: int | None = None,
         foreground: float | None = None,
         group_by: Sequence[str] = ("case", "plane"),
     ) -> None:
+        if method in (HIGH_RESOLUTION, interpolation):
+            raise ValueError(f"method is {method!r}, which names other rows of the table: choose another name")
         self.folder = Path(output_dir)
         self.scale = tuple(float(s) for s in ensure_tuple_rep(scale, 2))
         self.network = network
@@ -120,8 +126,9 @@ class ReportSlices:
         extra = {}
         if self.network is not None:
             extra[self.method] = network_figures(self.network, self.first, amp=engine.amp)
-        table = self.evaluation.write(self.folder, extra)
-        logger.info("%d slices, see %s\n%s", self.evaluation.slices(), self.folder, table)
+        pooled = self.evaluation.pooled(extra)
+        self.evaluation.write(self.folder, pooled)
+        logger.info("%d slices, see %s\n%s", self.evaluation.slices(), self.folder, markdown_table(pooled))
 
 
 class ReportDice:
