@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
 
-import torch
 from monai.config import KeysCollection
-from monai.transforms import MapTransform, RandomizableTransform
+from monai.transforms import MapTransform
 from monai.utils import convert_to_tensor
 
-from medsr_monai.transforms.degradation import degrade
+from medsr_monai.transforms.degradation import RandDegraded
 from medsr_monai.transforms.geometry import AXES
 from medsr_monai.transforms.interpolation import resample
 
@@ -18,7 +17,7 @@ __all__ = ["RandThickSliced", "TurnBackd"]
 SEGMENTATION, TURNED = "segmentation", "turned"
 
 
-class RandThickSliced(RandomizableTransform, MapTransform):
+class RandThickSliced(RandDegraded):
     """Write what thick slices show of ``label``, interpolated back to its grid, to ``image``.
 
     A slice [C, H, W] is turned so that the thick axis runs along its columns (the last axis), where
@@ -29,7 +28,7 @@ class RandThickSliced(RandomizableTransform, MapTransform):
 
     The name of the thick axis is written to ``thick_axis``, and to ``turned`` whether the slice was turned (see
     :class:`TurnBackd`). A label map, ``segmentation``, is turned and cropped with the slice. What was drawn lies in
-    ``params``; calling with ``randomize=False`` replays it.
+    ``params`` and ``axis`` (0 for rows); calling with ``randomize=False`` replays it.
 
     Args:
         keys: the high-resolution slice (one key), [C, H, W].
@@ -57,32 +56,29 @@ class RandThickSliced(RandomizableTransform, MapTransform):
         noise_std: tuple[float, float] = (0.0, 0.0),
         allow_missing_keys: bool = False,
     ) -> None:
-        MapTransform.__init__(self, keys, allow_missing_keys)
-        RandomizableTransform.__init__(self, 1.0)
         if thick_axis is not None and thick_axis not in AXES:
             raise ValueError(f"thick axis is {thick_axis!r}, expected one of {', '.join(AXES)}, or none to draw it")
-        self.image_key = image_key
-        self.factor = factor
+        super().__init__(
+            keys,
+            image_key,
+            factors=(1, factor),
+            method=method,
+            fwhm=fwhm,
+            noise_std=noise_std,
+            allow_missing_keys=allow_missing_keys,
+        )
         self.thick_axis = thick_axis
-        self.method = method
-        self.fwhm = fwhm
-        self.noise_std = noise_std
-        self.params: dict = {}
+        self.axis = 0
 
     def randomize(self, data: object = None) -> None:
-        self.params = {
-            "axis": int(self.R.randint(2)),
-            "fwhm": None if self.fwhm is None else float(self.R.uniform(*self.fwhm)),
-            "noise_std": float(self.R.uniform(*self.noise_std)),
-            "noise_seed": int(self.R.randint(2**31)),
-        }
+        super().randomize(data)
+        self.axis = int(self.R.randint(2))
 
     def __call__(self, data: Mapping[Hashable, object], randomize: bool = True) -> dict[Hashable, object]:
         d = dict(data)
         if randomize:
             self.randomize()
-        drawn = dict(self.params)
-        axes, axis = tuple(d["axes"]), drawn.pop("axis")
+        axes, axis = tuple(d["axes"]), self.axis
         if self.thick_axis is not None:
             if self.thick_axis not in axes:
                 raise ValueError(
@@ -90,21 +86,16 @@ class RandThickSliced(RandomizableTransform, MapTransform):
                     "the other planes"
                 )
             axis = axes.index(self.thick_axis)
+        if axis == 0:
+            for key in {*self.key_iterator(d), SEGMENTATION} & d.keys():
+                d[key] = convert_to_tensor(d[key]).transpose(1, 2).contiguous()
+        d = super().__call__(d, randomize=False)
         for key in self.key_iterator(d):
-            label = self._turned(d[key], axis)
-            thick = degrade(label, (1, self.factor), self.method, **drawn)
-            d[key], d[self.image_key] = label, resample(thick, label.shape[1:])
-        if SEGMENTATION in d:
-            d[SEGMENTATION] = self._turned(d[SEGMENTATION], axis)
+            d[self.image_key] = resample(d[self.image_key], d[key].shape[1:])
+            if SEGMENTATION in d:
+                d[SEGMENTATION] = d[SEGMENTATION][..., : d[key].shape[2]]
         d["axes"], d["thick_axis"], d[TURNED] = (axes[1 - axis], axes[axis]), axes[axis], axis == 0
         return d
-
-    def _turned(self, image: torch.Tensor, axis: int) -> torch.Tensor:
-        """With the thick axis last, cropped along it."""
-        image = convert_to_tensor(image)
-        if axis == 0:
-            image = image.transpose(1, 2)
-        return image[..., : image.shape[2] // self.factor * self.factor or None].contiguous()
 
 
 class TurnBackd(MapTransform):
