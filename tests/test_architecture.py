@@ -14,6 +14,7 @@ ALLOWED = {
     "networks": {"networks"},
     "convert": {"convert", "networks"},
     "transforms.recipes": {"transforms", "data"},
+    "transforms.thick_slices": {"transforms.degradation", "transforms.geometry", "transforms.interpolation"},
     "transforms": {"transforms.geometry"},
     "inferers": {"inferers", "transforms.geometry", "transforms.interpolation"},
     "atomic": set(),

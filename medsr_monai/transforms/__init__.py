@@ -18,3 +18,4 @@ from .geometry import (
 )
 from .intensity import RestoreIntensityd, ScaleVolumed, intensity_range
 from .interpolation import resample, spline_matrix
+from .thick_slices import RandThickSliced, TurnBackd
