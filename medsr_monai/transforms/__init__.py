@@ -1,3 +1,4 @@
+from .augmentation import AugmentImages
 from .degradation import METHODS, RandDegraded, degradation_matrix, degrade
 from .geometry import (
     PLANES,
@@ -11,3 +12,4 @@ from .geometry import (
     spacing,
 )
 from .intensity import RestoreIntensityd, ScaleVolumed, intensity_range
+from .latent import RandLatentd

@@ -1,0 +1,3 @@
+"""Trainers that MONAI lacks."""
+
+from .style_gan_trainer import StyleGANTrainer
