@@ -23,6 +23,7 @@ from medsr_monai.data.pictures import IMAGE_MODES, LABEL_MODES, is_picture, load
 from medsr_monai.transforms.geometry import outer_corners, spacing
 
 __all__ = [
+    "DataLists",
     "LoadLabeld",
     "LoadVolumed",
     "NiftiWriter",
@@ -59,8 +60,12 @@ def volume_name(path: str | os.PathLike) -> str:
     return name[: len(name) - len(suffix)]
 
 
-def find_volumes(folder: str | os.PathLike) -> list[str]:
+def find_volumes(folder: str | os.PathLike, pictures: bool = False) -> list[str]:
     """NIfTI and FreeSurfer volumes below a folder, sorted; hidden files are left out.
+
+    Args:
+        folder: searched with the folders below it.
+        pictures: find PNG files too.
 
     Raises:
         FileNotFoundError: no such folder, or no volume in it.
@@ -71,10 +76,12 @@ def find_volumes(folder: str | os.PathLike) -> list[str]:
     found = sorted(
         str(p)
         for p in root.rglob("*")
-        if p.name.lower().endswith(SUFFIXES) and not any(part.startswith(".") for part in p.relative_to(root).parts)
+        if (p.name.lower().endswith(SUFFIXES) or (pictures and is_picture(p)))
+        and not any(part.startswith(".") for part in p.relative_to(root).parts)
     )
     if not found:
-        raise FileNotFoundError(f"{root}: no volume ({', '.join(SUFFIXES)}) in this folder")
+        also = " and no .png" if pictures else ""
+        raise FileNotFoundError(f"{root}: no volume ({', '.join(SUFFIXES)}){also} in this folder")
     return found
 
 
@@ -477,6 +484,13 @@ def check_subjects(split: Mapping[str, Sequence[Mapping]]) -> None:
                 )
 
 
+class DataLists(dict):
+    """Data lists by name; asking for one that is not there says which are."""
+
+    def __missing__(self, name: str) -> list:
+        raise ValueError(f"no list {name!r}: the data have {', '.join(self)}")
+
+
 def split_volumes(
     dataset_dir: str | os.PathLike,
     datalist: str | os.PathLike | None = None,
@@ -509,7 +523,8 @@ def split_volumes(
             raise FileNotFoundError(f"{datalist}: no such datalist")
         content = json.loads(Path(datalist).read_text())
         parts += [part for part in ("test", "prior") if content.get(part)]
-        split = {part: load_decathlon_datalist(str(datalist), True, part, str(dataset_dir)) for part in parts}
+        lists = {part: load_decathlon_datalist(str(datalist), True, part, str(dataset_dir)) for part in parts}
+        split = DataLists(lists)
         try:
             check_subjects(split)
         except ValueError as error:
@@ -540,7 +555,8 @@ def split_subjects(
     names = np.random.default_rng(seed).permutation(sorted(subjects)).tolist()
     count = min(max(1, round(train_fraction * len(names))), len(names) - 1)
     split = {"training": names[:count], "validation": names[count:]}
-    return {part: [item for name in sorted(chosen) for item in subjects[name]] for part, chosen in split.items()}
+    lists = {part: [item for name in sorted(chosen) for item in subjects[name]] for part, chosen in split.items()}
+    return DataLists(lists)
 
 
 def sample_volume() -> Path:
