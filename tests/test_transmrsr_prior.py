@@ -13,12 +13,13 @@ import numpy as np
 import pytest
 import torch
 from ignite.engine import Events
-from monai.bundle import ConfigParser, ConfigWorkflow
+from monai.bundle import ConfigParser, ConfigWorkflow, ckpt_export
 from scipy.ndimage import gaussian_filter
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from medsr_monai.data import load_picture
 from medsr_monai.handlers import load_network
+from medsr_monai.metrics import fid
 from medsr_monai.networks import TransMRSR
 from medsr_monai.networks.arguments import NetworkArguments
 
@@ -304,6 +305,70 @@ def test_png_and_nothing_overwritten(clustered, tmp_path):
         causes.append(causes[-1].__cause__)
     assert isinstance(causes[-1], FileExistsError)
     sample(clustered, tmp_path / "b", count=2, output_format="png", overwrite=True)
+
+
+def test_metadata_fits_the_network():
+    metadata = json.loads((CONFIGS / "metadata.json").read_text())["network_data_format"]
+    latent, pred = metadata["inputs"]["latent"], metadata["outputs"]["pred"]
+    network = ConfigParser(json.loads((CONFIGS / "inference.json").read_text())).get_parsed_content("network_def")
+    with torch.no_grad():
+        images = network(torch.randn(1, latent["num_channels"], *latent["spatial_shape"]))
+    assert images.shape[1:] == (pred["num_channels"], *pred["spatial_shape"])
+
+
+def test_export_to_torchscript(clustered, tmp_path):
+    ckpt_export(
+        net_id="network_def",
+        filepath=str(tmp_path / "model.ts"),
+        ckpt_file=str(clustered),
+        meta_file=str(CONFIGS / "metadata.json"),
+        config_file=str(CONFIGS / "inference.json"),
+        key_in_ckpt="model",
+        **TINY,
+    )
+    z = torch.randn(3, 8)
+    with torch.no_grad():
+        images = torch.jit.load(str(tmp_path / "model.ts"))(z)
+        torch.testing.assert_close(images, load_network(clustered)(z), rtol=0, atol=1e-6)
+
+
+FLAT = {"inception": {"_target_": "torch.nn.Flatten"}, "inception_path": "given"}
+"""Pixels in place of Inception's features."""
+
+
+def test_fid_of_the_validation_part(volumes, clustered, tmp_path):
+    flow = workflow(volumes, tmp_path, ("evaluate",), "evaluating", weights=str(clustered), **FLAT)
+    assert flow.check_properties() == []
+    flow.run()
+    name, value = (tmp_path / "eval" / "metrics.csv").read_text().split()
+    slices = get(flow, "validate#dataset")
+    items = [slices[i] for i in range(len(slices))]
+    assert len(items) == 6
+    real = torch.stack([item["label"] for item in items])
+    with torch.no_grad():
+        fakes = load_network(clustered)(torch.stack([item["image"] for item in items]))
+    # three equal channels
+    by_hand = fid(*(x.clamp(0, 1).flatten(1).repeat(1, 3) for x in (fakes, real)))
+    assert name == "val_fid" and by_hand > 1 and float(value) == pytest.approx(by_hand, rel=1e-3)
+
+
+def test_fid_in_training(volumes, tmp_path):
+    flow = workflow(volumes, tmp_path, max_steps=6, bcr_weight=0, **FLAT)
+    flow.run()
+    values = []
+    for file in (tmp_path / "eval").glob("events*"):
+        events = EventAccumulator(str(file)).Reload()
+        values += [s.value for s in events.Scalars("val_fid")] if "val_fid" in events.Tags()["scalars"] else []
+    assert len(values) == 2 and all(v > 0 for v in values)
+
+
+def test_fid_without_inception_is_refused(volumes, clustered, tmp_path):
+    with pytest.raises(Exception) as error:
+        workflow(volumes, tmp_path, ("evaluate",), "evaluating", weights=str(clustered)).run()
+    causes = [error.value]
+    while causes[-1].__cause__ is not None:
+        causes.append(causes[-1].__cause__)
+    assert str(causes[-1]).startswith("inception_path is None: expected a file with torchvision's Inception-v3")
 
 
 def test_the_papers_size():
