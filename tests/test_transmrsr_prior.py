@@ -340,7 +340,7 @@ def test_fid_of_the_validation_part(volumes, clustered, tmp_path):
     flow = workflow(volumes, tmp_path, ("evaluate",), "evaluating", weights=str(clustered), **FLAT)
     assert flow.check_properties() == []
     flow.run()
-    name, value = (tmp_path / "eval" / "metrics.csv").read_text().split()
+    name, value = (tmp_path / "eval" / "metrics.csv").read_text().split(",")
     slices = get(flow, "validate#dataset")
     items = [slices[i] for i in range(len(slices))]
     assert len(items) == 6
