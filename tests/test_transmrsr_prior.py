@@ -27,6 +27,8 @@ CONFIGS = Path(__file__).parents[1] / "bundles" / "transmrsr_prior" / "configs"
 CHANNELS = [16, 16, 8]
 TINY = {"size": 16, "style_dim": 8, "mapping_layers": 2, "channels": CHANNELS}
 EPOCHS, LENGTH = 4, 3
+FLAT = {"inception": {"_target_": "torch.nn.Flatten"}, "inception_path": "given"}
+"""Pixels in place of Inception's features."""
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +85,15 @@ def state(out):
     return torch.load(out / "models" / "last.pt", weights_only=True)
 
 
+def scalars(out, tag):
+    """What TensorBoard shows under a tag."""
+    values = []
+    for file in (out / "eval").glob("events*"):
+        events = EventAccumulator(str(file)).Reload()
+        values += [s.value for s in events.Scalars(tag)] if tag in events.Tags()["scalars"] else []
+    return values
+
+
 def assert_same(a, b, **tolerance):
     assert a.keys() == b.keys()
     for name in a:
@@ -134,7 +145,7 @@ def test_two_processes_equal_one(volumes, trained, tmp_path):
     """
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m")
     done = subprocess.run(
-        command(volumes, tmp_path, ("multi_gpu_train",), launcher, batch_size=4),
+        command(volumes, tmp_path, ("multi_gpu_train",), launcher, batch_size=4, **FLAT),
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
@@ -144,8 +155,15 @@ def test_two_processes_equal_one(volumes, trained, tmp_path):
     assert pair["trainer"] == reference["trainer"]
     for part in ("model", "ema", "discriminator"):
         assert_same(pair["state"][part], reference["state"][part], rtol=1e-3, atol=1e-4)
-    # the second process writes no events
-    assert len(list((tmp_path / "eval").glob("events*"))) == len(list((trained / "eval").glob("events*")))
+    # the FID is of the slices of both
+    shared = scalars(tmp_path, "val_fid")
+    weights = str(tmp_path / "models" / "model.pt")
+    flow = workflow(volumes, tmp_path / "alone", ("evaluate",), "evaluating", weights=weights, **FLAT)
+    flow.run()
+    alone = get(flow, "validate#evaluator").state.metrics["val_fid"]
+    assert len(shared) == EPOCHS and shared[-1] == pytest.approx(alone, rel=1e-3)
+    # the second process writes no events: of its five writers there would be five more files
+    assert len(list((tmp_path / "eval").glob("events*"))) == 4
 
 
 def test_what_a_training_leaves(volumes, trained, tmp_path):
@@ -163,12 +181,12 @@ def test_what_a_training_leaves(volumes, trained, tmp_path):
         start = get(fresh, name).state_dict()
         moved = {k: (start[k] - v).abs().max().item() for k, v in final["state"][part].items()}
         assert all(m > 0 for k, m in moved.items() if k.endswith("weight")), moved
-    grids, scalars = 0, set()
+    assert all(len(scalars(trained, tag)) == EPOCHS * LENGTH for tag in ("loss", "d_loss", "penalty", "consistency"))
+    grids = 0
     for file in (trained / "eval").glob("events*"):
         events = EventAccumulator(str(file), size_guidance={"images": 0}).Reload()
-        scalars |= set(events.Tags()["scalars"])
         grids += len(events.Images("samples")) if "samples" in events.Tags()["images"] else 0
-    assert grids == EPOCHS and {"loss", "d_loss", "penalty", "consistency"} <= scalars
+    assert grids == EPOCHS
 
 
 def test_rates_and_betas(volumes, tmp_path):
@@ -197,6 +215,14 @@ def test_linear_decay_ends_at_0(volumes, tmp_path):
     flow.run()
     factors = [1.0] * 3 + [3 / 4, 2 / 4, 1 / 4]
     assert seen == [[pytest.approx(f * rate) for rate in full] for f in factors]
+
+
+def test_training_starts_from_given_weights(volumes, trained, tmp_path):
+    weights = trained / "models" / "model.pt"
+    workflow(volumes, tmp_path, epochs=1, discriminator_learning_rate=0.0, weights=str(weights)).run()
+    expected = torch.load(weights, weights_only=True)["model"]
+    assert_same(state(tmp_path)["state"]["model"], expected, rtol=0, atol=0)
+    assert_same(state(tmp_path)["state"]["ema"], expected, rtol=1e-5, atol=1e-6)
 
 
 def test_spectral_normalisation_trains(volumes, tmp_path):
@@ -332,10 +358,6 @@ def test_export_to_torchscript(clustered, tmp_path):
         torch.testing.assert_close(images, load_network(clustered)(z), rtol=0, atol=1e-6)
 
 
-FLAT = {"inception": {"_target_": "torch.nn.Flatten"}, "inception_path": "given"}
-"""Pixels in place of Inception's features."""
-
-
 def test_fid_of_the_validation_part(volumes, clustered, tmp_path):
     flow = workflow(volumes, tmp_path, ("evaluate",), "evaluating", weights=str(clustered), **FLAT)
     assert flow.check_properties() == []
@@ -355,10 +377,7 @@ def test_fid_of_the_validation_part(volumes, clustered, tmp_path):
 def test_fid_in_training(volumes, tmp_path):
     flow = workflow(volumes, tmp_path, max_steps=6, bcr_weight=0, **FLAT)
     flow.run()
-    values = []
-    for file in (tmp_path / "eval").glob("events*"):
-        events = EventAccumulator(str(file)).Reload()
-        values += [s.value for s in events.Scalars("val_fid")] if "val_fid" in events.Tags()["scalars"] else []
+    values = scalars(tmp_path, "val_fid")
     assert len(values) == 2 and all(v > 0 for v in values)
 
 
