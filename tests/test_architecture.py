@@ -23,6 +23,7 @@ ALLOWED = {
     "metrics": {"metrics"},
     "handlers": {"handlers", "metrics", "networks.arguments", "atomic"},
     "command_line": set(),
+    "compare": {"atomic", "handlers", "inferers", "metrics", "networks", "transforms"},
     "__main__": {"cli"},
 }
 MODULES = {".".join(p.relative_to(PACKAGE).with_suffix("").parts): p for p in PACKAGE.rglob("*.py")}

@@ -680,6 +680,7 @@ for line, code in {
     "upscale a.nii.gz out.nii.gz --bundle nope": 1, "upscale a.nii.gz out.nii.gz --foo": 2,
     "degrade missing.nii.gz out.nii.gz": 1, "evaluate a.nii.gz missing.nii.gz": 1, "convert missing.pt out.pt": 1,
     "benchmark --size 3": 1,
+    "compare missing.nii.gz": 1, "compare a.nii.gz --networks b=missing.pt": 1, "compare a.nii.gz --crop 3": 1,
 }.items():
     try:
         main(line.split())
@@ -885,8 +886,9 @@ def test_evaluate_with_a_u_net_and_inception(medsr, pictures):
             with torch.no_grad():
                 found = unet(scaled(file)[None]).argmax(1) == 1
             counts[row] += 2 * int((found & mask).sum()), int(found.sum() + mask.sum())
-    assert [row["dice_1_pooled"] for row in (hr, pred)] == pytest.approx(counts[:, 0] / counts[:, 1])
-    assert 0 < pred["dice_1_pooled"] < 1
+    # the classes of a few pixels hang by a rounding error
+    assert [row["dice_1_pooled"] for row in (hr, pred)] == pytest.approx(list(counts[:, 0] / counts[:, 1]), abs=0.01)
+    assert 0 < pred["dice_1_pooled"] != hr["dice_1_pooled"] < 1
     code, out, _ = medsr("evaluate", "sr/a_sr.png", "hr/a.png", "--unet", "unet.pt", "--device", "cpu")
     assert code == 0 and "| prediction on HR |" in out and "| HR | 1 | - | - | - | - | 1.0000 (0.0000) |" in out
     refused(medsr("evaluate", "sr/a_sr.png", "hr/a.png", "--inception", "inception.pth"), "FID needs at least 2 slices")
@@ -1076,6 +1078,7 @@ def test_benchmark_runs_the_default_bundle(medsr):
         (["--size", "16"], "size is '16', expected HxW"),
         (["--runs=-1"], "runs is -1"),
         (["--bundle", "nope"], "no bundle 'nope'"),
+        (["--bundle", "transmrsr_prior"], "bundle transmrsr_prior takes no images"),
         (["--networks", "EDSRLite,EDRS"], "no network 'EDRS': choose all, or some of RDST,RDSTE,"),
         (["--networks", "StyleSwinGenerator"], "no network 'StyleSwinGenerator'"),
         (["--networks", "Bicubic", "--device", "abacus"], "device 'abacus' is not available"),

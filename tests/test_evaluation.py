@@ -154,6 +154,8 @@ def test_dice_of_the_reference_is_that_of_the_bundle_seg_unet(evaluated, files, 
         assert hr[f"dice_{region}_pooled"] == pytest.approx(float(expected[region]["pooled"]), abs=1e-9)
         assert hr[f"dice_{region}"] == pytest.approx(float(expected[region]["mean"]), abs=1e-6)
         assert hr[f"dice_{region}_std"] == pytest.approx(float(expected[region]["std"]), abs=1e-6)
+    workflow({**settings, "evaluate_list": "test"}, bundle="seg_unet").run()
+    assert [row["slices"] for row in rows(tmp_path / "eval" / "dice.csv")] == ["2", "2"]
     # the network's by hand
     unet, model = load_network(files / "unet.pt"), load_network(files / "model.pt")
     both = sizes = 0
@@ -176,12 +178,17 @@ def test_another_list_and_the_u_nets_own_truth(files, tmp_path):
     cases = {row["case"].split("/")[-1] for row in summary["groups"]}
     assert summary["slices"] == 2 and cases == {"image4.png", "image5.png"}
     assert hr["dice_against"] == "prediction on HR" and hr["dice_1_pooled"] == 1 > network["dice_1_pooled"]
-    assert "fid" not in network
+    assert "fid" not in network and summary["border"] == 4
+    assert not list((tmp_path / "eval").glob("events*"))
 
 
 def test_without_priors_there_are_no_columns_of_theirs(files, tmp_path):
-    workflow(options(files, tmp_path)).run()
+    """At x2, where the paper leaves out 2 pixels at the border."""
+    bicubic = {"network_def": {"_target_": "medsr_monai.networks.Bicubic", "scale": 2}, "weights": None, "scale": 2}
+    settings = {name: value for name, value in options(files, tmp_path).items() if not name.startswith("network_def#")}
+    workflow(settings | bicubic).run()
     summary = json.loads((tmp_path / "eval" / "summary.json").read_text())
+    assert summary["border"] == 2
     assert [row["method"] for row in summary["pooled"]] == ["bicubic", "network"]
     assert not [name for row in summary["pooled"] for name in row if name.startswith(("dice", "fid"))]
 
@@ -189,6 +196,7 @@ def test_without_priors_there_are_no_columns_of_theirs(files, tmp_path):
 @pytest.mark.parametrize(("settings", "kind", "message"), [
     ({"inception_path": "absent.pth"}, FileNotFoundError, "inception_path is absent.pth: expected a file"),
     ({"unet_path": "absent.pt"}, FileNotFoundError, "absent.pt: no such weights file"),
+    ({"method": "bicubic"}, ValueError, "method is 'bicubic', which names other rows"),
     ({"evaluate_list": "tset"}, ValueError, "no list 'tset': the data have training, validation, test"),
 ])  # fmt: skip
 def test_what_is_given_but_missing_is_refused(files, tmp_path, settings, kind, message):
@@ -206,7 +214,7 @@ def test_an_item_without_its_label_map_is_refused(files, tmp_path):
 
 
 def test_two_processes_equal_one(evaluated, files, tmp_path):
-    paths = [str(BUNDLES / "rdst_e" / "configs" / f"{name}.json") for name in ("train", "multi_gpu_train", "evaluate")]
+    paths = [str(BUNDLES / "rdst_e" / "configs" / f"{name}.json") for name in ("train", "evaluate", "multi_gpu_train")]
     arguments = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m"]
     arguments += ["monai.bundle", "run", "evaluating", "--config_file", str(paths)]
     more = {"unet_path": str(files / "unet.pt"), "inception_path": str(files / "inception.pth")}

@@ -6,4 +6,5 @@ from .checkpoints import EarlyStop, TrainingCheckpoints, WeightsLoader, load_net
 from .evaluation import ReportDice, ReportSlices
 from .gradient_penalty import GradientPenalty
 from .linear_decay import LinearDecay
+from .process_group import leave_process_group
 from .sample_grid import SampleGrid

@@ -14,7 +14,7 @@ from monai.engines import IterationEvents
 from monai.utils import CommonKeys, ensure_tuple_rep
 
 from medsr_monai.metrics.benchmark import network_figures
-from medsr_monai.metrics.evaluation import SliceEvaluation
+from medsr_monai.metrics.evaluation import HIGH_RESOLUTION, SliceEvaluation
 from medsr_monai.metrics.report import markdown_table, write_rows
 from medsr_monai.metrics.segmentation import dice_of_slice, pooled_dice, regions
 
@@ -24,6 +24,7 @@ logger = logging.getLogger(__name__)
 
 SEGMENTATION = "segmentation"
 """Key of a slice's label map, in a batch whose ``label`` is the high-resolution slice."""
+BICUBIC = "bicubic"
 
 
 def _gathered(part: object) -> list | None:
@@ -56,6 +57,9 @@ class ReportSlices:
         inception: None for no FID.
         unet: None for no Dice.
         method: name of the network's rows.
+
+    Raises:
+        ValueError: the name of other rows.
     """
 
     def __init__(
@@ -68,6 +72,8 @@ class ReportSlices:
         unet: torch.nn.Module | None = None,
         method: str = "network",
     ) -> None:
+        if method in (HIGH_RESOLUTION, BICUBIC):
+            raise ValueError(f"method is {method!r}, which names other rows of the table: choose another name")
         self.folder = Path(output_dir)
         self.scale = tuple(float(s) for s in ensure_tuple_rep(scale, 2))
         self.network = network
@@ -90,7 +96,7 @@ class ReportSlices:
                     if prior is not None:
                         prior.to(image.device)
             cubic = F.interpolate(image[None], scale_factor=self.scale, mode="bicubic", align_corners=False)[0]
-            preds = {"bicubic": cubic, self.method: pred}
+            preds = {BICUBIC: cubic, self.method: pred}
             self.evaluation.add(_key(item), label, preds, item.get(SEGMENTATION))
 
     def write(self, engine: Engine) -> None:
@@ -103,8 +109,9 @@ class ReportSlices:
         extra = {}
         if self.network is not None:
             extra[self.method] = network_figures(self.network, self.first, amp=engine.amp)
-        table = self.evaluation.write(self.folder, extra)
-        logger.info("%d slices, see %s\n%s", self.evaluation.slices(), self.folder, table)
+        pooled = self.evaluation.pooled(extra)
+        self.evaluation.write(self.folder, pooled)
+        logger.info("%d slices, see %s\n%s", self.evaluation.slices(), self.folder, markdown_table(pooled))
 
 
 class ReportDice:

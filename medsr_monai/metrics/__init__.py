@@ -17,6 +17,6 @@ from .complexity import (
 from .evaluation import EVALUATION_FILES, HIGH_RESOLUTION, SliceEvaluation, image_figures
 from .fid import FIDSlices, fid, inception_features
 from .image import PSNRSlices, SSIMSlices, psnr, ssim
-from .picture import comparison_picture
+from .picture import busiest_crop, comparison_grid, comparison_picture
 from .report import SliceTable, markdown_table, write_rows
 from .segmentation import PooledDice, count_pixels, dice_of_slice, pooled_dice, regions

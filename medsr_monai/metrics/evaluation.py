@@ -60,8 +60,6 @@ def _figures(pred: Tensor, label: Tensor, border: int) -> dict[str, float | None
 class SliceEvaluation:
     """Figures of every slice for one or more methods, and their tables.
 
-    Networks are used in eval mode, on their own device.
-
     - image quality (:func:`image_figures`), mean and standard deviation over slices;
     - ``fid``: :func:`medsr_monai.metrics.fid` between the slices of a method and of the reference, over all slices
       (also ``fid_modality_1`` and so on);
@@ -69,6 +67,8 @@ class SliceEvaluation:
       against the label map, or against its own prediction on the reference where there is none
       (:func:`medsr_monai.metrics.dice_of_slice`); mean and standard deviation over slices, and ``dice_1_pooled`` and so
       on with the pixels of all slices summed. ``dice_against`` says against what.
+
+    Networks are used in eval mode, on their own device.
 
     Args:
         border: pixels left out at every side, for the paper's PSNR and SSIM.
@@ -95,7 +95,7 @@ class SliceEvaluation:
         Args:
             key: ``case``, ``plane`` and ``slice``.
             label: the reference [C, H, W], intensities scaled to about [0, 1].
-            preds: results [C, H, W] by method.
+            preds: results [C, H, W] by method, any name but "HR".
             segmentation: label map [1, H, W].
 
         Raises:
@@ -193,15 +193,15 @@ class SliceEvaluation:
             return {}
         pred, label = (torch.stack(self.features[m]) for m in (method, HIGH_RESOLUTION))
         if len(pred) < 2:
-            raise ValueError("FID needs at least 2 slices, 1 was evaluated: evaluate more, or leave inception_path out")
+            raise ValueError("FID needs at least 2 slices, 1 was evaluated: evaluate more, or leave the FID out")
         channels = pred.shape[1]
         single = (
             {f"fid_modality_{c + 1}": fid(pred[:, c], label[:, c]) for c in range(channels)} if channels > 1 else {}
         )
         return {"fid": fid(pred.flatten(0, 1), label.flatten(0, 1)), **single}
 
-    def write(self, folder: str | Path, extra: Mapping[str, Mapping] | None = None) -> str:
-        """Write ``slices.csv`` (a row per slice and method) and the summaries; return the pooled Markdown table.
+    def write(self, folder: str | Path, pooled: Sequence[dict]) -> None:
+        """Write ``slices.csv`` (a row per slice and method), ``summary.csv``, ``summary.md`` and ``summary.json``.
 
         ``summary.csv`` has the pooled rows (case and plane "all") and those of every volume and plane, all digits;
         ``summary.md`` the same as tables, mean (standard deviation); ``summary.json`` both lists, with null for what is
@@ -209,20 +209,18 @@ class SliceEvaluation:
 
         Args:
             folder: made if missing.
-            extra: see :meth:`pooled`.
+            pooled: see :meth:`pooled`, which may take a while.
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        pooled, groups = self.pooled(extra), self.groups()
+        groups = self.groups()
         write_rows(self.rows, folder / "slices.csv")
         write_rows([{"case": "all", "plane": "all"} | row for row in pooled] + groups, folder / "summary.csv")
-        text = markdown_table(pooled)
-        title = f"Over all {self.slices()} slices: mean (standard deviation)"
-        by_volume = f"By volume and plane: mean (standard deviation)\n\n{markdown_table(groups)}"
-        (folder / "summary.md").write_text(f"{title}\n\n{text}\n\n{by_volume}\n")
+        tables = {f"Over all {self.slices()} slices": pooled, "By volume and plane": groups}
+        text = (f"{title}: mean (standard deviation)\n\n{markdown_table(rows)}\n" for title, rows in tables.items())
+        (folder / "summary.md").write_text("\n".join(text))
         content = {"slices": self.slices(), "border": self.border, "pooled": pooled, "groups": groups}
         (folder / "summary.json").write_text(json.dumps(_finite(content), indent=2, allow_nan=False) + "\n")
-        return text
 
 
 def _stack(images: Mapping[str, Tensor], network: nn.Module) -> Tensor:

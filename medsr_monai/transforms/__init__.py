@@ -5,6 +5,7 @@ from .geometry import (
     MatchCornersd,
     SyncRefMetad,
     axis_factors,
+    describe_grid,
     outer_corners,
     plane_axis,
     resized_affine,

@@ -23,6 +23,7 @@ __all__ = [
     "MatchCornersd",
     "SyncRefMetad",
     "axis_factors",
+    "describe_grid",
     "outer_corners",
     "plane_axis",
     "resized_affine",
@@ -100,6 +101,12 @@ def outer_corners(affine: np.ndarray | torch.Tensor, shape: Sequence[int]) -> np
     """The 8 outer corners [8, 3] in mm of a volume of ``shape`` voxels: index -0.5 to size - 0.5 along each axis."""
     index = np.array(list(itertools.product(*((-0.5, size - 0.5) for size in shape))))
     return nibabel.affines.apply_affine(_affine(affine), index)
+
+
+def describe_grid(affine: np.ndarray | torch.Tensor, shape: Sequence[int]) -> str:
+    """A grid in words: ``184x152x12 voxels of 1x1x5 mm``."""
+    edges = "x".join(f"{edge:.3g}" for edge in spacing(affine))
+    return f"{'x'.join(map(str, shape))} voxels of {edges} mm"
 
 
 class MatchCornersd(MapTransform):

@@ -125,7 +125,7 @@ def test_dice_by_hand(tmp_path):
     assert (zero["dice_1_pooled"], zero["dice_all"], zero["dice_all_pooled"]) == (0, 0, 0)
     assert pred["psnr_std"] != pred["psnr_std"] and pred["psnr"] == math.inf  # one slice is equal
 
-    text = evaluation.write(tmp_path / "new", {"pred": {"fps": 12.345, "macs": 7}})
+    evaluation.write(tmp_path / "new", evaluation.pooled({"pred": {"fps": 12.345, "macs": 7}}))
     content = json.loads((tmp_path / "new" / "summary.json").read_text())
     assert content["slices"] == 3 and content["border"] == 4
     assert [row["method"] for row in content["pooled"]] == ["HR", "pred", "zero"]
@@ -143,8 +143,9 @@ def test_dice_by_hand(tmp_path):
     assert [row["method"] for row in table] == ["HR", "pred", "zero"] * 3
     assert float(table[1]["dice_1"]) == pytest.approx(0.4, abs=1e-6) and table[1]["both_1"] == "2"
     markdown = (tmp_path / "new" / "summary.md").read_text()
-    assert markdown.startswith("Over all 3 slices: mean (standard deviation)\n\n" + text)
-    assert "| a | axial | HR | 2 |" in markdown and "| label map |" in text and "| 12.35 |" in text
+    assert markdown.startswith("Over all 3 slices: mean (standard deviation)\n\n| method | slices | psnr |")
+    text, by_volume = markdown.split("By volume and plane: mean (standard deviation)\n\n")
+    assert "| a | axial | HR | 2 |" in by_volume and "| label map |" in text and "| 12.35 |" in text
     assert f"| {hr['dice_1']:.4f} ({hr['dice_1_std']:.4f}) |" in text
 
 
@@ -223,20 +224,18 @@ def test_size_and_speed():
     assert 0 < row["fps"] < math.inf and network.training
 
 
-def test_frames_per_second_are_the_median():
-    """One slow frame, as another program causes it, does not count; nor does warming up."""
-    import time
+def test_frames_per_second_are_the_median(monkeypatch):
+    """A slow frame, as another program causes it, does not count; nor does warming up."""
+    now, frames = 0.0, []
 
-    class Slow(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.calls = 0
-
+    class Clocked(nn.Module):
         def forward(self, x):
-            self.calls += 1
-            time.sleep(0.3 if self.calls in (1, 2, 3, 6) else 0.02)
+            nonlocal now
+            frames.append(x)
+            now += 9 if len(frames) in (1, 2, 3, 4, 7) else 0.02
             return x
 
+    monkeypatch.setattr("medsr_monai.metrics.benchmark.time.perf_counter", lambda: now)
     # two calls count operations, two warm up
-    row = network_figures(Slow(), torch.rand(1, 1, 4, 4), runs=5)
-    assert 30 < row["fps"] <= 50
+    row = network_figures(Clocked(), torch.rand(3, 1, 4, 4), runs=5)
+    assert row["fps"] == pytest.approx(3 / 0.02) and len(frames) == 2 + 2 + 5
