@@ -733,6 +733,8 @@ def _bundle_network(folder: Path) -> dict[str, Any]:
     parser = ConfigParser(ConfigParser.load_config_file(folder / "configs" / "inference.json"))
     with torch.device("meta"):
         arguments = parser.get_parsed_content("network_def").arguments
+    if "in_channels" not in arguments:
+        raise ValueError(f"bundle {folder.name} takes no images: choose one that does, see medsr models")
     return arguments | _UNTRAINED if "truncation" in arguments else arguments
 
 

@@ -20,6 +20,7 @@ ALLOWED = {
     "atomic": set(),
     "data": {"data", "atomic", "transforms.geometry"},
     "losses": {"losses"},
+    "engines": {"engines", "handlers"},
     "metrics": {"metrics"},
     "handlers": {"handlers", "metrics", "networks.arguments", "atomic"},
     "command_line": set(),

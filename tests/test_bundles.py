@@ -38,7 +38,7 @@ CARD_HEADINGS = (
 class Kind:
     """What is the same in all bundles of a kind, and may differ from those of another."""
 
-    ids: frozenset  # top-level ids of inference.json and train.json
+    ids: frozenset  # top-level ids of inference.json and train.json, beside those of all kinds
     intended_differences: frozenset  # what makes a bundle another bundle; all else must be the same
     training_only: frozenset  # arguments of the network that matter only before the training
     channel_def: bool  # MONAI Label makes a label list of it
@@ -71,18 +71,31 @@ THROUGH_PLANE = Kind(
     tiny={"network_def#size": 16, "network_def#style_dim": 8, "network_def#channels": [8, 8, 8]},
     untrained={"network_def#truncation": "none"},  # the centroids come with a prior
 )
+GENERATION = Kind(
+    ids=frozenset({"size", "style_dim", "mapping_layers", "channels", "seed"}),
+    intended_differences=frozenset(),
+    training_only=frozenset(),
+    channel_def=False,
+    tiny={"size": 16, "style_dim": 8, "mapping_layers": 2, "channels": [8, 8, 8]},
+)
 # the workflows of segmentation are tested in test_segmentation.py, those of thick slices in test_transmrsr_bundle.py
-# and test_thick_slices.py
+# and test_thick_slices.py, those of generation in test_transmrsr_prior.py
 KINDS = {
     "comparison": SUPER_RESOLUTION,
     "rdst": SUPER_RESOLUTION,
     "rdst_e": SUPER_RESOLUTION,
     "seg_unet": SEGMENTATION,
     "transmrsr": THROUGH_PLANE,
+    "transmrsr_prior": GENERATION,
 }
+# its input is a latent: nothing for MONAI Label, no geometry, and not what MONAI's checks of networks feed
+LATENT_BUNDLES = ("transmrsr_prior",)
 SR_BUNDLES = [b for b in BUNDLES if KINDS.get(b.name) is SUPER_RESOLUTION]
 
 each_bundle = pytest.mark.parametrize("bundle", BUNDLES, ids=lambda p: p.name)
+each_image_bundle = pytest.mark.parametrize(
+    "bundle", [b for b in BUNDLES if b.name not in LATENT_BUNDLES], ids=lambda p: p.name
+)
 each_sr_bundle = pytest.mark.parametrize("bundle", SR_BUNDLES, ids=lambda p: p.name)
 
 
@@ -161,7 +174,8 @@ def test_metadata(bundle):
     metadata = config(bundle, "metadata")
     assert metadata["version"] in metadata["changelog"]
     assert metadata["required_packages_version"] == {"medsr_monai": medsr_monai.__version__}
-    assert next(iter(metadata["network_data_format"]["inputs"])) == "image"
+    first_input = "latent" if bundle.name in LATENT_BUNDLES else "image"
+    assert next(iter(metadata["network_data_format"]["inputs"])) == first_input
     assert next(iter(metadata["network_data_format"]["outputs"])) == "pred"
     pred = metadata["network_data_format"]["outputs"]["pred"]
     assert ("channel_def" in pred) == KINDS[bundle.name].channel_def
@@ -183,7 +197,7 @@ def test_bundles_differ_only_as_intended():
     for other in others:
         for name in ("logging.conf", "multi_gpu_train.json"):
             assert (first / "configs" / name).read_bytes() == (other / "configs" / name).read_bytes(), name
-    for kind in (SUPER_RESOLUTION, SEGMENTATION):
+    for kind in (SUPER_RESOLUTION, SEGMENTATION, GENERATION):
         first, *others = (b for b in BUNDLES if KINDS[b.name] is kind)
         for other in others:
             assert (first / "configs/evaluate.json").read_bytes() == (other / "configs/evaluate.json").read_bytes()
@@ -198,7 +212,7 @@ def test_configs_are_self_contained(bundle):
     kind = KINDS[bundle.name]
     wanted = {"bundle_root", "device", "dataset_dir", "output_dir", "ckpt_dir", *kind.ids}
     assert wanted <= config(bundle, "inference").keys()
-    assert wanted | {"epochs", "max_steps", "training"} <= config(bundle, "train").keys()
+    assert wanted | {"plane", "epochs", "max_steps", "training"} <= config(bundle, "train").keys()
     for name in CONFIGS:
         for key, value in flat(config(bundle, name)).items():
             # a macro of another file is opened relative to the working directory
@@ -213,7 +227,7 @@ def test_configs_are_self_contained(bundle):
     assert config(bundle, "inference")["network_def"] == kept
 
 
-@each_bundle
+@each_image_bundle
 def test_network_in_and_out(bundle):
     verify_net_in_out(
         net_id="network_def",
@@ -224,7 +238,7 @@ def test_network_in_and_out(bundle):
     )
 
 
-@each_bundle
+@each_image_bundle
 def test_export_to_torchscript(bundle, tmp_path):
     path, network = tiny_weights(bundle, tmp_path)
     ckpt_export(

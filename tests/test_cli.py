@@ -1078,6 +1078,7 @@ def test_benchmark_runs_the_default_bundle(medsr):
         (["--size", "16"], "size is '16', expected HxW"),
         (["--runs=-1"], "runs is -1"),
         (["--bundle", "nope"], "no bundle 'nope'"),
+        (["--bundle", "transmrsr_prior"], "bundle transmrsr_prior takes no images"),
         (["--networks", "EDSRLite,EDRS"], "no network 'EDRS': choose all, or some of RDST,RDSTE,"),
         (["--networks", "StyleSwinGenerator"], "no network 'StyleSwinGenerator'"),
         (["--networks", "Bicubic", "--device", "abacus"], "device 'abacus' is not available"),

@@ -6,6 +6,7 @@ from .labelled import list_pairs, split_labelled
 from .pictures import is_picture, load_picture
 from .public_datasets import PUBLIC_DATASETS, PublicDataset, prepare_datalist, write_datalist
 from .results import match_results
+from .samples import SaveSampled, list_latents
 from .volumes import (
     LoadLabeld,
     LoadVolumed,

@@ -205,6 +205,8 @@ class EarlyStop(EarlyStopHandler):
 class TrainingCheckpoints:
     """Write ``last.pt`` (all that an exact resume needs) after an epoch and ``model.pt`` (the best weights); resume.
 
+    Without an evaluator there is no best, and ``model.pt`` is always the latest.
+
     A training that is started anew in a folder with such files sets them aside first (``model.1.pt``, ``last.1.pt``
     and so on).
 
@@ -214,7 +216,7 @@ class TrainingCheckpoints:
         state: objects with ``state_dict`` and ``load_state_dict`` that make up the training state besides the trainer:
             network, optimiser, moving average, early stopping.
         best_network: what is written to ``model.pt``, such as the moving average.
-        evaluator: whose key metric, the higher the better, chooses ``model.pt``.
+        evaluator: whose key metric, the higher the better, chooses ``model.pt``; None takes the latest.
         resume: go on from ``last.pt`` where there is one.
         interval: epochs between two savings; the last epoch of a training is saved in any case.
 
@@ -227,7 +229,7 @@ class TrainingCheckpoints:
         network: torch.nn.Module,
         state: Mapping[str, object],
         best_network: torch.nn.Module,
-        evaluator: Engine,
+        evaluator: Engine | None = None,
         resume: bool = False,
         interval: int = 1,
     ) -> None:
@@ -280,13 +282,9 @@ class TrainingCheckpoints:
         """Write both files."""
         if not _is_writer():
             return
-        # without a validation in this epoch the metrics are older, and their score is no better than the best
-        score = float(self.evaluator.state.metrics.get(self.evaluator.state.key_metric_name, float("-inf")))
-        if score > self.best:
-            self.best = score
+        if self._improved():
             content = {"network": NetworkArguments(self.best_network).state_dict(), "model": _cpu(self.best_network)}
             save_atomically(content, self.folder / BEST)
-            logger.info("best %s so far: %.4f, saved %s", self.evaluator.state.key_metric_name, score, BEST)
         content = {
             "network": NetworkArguments(self.network).state_dict(),
             "state": {name: target.state_dict() for name, target in self.state.items()},
@@ -294,6 +292,18 @@ class TrainingCheckpoints:
             "best": self.best,
         }
         save_atomically(content, self.folder / LAST)
+
+    def _improved(self) -> bool:
+        """Whether the weights are to become ``model.pt``."""
+        if self.evaluator is None:
+            return True
+        # without a validation in this epoch the metrics are older, and their score is no better than the best
+        score = float(self.evaluator.state.metrics.get(self.evaluator.state.key_metric_name, float("-inf")))
+        improved = score > self.best  # never of a NaN
+        if improved:
+            self.best = score
+            logger.info("best %s so far: %.4f, saving %s", self.evaluator.state.key_metric_name, score, BEST)
+        return improved
 
 
 def _cpu(network: torch.nn.Module) -> dict[str, torch.Tensor]:

@@ -15,7 +15,7 @@ from .complexity import (
     count_parameters_as_published,
 )
 from .evaluation import EVALUATION_FILES, HIGH_RESOLUTION, SliceEvaluation, image_figures
-from .fid import fid, inception_features
+from .fid import FIDSlices, fid, inception_features
 from .image import (
     PaddedPSNRSlices,
     PaddedSSIMSlices,

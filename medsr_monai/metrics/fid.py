@@ -6,10 +6,10 @@ import warnings
 from collections.abc import Callable
 
 import torch
-from monai.metrics import FIDMetric
+from monai.metrics import CumulativeIterationMetric, FIDMetric
 from torch import Tensor
 
-__all__ = ["fid", "inception_features"]
+__all__ = ["FIDSlices", "fid", "inception_features"]
 
 
 @torch.no_grad()
@@ -53,3 +53,24 @@ def fid(pred: Tensor, label: Tensor) -> float:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of SciPy: covariances of few images are singular
         return float(FIDMetric()(points[: len(pred)], points[len(pred) :]))
+
+
+class FIDSlices(CumulativeIterationMetric):
+    """:func:`fid` between two sets of slices [B, C, H, W], collected batch by batch; gathers over processes.
+
+    Args:
+        network: see :func:`inception_features`; on the device of the slices.
+    """
+
+    def __init__(self, network: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.network = network
+
+    def _compute_tensor(self, y_pred: Tensor, y: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Features [B, C * F] of both, on the slices' device, as the gathering over processes needs them."""
+        return tuple(inception_features(self.network, x).flatten(1).to(x.device) for x in (y_pred, y))
+
+    def aggregate(self) -> float:
+        """Distance of all slices since the last reset."""
+        pred, label = self.get_buffer()
+        return fid(pred.cpu(), label.cpu())

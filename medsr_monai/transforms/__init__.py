@@ -1,3 +1,4 @@
+from .augmentation import AugmentImages
 from .degradation import METHODS, RandDegraded, degradation_matrix, degrade
 from .geometry import (
     AXES,
@@ -18,4 +19,5 @@ from .geometry import (
 )
 from .intensity import RestoreIntensityd, ScaleVolumed, intensity_range
 from .interpolation import resample, spline_matrix
+from .latent import RandLatentd
 from .thick_slices import RandThickSliced, TurnBackd

@@ -26,6 +26,7 @@ from medsr_monai.transforms.intensity import RestoreIntensityd, ScaleVolumed
 from medsr_monai.transforms.thick_slices import RandThickSliced
 
 __all__ = [
+    "image_patches",
     "inference_postprocessing",
     "label_map_postprocessing",
     "labelled_patches",
@@ -161,6 +162,19 @@ def training_patches(
     if intensity_factor:
         steps.append(RandScaleIntensityd("label", factors=(-intensity_factor, 0.2), prob=1.0))
     return Compose([*steps, RandDegraded("label", "image", factors=scale, method=method, noise_std=tuple(noise_std))])
+
+
+def image_patches(patch_size: int | Sequence[int] = 64, flips: bool = True, key: str = "image") -> Compose:
+    """Random patches of 2D slices as they are, for the training of a generator.
+
+    Args:
+        patch_size: of the patch; smaller slices get zeros, the scaled intensity of air, on both sides.
+        flips: mirror and turn them at random.
+        key: of the slice.
+    """
+    size = ensure_tuple_rep(patch_size, 2)
+    steps = [SpatialPadd(key, spatial_size=size), RandSpatialCropd(key, roi_size=size, random_size=False)]
+    return Compose([*steps, *(_flips([key], patch_size) if flips else [])])
 
 
 def slice_pairs(scale: int | Sequence[int], method: str = "bicubic") -> Compose:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from monai.metrics import FIDMetric
 
-from medsr_monai.metrics import fid, inception_features
+from medsr_monai.metrics import FIDSlices, fid, inception_features
 
 # mean 0, covariance 2/3 of the identity
 CROSS = torch.tensor([[1.0, 0], [-1, 0], [0, 1], [0, -1]], dtype=torch.float64)
@@ -55,3 +55,16 @@ def test_every_channel_is_a_clipped_grey_image():
     features = inception_features(lambda x: x.mean((2, 3)), slices)
     expected = torch.tensor([[0.25, 0.0], [1.0, 0.5]])
     torch.testing.assert_close(features, expected[:, :, None].expand(2, 2, 3))
+
+
+def test_collected_slices():
+    """Batches of any size give what all slices give at once."""
+    pred, label = torch.rand(2, 7, 1, 3, 2, generator=torch.Generator().manual_seed(0))
+    metric = FIDSlices(lambda x: x.flatten(1))
+    for part in (slice(0, 4), slice(4, 7)):
+        metric(pred[part], label[part])
+    expected = fid(*(x.expand(-1, 3, -1, -1).flatten(1) for x in (pred, label)))
+    assert metric.aggregate() == pytest.approx(expected, rel=1e-6)
+    metric.reset()
+    metric(label, label)
+    assert metric.aggregate() == pytest.approx(0, abs=1e-6)

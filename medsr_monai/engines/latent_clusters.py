@@ -1,0 +1,76 @@
+"""Centroids of a generator's style latents, the centres of TransMRSR's truncation (arXiv 2306.06669, section 3.3)."""
+
+from __future__ import annotations
+
+import logging
+import os
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from medsr_monai.handlers.checkpoints import load_network, save_atomically
+
+__all__ = ["cluster_latents", "store_centroids"]
+
+logger = logging.getLogger(__name__)
+
+GENERATOR = "medsr_monai.networks.StyleSwinGenerator"
+CHUNK = 4096
+
+
+@torch.no_grad()
+def cluster_latents(
+    mapping: nn.Module, style_dim: int, count: int = 60000, clusters: int = 8, *, seed: int = 0, random_state: int = 0
+) -> Tensor:
+    """Centroids [clusters, style_dim] of style latents w: KMeans after each channel has been standardised.
+
+    Args:
+        mapping: normal latents z [B, style_dim] -> style latents w [B, style_dim], on the CPU.
+        style_dim: channels of a latent.
+        count: latents that are clustered.
+        clusters: centroids.
+        seed: of the latents.
+        random_state: of KMeans, which starts from random latents and keeps the best of 10 attempts.
+
+    Raises:
+        ValueError: fewer latents than clusters.
+    """
+    from sklearn.cluster import KMeans
+    from sklearn.preprocessing import StandardScaler
+
+    if not 1 <= clusters <= count:
+        raise ValueError(f"{clusters} clusters of {count} latents: expected 1 to {count} clusters")
+    z = torch.randn(count, style_dim, generator=torch.Generator().manual_seed(seed))
+    w = torch.cat([mapping(part) for part in z.split(CHUNK)]).double().numpy()
+    scaler = StandardScaler()
+    kmeans = KMeans(clusters, init="random", n_init=10, random_state=random_state).fit(scaler.fit_transform(w))
+    return torch.from_numpy(scaler.inverse_transform(kmeans.cluster_centers_).astype(np.float32))
+
+
+def store_centroids(
+    path: str | os.PathLike, count: int = 60000, clusters: int = 8, *, seed: int = 0, random_state: int = 0
+) -> Tensor:
+    """Cluster the latents of the generator in a weights file and write the ``centroids`` into this file.
+
+    Args:
+        path: ``{"model", "network"}`` file of a :class:`medsr_monai.networks.StyleSwinGenerator`; centroids that are
+            in it are replaced.
+        count, clusters, seed, random_state: see :func:`cluster_latents`.
+
+    Returns:
+        The centroids.
+
+    Raises:
+        FileNotFoundError, ValueError: no such file, another network in it, or fewer latents than clusters.
+    """
+    network = load_network(path)
+    if network.arguments["_target_"] != GENERATOR:
+        raise ValueError(f"{path}: holds a {network.arguments['_target_']}, expected a {GENERATOR}")
+    centroids = cluster_latents(
+        network.mapping, network.style_dim, count, clusters, seed=seed, random_state=random_state
+    )
+    content = {"network": network.arguments, "model": network.state_dict(), "centroids": centroids}
+    save_atomically(content, path)
+    logger.info("stored %d centroids of %d latents in %s", clusters, count, path)
+    return centroids
