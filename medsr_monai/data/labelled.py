@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from medsr_monai.data.pictures import is_picture
+from medsr_monai.data.pictures import is_picture, with_slices
 from medsr_monai.data.volumes import SUFFIXES, check_subjects, split_subjects, split_volumes, subject_name
 
 __all__ = ["list_pairs", "split_labelled"]
@@ -77,10 +77,7 @@ def _completed(item: dict, label_map: Mapping[str, int] | None) -> dict:
         raise ValueError(f"{item['image']}: the datalist names no label for it, which segmentation learns from")
     if label_map:
         item = {"label_map": dict(label_map)} | item
-    image = item["image"]
-    if is_picture(image[0] if isinstance(image, (list, tuple)) else image):
-        item = {"slices": {"axial": [0]}} | item
-    return item
+    return with_slices(item)
 
 
 def split_labelled(

@@ -18,8 +18,12 @@ from monai.data.folder_layout import default_name_formatter
 from monai.transforms import LoadImage, MapLabelValue, MapTransform, SaveImage, SaveImaged
 
 from medsr_monai.atomic import written_atomically
-from medsr_monai.data.dicom import check_series, is_dicom_folder
-from medsr_monai.data.pictures import IMAGE_MODES, LABEL_MODES, is_picture, load_picture
+from medsr_monai.data.dicom import check_series, is_dicom_file, is_dicom_folder
+from medsr_monai.data.pictures import (
+    is_picture,
+    load_picture,
+    with_slices,
+)
 from medsr_monai.transforms.geometry import outer_corners, spacing
 
 __all__ = [
@@ -248,8 +252,8 @@ class LoadVolumed(MapTransform):
     Args:
         keys: hold a path each, or a list of paths.
         frame: of a 4D file, counted from 0.
-        pictures: read PNG files too, as volumes of one slice (see :func:`medsr_monai.data.load_picture`); without
-            it they are refused, since they hold no geometry.
+        pictures: read pictures too, as volumes of one slice (see :func:`medsr_monai.data.load_picture`); without it
+            they are refused, since they hold no geometry, and a single DICOM file is read as a volume of one slice.
 
     Raises:
         FileNotFoundError, ValueError: see :func:`check_nifti` and
@@ -257,7 +261,7 @@ class LoadVolumed(MapTransform):
             files without a stated orientation, and files of a list that do not lie in the grid of its first.
     """
 
-    picture_modes = IMAGE_MODES
+    labels = False
 
     def __init__(
         self,
@@ -293,9 +297,9 @@ class LoadVolumed(MapTransform):
 
     def _load_file(self, path: str | os.PathLike, orientation: str | None) -> MetaTensor:
         if self.pictures and is_picture(path):
-            return load_picture(path, self.picture_modes)
+            return load_picture(path, self.labels)
         slices = None
-        if is_dicom_folder(path):
+        if is_dicom_folder(path) or is_dicom_file(path):
             slices = check_series(path)
             # the pixel type of the first slice would truncate the others where rescale slopes differ
             reader = ITKReader(pixel_type=itk.F)
@@ -336,7 +340,7 @@ class LoadLabeld(LoadVolumed):
             of other classes.
     """
 
-    picture_modes = LABEL_MODES
+    labels = True
 
     def __init__(
         self,
@@ -510,6 +514,7 @@ def split_volumes(
         content = json.loads(Path(datalist).read_text())
         parts += [part for part in ("test", "prior") if content.get(part)]
         split = {part: load_decathlon_datalist(str(datalist), True, part, str(dataset_dir)) for part in parts}
+        split = {part: [with_slices(item) for item in items] for part, items in split.items()}
         try:
             check_subjects(split)
         except ValueError as error:

@@ -5,3 +5,4 @@ from .batch_statistics import BroadcastBuffers
 from .checkpoints import EarlyStop, TrainingCheckpoints, WeightsLoader, load_network, load_weights, save_atomically
 from .evaluation import ReportDice, ReportSlices
 from .gradient_penalty import GradientPenalty
+from .modality import ModalityMetric

@@ -1,3 +1,4 @@
+from .colour import MergeChromad, SplitLumad
 from .degradation import METHODS, RandDegraded, degradation_matrix, degrade
 from .geometry import (
     PLANES,
