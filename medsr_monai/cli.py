@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 DEFAULT_BUNDLE = "rdst_e"
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
+VOLUME_SUFFIXES = (*NIFTI_SUFFIXES, ".mgz", ".mgh")
 ERRORS = (ValueError, OSError, RuntimeError, MemoryError)
 """What a user can mend: told in one line. Anything else is a bug of ours and shows its traceback."""
 
@@ -119,6 +120,25 @@ def _nifti_output(path: str, overwrite: bool, source: str) -> Path:
     return out
 
 
+def _output(path: str, overwrite: bool, source: str) -> Path:
+    """Output file of an input file: NIfTI for a volume, a picture for a picture."""
+    # whether it is one is asked where the names do not say it, since that imports monai
+    if Path(source).name.lower().endswith(VOLUME_SUFFIXES) or not Path(source).is_file():
+        return _nifti_output(path, overwrite, source)
+    from medsr_monai.data import PICTURE_SUFFIXES, is_dicom_file, is_picture
+
+    if not is_picture(source) or (is_dicom_file(source) and path.endswith(NIFTI_SUFFIXES)):
+        return _nifti_output(path, overwrite, source)
+    out = Path(path)
+    if not out.name.lower().endswith(PICTURE_SUFFIXES):
+        dicom = ", or .nii.gz; DICOM is not written" if is_dicom_file(source) else ""
+        raise ValueError(
+            f"{out}: of a picture a picture is written, give a name that ends in {', '.join(PICTURE_SUFFIXES)}{dicom}"
+        )
+    _check_output(out, overwrite, source)
+    return out
+
+
 def _check_output(path: Path, overwrite: bool, source: str | None = None) -> None:
     """Refuse an output file before any work: it is the input, is there already, or has no folder to be written to."""
     if source is not None and path.resolve() == Path(source).resolve():
@@ -140,10 +160,13 @@ def _check_input(path: str) -> None:
 def _write(volume: MetaTensor, path: Path) -> None:
     import numpy as np
 
-    from medsr_monai.data import NiftiWriter
+    from medsr_monai.data import NiftiWriter, write_picture
 
     with _naming(path):
         path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.name.endswith(NIFTI_SUFFIXES):
+            write_picture(volume, path)
+            return
         writer = NiftiWriter(output_dtype=np.float32)
         writer.set_data_array(volume, channel_dim=0)
         writer.set_metadata(volume.meta, resample=False)
@@ -153,29 +176,32 @@ def _write(volume: MetaTensor, path: Path) -> None:
 def _describe(volume: MetaTensor) -> str:
     from medsr_monai.transforms import spacing
 
-    edges = "x".join(f"{edge:.3g}" for edge in spacing(volume.affine))
+    edges = "x".join(f"{edge:.3g}" for edge in spacing(volume.affine)[: 2 if "picture" in volume.meta else 3])
+    if "picture" in volume.meta:
+        size = f" of {edges} mm" if volume.meta["picture_spacing"] == "file" else ""
+        return f"{volume.shape[1]}x{volume.shape[2]} pixels{size}"
     return f"{'x'.join(map(str, volume.shape[1:]))} voxels of {edges} mm"
 
 
 def _cases(source: str, target: str, overwrite: bool) -> list[tuple[str, Path]]:
-    """(input, output file) of a file, a DICOM folder or a folder of volumes; outputs are checked, nothing is read."""
+    """(input, output file) of a file, or of what a folder holds; outputs are checked, no voxels are read."""
     _check_input(source)
     path, out = Path(source), Path(target)
     # a file is refused by its output's name before monai is imported
     if path.is_file() and not out.is_dir():
-        return [(source, _nifti_output(target, overwrite, source))]
-    from medsr_monai.data import find_volumes, is_dicom_folder, volume_name
+        return [(source, _output(target, overwrite, source))]
+    from medsr_monai.data import list_volumes, volume_name
 
-    single = path.is_file() or is_dicom_folder(path)
+    found = [source] if path.is_file() else [item["image"] for item in list_volumes(source)]
+    single = found == [source]
     if single and not out.is_dir():
         return [(source, _nifti_output(target, overwrite, source))]
     if out.is_file() or (not out.is_dir() and out.name.endswith(NIFTI_SUFFIXES)):
         raise ValueError(f"{path}: is a folder of volumes, give an output folder, {out} is the name of a file")
     if single:
-        cases = [(source, out / f"{volume_name(path)}_sr.nii.gz")]
+        cases = [(source, out / f"{volume_name(path)}_sr{_suffix(source)}")]
     else:
-        files = find_volumes(path)
-        cases = [(f, out / Path(f).relative_to(path).parent / f"{volume_name(f)}_sr.nii.gz") for f in files]
+        cases = [(f, out / Path(f).relative_to(path).parent / f"{volume_name(f)}_sr{_suffix(f)}") for f in found]
     inputs = {Path(name).resolve() for name, _ in cases}
     written = {}
     for name, file in cases:
@@ -186,6 +212,13 @@ def _cases(source: str, target: str, overwrite: bool) -> list[tuple[str, Path]]:
         written[file] = name
         _check_output(file, overwrite)
     return cases
+
+
+def _suffix(source: str) -> str:
+    """Of the output that is made of ``source`` in a folder."""
+    from medsr_monai.data import is_picture, output_suffix
+
+    return output_suffix(source) if is_picture(source) else ".nii.gz"
 
 
 def _reason(error: BaseException) -> str:
@@ -226,11 +259,16 @@ def upscale(
     tile: int | None = None,
     overwrite: bool = False,
 ) -> int:
-    """Super-resolve a volume, or every volume of a folder, with a bundle; writes float32 NIfTI in the input's units.
+    """Super-resolve a volume or a picture, or all of a folder, with a bundle.
+
+    Of a volume it writes float32 NIfTI in the input's units, of a picture (grey or RGB, 8 or 16 bits) a picture of the
+    same kind, whose pixel size, where the input states it, is divided too.
 
     Args:
-        input: NIfTI file (.nii, .nii.gz), FreeSurfer file (.mgz), folder of such files, or folder with a DICOM series.
-        output: NIfTI file, or a folder (made if missing) when the input is a folder of volumes.
+        input: NIfTI file (.nii, .nii.gz), FreeSurfer file (.mgz), folder of such files, or folder with a DICOM series;
+            PNG, TIFF, JPEG or single DICOM file, or a folder of these without volumes.
+        output: NIfTI file, or PNG, TIFF or JPEG file for a picture (of a DICOM file either), or a folder (made if
+            missing), in which pictures are written as PNG, those of TIFF files as TIFF.
         bundle: name of a bundle (see `medsr models`) or path of its folder.
         plane: axial, coronal or sagittal: the plane whose slices are enlarged; auto is the one with the finest pixels.
         device: auto, cpu, cuda:0.
@@ -242,6 +280,7 @@ def upscale(
     """
     bundle_folder(bundle)
     cases = _cases(input, output, overwrite)
+    from medsr_monai.data import check_format
     from medsr_monai.transforms import PLANES
 
     if plane not in ("auto", *PLANES):
@@ -252,15 +291,22 @@ def upscale(
     overrides = {"plane": plane, "frame": frame, "sw_batch_size": slice_batch, "device": f"$torch.device('{device}')"}
     if tile is not None:
         overrides["inferer#roi_size"] = [tile, tile]
+    if any(Path(path).is_file() and out.name.endswith(NIFTI_SUFFIXES) for path, out in cases):
+        overrides["preprocessing#pictures"] = False  # a DICOM file is a volume of one slice then
     runner = BundleRunner(bundle, weights, **overrides)
     failed = 0
     for path, out in cases:
         try:
             with _naming(path):
                 item = runner.read(path)
-                chosen = runner["inferer"].resolve(item["image"].affine)
-                auto = " (auto)" if plane == "auto" else ""
-                print(f"{path}: {_describe(item['image'])}, plane {chosen}{auto}", flush=True)
+                picture = "picture" in item["image"].meta
+                if picture and plane not in ("auto", "axial"):
+                    raise ValueError(f"plane is {plane!r}, but a picture has one slice: leave --plane out")
+                if picture:
+                    check_format(out, item["image"])
+                chosen = runner["inferer"].resolve(item["image"].affine, item["image"].shape[1:])
+                auto = "" if picture else f", plane {chosen}{' (auto)' if plane == 'auto' else ''}"
+                print(f"{path}: {_describe(item['image'])}{auto}", flush=True)
                 result = runner.run(item)
                 _write(result, out)
                 print(f"{out}: {_describe(result)}", flush=True)

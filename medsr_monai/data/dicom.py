@@ -10,7 +10,7 @@ import pydicom
 import pydicom.misc
 from pydicom.errors import InvalidDicomError
 
-__all__ = ["check_series", "is_dicom_file", "is_dicom_folder", "is_image_folder", "read_dicom_image"]
+__all__ = ["check_series", "is_dicom_file", "is_dicom_folder", "is_flat_image", "read_dicom_image"]
 
 GEOMETRY = ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing")
 POSITION_TOLERANCE = 0.1
@@ -51,12 +51,12 @@ def is_dicom_file(path: str | os.PathLike) -> bool:
     return path.is_file() and bool(pydicom.misc.is_dicom(path))
 
 
-def is_image_folder(folder: str | os.PathLike) -> bool:
-    """Whether the DICOM images directly in a folder are no volume: none of them states its place in the patient.
+def is_flat_image(path: str | os.PathLike) -> bool:
+    """Whether what a DICOM file or folder holds is no part of a volume: images that do not state their place.
 
-    So it is with ultrasound, endoscopy, OCT of most makers, and X-rays.
+    So it is with ultrasound, endoscopy and X-rays.
     """
-    headers = _headers(folder)
+    headers = _headers(path)
     return bool(headers) and not any(h.get("ImagePositionPatient") for h in headers)
 
 

@@ -15,10 +15,19 @@ from monai.data import MetaTensor
 from PIL import Image, ImageOps
 
 from medsr_monai.atomic import written_atomically
-from medsr_monai.data.dicom import is_dicom_file, read_dicom_image
+from medsr_monai.data.dicom import is_dicom_file, is_flat_image, read_dicom_image
 from medsr_monai.transforms.geometry import spacing
 
-__all__ = ["PICTURE_SUFFIXES", "find_pictures", "is_picture", "load_picture", "with_slices", "write_picture"]
+__all__ = [
+    "PICTURE_SUFFIXES",
+    "check_format",
+    "find_pictures",
+    "is_picture",
+    "load_picture",
+    "output_suffix",
+    "with_slices",
+    "write_picture",
+]
 
 PICTURE_SUFFIXES = (".png", ".tif", ".tiff", ".jpg", ".jpeg")
 """Of pictures that are read and written; a DICOM file is known by its content and never written."""
@@ -39,10 +48,20 @@ def is_picture(path: str | os.PathLike) -> bool:
 
 
 def find_pictures(folder: str | os.PathLike) -> list[str]:
-    """Pictures below a folder, sorted; hidden files are left out."""
+    """Pictures below a folder, sorted; hidden files and DICOM slices of a volume are left out."""
     root = Path(folder)
     files = (p for p in sorted(root.rglob("*")) if not any(n.startswith(".") for n in p.relative_to(root).parts))
-    return [str(p) for p in files if p.is_file() and is_picture(p)]
+    return [
+        str(p)
+        for p in files
+        if p.is_file() and (p.name.lower().endswith(PICTURE_SUFFIXES) or (is_dicom_file(p) and is_flat_image(p)))
+    ]
+
+
+def output_suffix(path: str | os.PathLike) -> str:
+    """Of the picture that is made of the picture ``path``, unless the user names it: without loss."""
+    suffix = Path(path).suffix.lower()
+    return suffix if suffix in (".png", ".tif", ".tiff") else ".png"
 
 
 def with_slices(item: dict) -> dict:
@@ -208,12 +227,13 @@ def write_picture(volume: MetaTensor, path: str | os.PathLike) -> None:
             Image.fromarray(array).save(partial, **options)
 
 
-def check_format(path: Path, volume: MetaTensor) -> None:
+def check_format(path: str | os.PathLike, volume: MetaTensor) -> None:
     """Refuse a picture that the format of ``path`` cannot hold, best before it is super-resolved.
 
     Raises:
         ValueError: see :func:`write_picture`.
     """
+    path = Path(path)
     kind = volume.meta.get("picture")
     if kind is None:
         raise ValueError(f"{path}: a volume cannot be written as a picture, give a name that ends in .nii.gz")

@@ -20,7 +20,7 @@ from monai.transforms import (
 from monai.utils import ensure_tuple_rep
 
 from medsr_monai.data.volumes import LoadLabeld, LoadVolumed, SaveVolumed
-from medsr_monai.transforms.colour import SplitLumad
+from medsr_monai.transforms.colour import MergeChromad, SplitLumad
 from medsr_monai.transforms.degradation import RandDegraded
 from medsr_monai.transforms.geometry import MatchCornersd, SyncRefMetad
 from medsr_monai.transforms.intensity import RestoreIntensityd, ScaleVolumed
@@ -75,15 +75,18 @@ def inference_postprocessing(
     key: str = "pred",
     ref_key: str = "image",
 ) -> Compose:
-    """From network output to a volume on disk: geometry, intensities, saving, MONAI Label.
+    """From network output to a volume or picture on disk: geometry, intensities, colours, saving, MONAI Label.
 
     Args:
         output_dir, data_root_dir, overwrite, postfix: see :class:`medsr_monai.data.SaveVolumed`; ``output_dir=None``
             leaves saving to the caller.
         key, ref_key: keys of the output and of the preprocessed input.
     """
-    save = [] if output_dir is None else [SaveVolumed(key, output_dir, postfix, data_root_dir, overwrite)]
-    return Compose([MatchCornersd(key, ref_key), RestoreIntensityd(key, ref_key), *save, SyncRefMetad(ref_key, key)])
+    save = []
+    if output_dir is not None:
+        save = [SaveVolumed(key, output_dir, postfix, data_root_dir, overwrite, pictures=True)]
+    restore = [MatchCornersd(key, ref_key), RestoreIntensityd(key, ref_key), MergeChromad(key)]
+    return Compose([*restore, *save, SyncRefMetad(ref_key, key)])
 
 
 def label_map_postprocessing(
