@@ -138,11 +138,13 @@ def _read(path: Path, label: bool) -> tuple[np.ndarray, tuple[float, float] | No
         raise ValueError(f"{path}: pixels are signed, 32 bits or floating: expected 8 or 16 bits, or save it as NIfTI")
     if tags.get(PHOTOMETRIC_TAG) == 0 and mode != "L":
         raise ValueError(f"{path}: white is zero in this file of 16 bits: invert it first")
+    if turned != 1 and (deep or kind == "TIFF"):  # of TIFF files even Pillow's versions differ
+        raise ValueError(f"{path}: has an orientation tag, which programs read differently: save it upright first")
+            f"{path}: has an orientation tag, which programs read differently: save it upright, without one"
+        )
     if deep:
-        if mode != "RGB" or turned != 1:
-            raise ValueError(
-                f"{path}: colour of 16 bits with transparency or an orientation tag: save it as a plain RGB picture"
-            )
+        if mode != "RGB":
+            raise ValueError(f"{path}: 16 bits with an alpha channel: save it without one")
         pixels = _read_deep_colour(path)
     elif mode in ALPHA_MODES:
         if pixels.getchannel("A").getextrema()[0] < 255:
