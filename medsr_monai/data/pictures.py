@@ -140,8 +140,6 @@ def _read(path: Path, label: bool) -> tuple[np.ndarray, tuple[float, float] | No
         raise ValueError(f"{path}: white is zero in this file of 16 bits: invert it first")
     if turned != 1 and (deep or kind == "TIFF"):  # of TIFF files even Pillow's versions differ
         raise ValueError(f"{path}: has an orientation tag, which programs read differently: save it upright first")
-            f"{path}: has an orientation tag, which programs read differently: save it upright, without one"
-        )
     if deep:
         if mode != "RGB":
             raise ValueError(f"{path}: 16 bits with an alpha channel: save it without one")

@@ -6,3 +6,4 @@ from .checkpoints import EarlyStop, TrainingCheckpoints, WeightsLoader, load_net
 from .evaluation import ReportDice, ReportSlices
 from .gradient_penalty import GradientPenalty
 from .modality import ModalityMetric
+from .process_group import leave_process_group
