@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import torch
     from monai.data import MetaTensor
 
-    from medsr_monai.metrics import SliceTable
+    from medsr_monai.metrics import SliceEvaluation
 
 DEFAULT_BUNDLE = "rdst_e"
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
@@ -391,75 +391,149 @@ def evaluate(
     csv: str | None = None,
     json: bool = False,
     overwrite: bool = False,
+    intensity: str = "minmax",
+    inception: str | None = None,
+    unet: str | None = None,
+    labels: str | None = None,
+    label_map: str | None = None,
+    output: str | None = None,
+    device: str = "auto",
 ) -> None:
-    """PSNR and SSIM of a super-resolved volume against its reference, per slice and as means over the volume.
+    """PSNR and SSIM of super-resolved images against their references, per slice and as means; also FID and Dice.
 
-    Both are scaled by the reference's minimum and maximum. Slices whose standard deviation is below a quarter of the
-    volume's (air) are left out.
+    All are scaled by the reference's range. Slices whose standard deviation is below a quarter of the reference
+    volume's (air) are left out. Two folders are matched by name, whatever system made the results.
 
     Args:
-        pred: super-resolved volume.
-        ref: reference in the same grid; where `degrade` has cropped its far end, the rest is compared.
+        pred: super-resolved volume or PNG picture, or a folder of them; names may end in a postfix such as _sr.
+        ref: reference in the same grid, or a folder of them; where `degrade` has cropped its far end, the rest is
+            compared.
         plane: whose slices are compared; auto as in `upscale`.
-        border: pixels left out at each side of a slice.
-        frame: of a 4D reference, counted from 0.
-        csv: write the figures of every slice to this file.
+        border: pixels left out at each side of a slice (not for MONAI's PSNR and SSIM, the columns psnr_monai and
+            ssim_monai).
+        frame: of 4D references, counted from 0.
+        csv: write the figures of every slice to this file (of two volumes without further options: psnr and ssim).
         json: print JSON; an infinite PSNR (equal volumes) is null.
-        overwrite: replace an existing CSV file.
+        overwrite: replace existing files.
+        intensity: what is scaled to [0, 1], minmax or percentile (0.1 and 99.9); for Dice as the U-Net was trained.
+        inception: torchvision's Inception-v3 weights (inception_v3_google-0cc3c7bd.pth), for the FID.
+        unet: weights of a segmentation U-Net (bundle seg_unet, or made by `convert`), for the Dice of its predictions
+            on the results, and on the references as the row HR.
+        labels: label map, or folder of them, in the references' grids; by default the U-Net's predictions on the
+            references are the truth.
+        label_map: replaced labels as JSON, such as '{"255": 1}'.
+        output: folder for slices.csv, summary.csv, summary.md and summary.json.
+        device: auto, cpu, cuda:0; of the networks.
     """
-    for path in (pred, ref):
+    for path in (pred, ref, *filter(None, (labels, unet, inception))):
         _check_input(path)
         if csv is not None:
             _check_output(Path(csv), overwrite, path)
     if border < 0:
         raise ValueError(f"border is {border}, expected 0 or more pixels")
-    from medsr_monai.data import LoadVolumed
+    if unet is None and (labels or label_map):
+        raise ValueError("labels are compared with what a U-Net makes of the results: give --unet too")
+    replaced = _label_map(label_map)
+    from medsr_monai.data import LoadLabeld, LoadVolumed, check_same_grid, match_results
+    from medsr_monai.handlers import load_network
+    from medsr_monai.metrics import EVALUATION_FILES, SliceEvaluation, markdown_table
+    from medsr_monai.networks import load_inception_features
     from medsr_monai.transforms import intensity_range
 
-    with _naming(pred):
-        image = LoadVolumed("image").load(pred)
-        if not image.isfinite().all():
-            raise ValueError("has voxels that are NaN or infinite, which cannot be compared")
-    with _naming(ref):
-        label = LoadVolumed("image", frame=frame).load(ref)
-        intensity_range(label, "minmax")
-    table, summary = _compare(image, label, plane, border)
+    if output is not None:
+        for name in EVALUATION_FILES:
+            _check_output(Path(output) / name, overwrite)
+    cases = match_results(pred, ref, labels)
+    place = _device(device)
+    evaluation = SliceEvaluation(
+        border,
+        inception=None if inception is None else load_inception_features(inception).to(place),
+        unet=None if unet is None else load_network(unet).to(place),
+    )
+    for case in cases:
+        with _naming(case["pred"]):
+            image = LoadVolumed("image", pictures=True).load(case["pred"])
+            if not image.isfinite().all():
+                raise ValueError("has voxels that are NaN or infinite, which cannot be compared")
+        with _naming(case["ref"]):
+            reference = LoadVolumed("image", frame=frame, pictures=True).load(case["ref"])
+            for channel in reference:
+                intensity_range(channel, "minmax")
+        segmentation = None
+        if "label" in case:
+            item = {"label": case["label"], "label_map": replaced}
+            segmentation = LoadLabeld("label", pictures=True)(item)["label"]
+            grids = [(tuple(v.shape[1:]), v.affine) for v in (segmentation, reference)]
+            check_same_grid(case["label"], grids[0], case["ref"], grids[1])
+        with _naming(case["pred"]):
+            volume = _compare(image, reference, plane, evaluation, case["case"], intensity, segmentation)
+    plain = len(cases) == 1 and unet is None and inception is None
     if csv is not None:
         Path(csv).parent.mkdir(parents=True, exist_ok=True)
-        table.write_csv(csv)
-    print(_json(summary) if json else _sentence(summary))
+        evaluation.table().write_csv(csv, ("plane", "slice", "psnr", "ssim") if plain else None)
+    pooled = evaluation.pooled()
+    if output is not None:
+        evaluation.write(output, pooled)
+    if plain:
+        summary = evaluation.groups()[0] | volume
+        print(_json(summary) if json else _sentence(summary))
+    else:
+        print(f"[{', '.join(map(_json, pooled))}]" if json else markdown_table(pooled))
 
 
-def _compare(pred: MetaTensor, ref: MetaTensor, plane: str, border: int = 4) -> tuple[SliceTable, dict]:
-    """Figures of every slice, and their means with the PSNR of the whole volume."""
+def _label_map(text: str | None) -> dict[str, int]:
+    try:
+        value = {} if text is None else jsonlib.loads(text)
+        return {str(int(old)): int(new) for old, new in value.items()}
+    except (AttributeError, TypeError, ValueError) as error:
+        raise ValueError(f"label_map is {text!r}, expected JSON such as '{{\"255\": 1}}'") from error
+
+
+def _compare(
+    pred: MetaTensor,
+    ref: MetaTensor,
+    plane: str,
+    evaluation: SliceEvaluation,
+    case: str = "",
+    intensity: str = "minmax",
+    segmentation: MetaTensor | None = None,
+) -> dict[str, float]:
+    """Add a result's slices to an evaluation; the PSNR of the whole volume. A label map is in the reference's grid."""
     import numpy as np
+    import torch
 
-    from medsr_monai.metrics import SliceTable, psnr, ssim
     from medsr_monai.transforms import intensity_range, outer_corners, plane_axis, sharp_plane, spacing
 
     shape = pred.shape[1:]
     grids = f"the result has {_describe(pred)}, the reference {_describe(ref)}"
     if any(p > r for p, r in zip(shape, ref.shape[1:], strict=True)):
         raise ValueError(f"{grids}: only volumes in the same grid can be compared")
-    ref_part = ref[:, : shape[0], : shape[1], : shape[2]]
+    if pred.shape[0] != ref.shape[0]:
+        raise ValueError(f"the result has {pred.shape[0]} channels, the reference {ref.shape[0]}")
+    parts = [ref] if segmentation is None else [ref, segmentation]
+    ref_part, *label_part = (v[:, : shape[0], : shape[1], : shape[2]].as_tensor() for v in parts)
     distance = np.abs(outer_corners(pred.affine, shape) - outer_corners(ref.affine, shape)).max()
     if distance > 0.1 * spacing(ref.affine).min():
         raise ValueError(
             f"{grids}, corners up to {distance:.2f} mm apart: only volumes in the same grid can be compared"
         )
-    low, high = intensity_range(ref, "minmax")
     chosen = sharp_plane(ref.affine) if plane == "auto" else plane
-    axis = plane_axis(ref.affine, chosen)
-    image, label = (((v.as_tensor()[0] - low) / (high - low)).movedim(axis, 0) for v in (pred, ref_part))
-    table = SliceTable(("plane",), ("psnr", "ssim"))
+    axis = plane_axis(ref.affine, chosen) + 1
+    ranges = [intensity_range(channel, intensity) for channel in ref]
+    low, high = torch.tensor(ranges, dtype=torch.float64).T.reshape(2, -1, 1, 1, 1)
+    image, label = (((v - low.float()) / (high - low).float()).movedim(axis, 0) for v in (pred.as_tensor(), ref_part))
+    label_maps = [one.movedim(axis, 0) for one in label_part]
     threshold = float(label.std(correction=0)) / 4
+    used = 0
     for number, (p, t) in enumerate(zip(image, label, strict=True)):
         if float(t.std(correction=0)) > threshold:
-            table.extend([{"plane": chosen, "slice": number, "psnr": psnr(p, t, border), "ssim": ssim(p, t, border)}])
-    if not table.rows:
+            used += 1
+            key = {"case": case, "plane": chosen, "slice": number}
+            evaluation.add(key, t, {"pred": p}, label_maps[0][number] if label_maps else None)
+    if not used:
         raise ValueError(f"the reference has no {chosen} slice with any contrast: compare another plane")
     error = float((image - label).double().square().mean())
-    return table, table.summary()[0] | {"psnr_volume": -10 * float(np.log10(error)) if error else float("inf")}
+    return {"psnr_volume": -10 * float(np.log10(error)) if error else float("inf")}
 
 
 def _sentence(summary: dict) -> str:
@@ -586,7 +660,7 @@ def demo(output: str = "demo_out", bundle: str = DEFAULT_BUNDLE, device: str = "
     from monai.transforms import Orientation
 
     from medsr_monai.data import LoadVolumed, sample_volume
-    from medsr_monai.metrics import comparison_picture
+    from medsr_monai.metrics import SliceEvaluation, comparison_picture
     from medsr_monai.networks import Bicubic
     from medsr_monai.transforms import intensity_range
 
@@ -601,7 +675,9 @@ def demo(output: str = "demo_out", bundle: str = DEFAULT_BUNDLE, device: str = "
     volumes = {name: load(file) for name, file in files.items() if name != "picture"}
     titles = {"input": f"input, x{scale} coarser"}
     for name in ("bicubic", "sr"):
-        _, summary = _compare(volumes[name], volumes["reference"], "sagittal")
+        evaluation = SliceEvaluation()
+        volume = _compare(volumes[name], volumes["reference"], "sagittal", evaluation)
+        summary = evaluation.groups()[0] | volume
         print(f"{name}: {_sentence(summary)}")
         titles[name] = f"{'bicubic' if name == 'bicubic' else Path(bundle).name}, {summary['psnr']:.2f} dB"
     titles["reference"] = "reference"

@@ -358,5 +358,5 @@ def test_training_workflows(bundle, volumes, tmp_path):
     assert flow.check_properties() == []
     flow.run()
     rows = (tmp_path / "eval" / "slices.csv").read_text().splitlines()
-    assert rows[0] == "case,plane,slice,psnr_bicubic,psnr,ssim_bicubic,ssim" and len(rows) == 1 + 3
-    assert "| axial | 3 |" in (tmp_path / "eval" / "summary.md").read_text()
+    assert rows[0] == "case,plane,slice,method,psnr,ssim,psnr_monai,ssim_monai" and len(rows) == 1 + 2 * 3
+    assert "| axial | network | 3 |" in (tmp_path / "eval" / "summary.md").read_text()

@@ -204,8 +204,9 @@ def test_evaluation_of_bicubic_is_bicubic(volumes, tmp_path):
     flow.initialize()
     flow.run()
     header, *rows = (tmp_path / "eval" / "slices.csv").read_text().splitlines()
-    assert len(rows) == 6
-    for row in rows:
-        values = dict(zip(header.split(","), row.split(","), strict=True))
-        assert float(values["psnr"]) == pytest.approx(float(values["psnr_bicubic"]), abs=1e-5)
-        assert float(values["ssim"]) == pytest.approx(float(values["ssim_bicubic"]), abs=1e-6)
+    rows = [dict(zip(header.split(","), row.split(","), strict=True)) for row in rows]
+    assert len(rows) == 12
+    for bicubic, network in zip(rows[::2], rows[1::2], strict=True):
+        assert (bicubic["method"], network["method"]) == ("bicubic", "network")
+        for name in ("psnr", "ssim", "psnr_monai", "ssim_monai"):
+            assert float(network[name]) == pytest.approx(float(bicubic[name]), abs=1e-5), name

@@ -14,6 +14,7 @@ from .pictures import (
     write_picture,
 )
 from .public_datasets import PUBLIC_DATASETS, PublicDataset, prepare_datalist, write_datalist
+from .results import match_results
 from .volumes import (
     LoadLabeld,
     LoadVolumed,

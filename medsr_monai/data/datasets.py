@@ -52,8 +52,8 @@ class SliceDataset(Dataset):
         num_workers: threads that read the volumes.
 
     Raises:
-        ValueError: unknown plane, no usable slice in any volume, chosen slices that a volume does not have, or
-            volumes of one item that differ in shape.
+        ValueError: unknown plane, an item without one of the keys, no usable slice in any volume, chosen slices that a
+            volume does not have, or volumes of one item that differ in shape.
     """
 
     def __init__(
@@ -75,6 +75,9 @@ class SliceDataset(Dataset):
         self.transform = transform if isinstance(transform, Compose) else Compose([transform])
         self.seed = seed
         self.keys = {"image": "label"} if keys is None else dict(keys)
+        for number, item in enumerate(data):
+            if missing := [key for key in self.keys if key not in item]:
+                raise ValueError(f"{self.case(number)}: its item has no {missing[0]!r}, which is read of every item")
         # CacheDataset takes a Compose inside a Compose for random, and would read the volume for every slice
         load = Compose([volume_transform, SelectItemsd(sorted({"image", *self.keys}))]).flatten()
         self.volumes = CacheDataset(data, load, num_workers=num_workers, progress=False)

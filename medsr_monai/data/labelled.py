@@ -8,7 +8,14 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from medsr_monai.data.pictures import is_picture, with_slices
-from medsr_monai.data.volumes import SUFFIXES, check_subjects, split_subjects, split_volumes, subject_name
+from medsr_monai.data.volumes import (
+    SUFFIXES,
+    DataLists,
+    check_subjects,
+    split_subjects,
+    split_volumes,
+    subject_name,
+)
 
 __all__ = ["list_pairs", "split_labelled"]
 
@@ -111,10 +118,10 @@ def split_labelled(
     """
     if datalist is not None:
         split = split_volumes(dataset_dir, datalist)
-        return {part: [_completed(item, label_map) for item in items] for part, items in split.items()}
+        return DataLists({part: [_completed(item, label_map) for item in items] for part, items in split.items()})
     items = list_pairs(dataset_dir, subject_pattern, label_map)
     if validation_dir is not None:
-        split = {"training": items, "validation": list_pairs(validation_dir, subject_pattern, label_map)}
+        split = DataLists(training=items, validation=list_pairs(validation_dir, subject_pattern, label_map))
         check_subjects(split)
         return split
     if subject_pattern is None and any(is_picture(item["image"]) for item in items):

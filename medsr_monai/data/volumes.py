@@ -31,6 +31,7 @@ from medsr_monai.data.pictures import (
 from medsr_monai.transforms.geometry import outer_corners, spacing
 
 __all__ = [
+    "DataLists",
     "LoadLabeld",
     "LoadVolumed",
     "NiftiWriter",
@@ -67,8 +68,12 @@ def volume_name(path: str | os.PathLike) -> str:
     return name[: len(name) - len(suffix)]
 
 
-def find_volumes(folder: str | os.PathLike) -> list[str]:
+def find_volumes(folder: str | os.PathLike, pictures: bool = False) -> list[str]:
     """NIfTI and FreeSurfer volumes below a folder, sorted; hidden files are left out.
+
+    Args:
+        folder: searched with the folders below it.
+        pictures: find pictures too, see :func:`medsr_monai.data.find_pictures`.
 
     Raises:
         FileNotFoundError: no such folder, or no volume in it.
@@ -77,8 +82,11 @@ def find_volumes(folder: str | os.PathLike) -> list[str]:
     if not root.is_dir():
         raise FileNotFoundError(f"{root}: no such folder")
     found = _volumes_below(root)
+    if pictures:
+        found = sorted([*found, *find_pictures(root)])
     if not found:
-        raise FileNotFoundError(f"{root}: no volume ({', '.join(SUFFIXES)}) in this folder")
+        also = f" and no picture ({', '.join(PICTURE_SUFFIXES)})" if pictures else ""
+        raise FileNotFoundError(f"{root}: no volume ({', '.join(SUFFIXES)}){also} in this folder")
     return found
 
 
@@ -517,6 +525,13 @@ def check_subjects(split: Mapping[str, Sequence[Mapping]]) -> None:
                 )
 
 
+class DataLists(dict):
+    """Data lists by name; asking for one that is not there says which are."""
+
+    def __missing__(self, name: str) -> list:
+        raise ValueError(f"no list {name!r}: the data have {', '.join(self)}")
+
+
 def split_volumes(
     dataset_dir: str | os.PathLike,
     datalist: str | os.PathLike | None = None,
@@ -549,8 +564,8 @@ def split_volumes(
             raise FileNotFoundError(f"{datalist}: no such datalist")
         content = json.loads(Path(datalist).read_text())
         parts += [part for part in ("test", "prior") if content.get(part)]
-        split = {part: load_decathlon_datalist(str(datalist), True, part, str(dataset_dir)) for part in parts}
-        split = {part: [with_slices(item) for item in items] for part, items in split.items()}
+        lists = {part: load_decathlon_datalist(str(datalist), True, part, str(dataset_dir)) for part in parts}
+        split = DataLists({part: [with_slices(item) for item in items] for part, items in lists.items()})
         try:
             check_subjects(split)
         except ValueError as error:
@@ -581,7 +596,8 @@ def split_subjects(
     names = np.random.default_rng(seed).permutation(sorted(subjects)).tolist()
     count = min(max(1, round(train_fraction * len(names))), len(names) - 1)
     split = {"training": names[:count], "validation": names[count:]}
-    return {part: [item for name in sorted(chosen) for item in subjects[name]] for part, chosen in split.items()}
+    lists = {part: [item for name in sorted(chosen) for item in subjects[name]] for part, chosen in split.items()}
+    return DataLists(lists)
 
 
 def sample_volume() -> Path:

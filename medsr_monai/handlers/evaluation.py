@@ -2,55 +2,78 @@
 
 from __future__ import annotations
 
-import csv
 import logging
 import statistics
 from pathlib import Path
 
+import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from ignite.engine import Engine, Events
 from monai.engines import IterationEvents
-from monai.metrics import compute_dice
-from monai.networks import one_hot
 from monai.utils import CommonKeys, ensure_tuple_rep
 
-from medsr_monai.metrics.image import psnr, ssim
-from medsr_monai.metrics.report import SliceTable
-from medsr_monai.metrics.segmentation import count_pixels
+from medsr_monai.metrics.benchmark import network_figures
+from medsr_monai.metrics.evaluation import SliceEvaluation
+from medsr_monai.metrics.report import markdown_table, write_rows
+from medsr_monai.metrics.segmentation import dice_of_slice, pooled_dice, regions
 
 __all__ = ["ReportDice", "ReportSlices"]
 
 logger = logging.getLogger(__name__)
 
+SEGMENTATION = "segmentation"
+"""Key of a slice's label map, in a batch whose ``label`` is the high-resolution slice."""
 
-def _gather(table: SliceTable) -> bool:
-    """Give the table the rows of all processes; whether this process is the one that writes it."""
+
+def _gathered(part: object) -> list | None:
+    """Parts of all processes, for the one that writes; None for the others."""
     if not (dist.is_available() and dist.is_initialized()):
-        return True
+        return [part]
     parts: list = [None] * dist.get_world_size()
-    dist.all_gather_object(parts, table.rows)
-    table.rows = sorted((row for part in parts for row in part), key=lambda r: (r["case"], r["plane"], r["slice"]))
-    return dist.get_rank() == 0
+    dist.all_gather_object(parts, part)
+    return parts if dist.get_rank() == 0 else None
+
+
+def _key(item: dict) -> dict:
+    return {"case": item["case"], "plane": item["plane"], "slice": int(item["slice"])}
 
 
 class ReportSlices:
-    """Collect PSNR and SSIM of every slice for the network and for bicubic interpolation, per volume and plane.
+    """Collect the figures of every slice for the network and for bicubic interpolation of its input.
 
-    Writes ``slices.csv`` (a row per slice) and ``summary.md`` (means per volume and plane, also logged) when the
-    evaluation ends.
+    Image quality always; FID and the Dice of a frozen U-Net's predictions where their networks are given. The slices go
+    into them as they are scaled, so choose the intensity scaling that the U-Net was trained with. A slice's label map
+    is what the batch has under ``segmentation``. See :class:`medsr_monai.metrics.SliceEvaluation` for the columns and
+    its ``write`` for the files, which are written when the evaluation ends; the pooled table is logged too.
 
     Args:
         output_dir: made if missing.
         scale: factor per slice axis, for the bicubic interpolation of ``image``.
-        border: pixels left out at every side.
+        border: pixels left out at every side, for the paper's PSNR and SSIM.
+        network: the evaluated one, not wrapped for several processes, for its size, its operations and its speed on the
+            first slice (see :func:`medsr_monai.metrics.network_figures`); None for none of these.
+        inception: None for no FID.
+        unet: None for no Dice.
+        method: name of the network's rows.
     """
 
-    def __init__(self, output_dir: str, scale: int | tuple[int, int], border: int = 4) -> None:
+    def __init__(
+        self,
+        output_dir: str,
+        scale: int | tuple[int, int],
+        border: int = 4,
+        network: torch.nn.Module | None = None,
+        inception: torch.nn.Module | None = None,
+        unet: torch.nn.Module | None = None,
+        method: str = "network",
+    ) -> None:
         self.folder = Path(output_dir)
         self.scale = tuple(float(s) for s in ensure_tuple_rep(scale, 2))
-        self.border = border
-        self.table = SliceTable(("case", "plane"), ("psnr_bicubic", "psnr", "ssim_bicubic", "ssim"))
+        self.network = network
+        self.method = method
+        self.evaluation = SliceEvaluation(border, inception=inception, unet=unet)
+        self.first: torch.Tensor | None = None
 
     def attach(self, engine: Engine) -> None:
         """Measure after every batch, write at the end."""
@@ -60,21 +83,29 @@ class ReportSlices:
     def measure(self, engine: Engine) -> None:
         """Rows of one batch, decollated."""
         for item, output in zip(engine.state.batch, engine.state.output, strict=True):
-            image, label, pred = output[CommonKeys.IMAGE], output[CommonKeys.LABEL], output[CommonKeys.PRED]
+            image, label, pred = (output[k] for k in (CommonKeys.IMAGE, CommonKeys.LABEL, CommonKeys.PRED))
+            if self.first is None:
+                self.first = torch.as_tensor(image)[None]
+                for prior in (self.evaluation.inception, self.evaluation.unet):
+                    if prior is not None:
+                        prior.to(image.device)
             cubic = F.interpolate(image[None], scale_factor=self.scale, mode="bicubic", align_corners=False)[0]
-            row = {"case": item["case"], "plane": item["plane"], "slice": int(item["slice"])}
-            row |= {"psnr_bicubic": psnr(cubic, label, self.border), "psnr": psnr(pred, label, self.border)}
-            row |= {"ssim_bicubic": ssim(cubic, label, self.border), "ssim": ssim(pred, label, self.border)}
-            self.table.extend([row])
+            preds = {"bicubic": cubic, self.method: pred}
+            self.evaluation.add(_key(item), label, preds, item.get(SEGMENTATION))
 
     def write(self, engine: Engine) -> None:
         """Gather the rows of all processes and write the files."""
-        if not _gather(self.table):
+        parts = _gathered(self.evaluation.state())
+        if parts is None:
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self.table.write_csv(self.folder / "slices.csv")
-        (self.folder / "summary.md").write_text(self.table.markdown() + "\n")
-        logger.info("%d slices, see %s\n%s", len(self.table.rows), self.folder, self.table.markdown())
+        if len(parts) > 1:
+            self.evaluation.load(parts)
+        extra = {}
+        if self.network is not None:
+            extra[self.method] = network_figures(self.network, self.first, amp=engine.amp)
+        pooled = self.evaluation.pooled(extra)
+        self.evaluation.write(self.folder, pooled)
+        logger.info("%d slices, see %s\n%s", self.evaluation.slices(), self.folder, markdown_table(pooled))
 
 
 class ReportDice:
@@ -98,8 +129,7 @@ class ReportDice:
     def __init__(self, output_dir: str, classes: int) -> None:
         self.folder = Path(output_dir)
         self.classes = classes
-        self.regions = [*(str(c) for c in range(1, classes)), "all"]
-        self.table = SliceTable(("case", "plane"), [f"dice_{region}" for region in self.regions])
+        self.rows: list[dict] = []
 
     def attach(self, engine: Engine) -> None:
         """Measure after every batch, write at the end."""
@@ -109,47 +139,32 @@ class ReportDice:
     def measure(self, engine: Engine) -> None:
         """Rows of one batch of label maps [1, H, W], decollated."""
         for item, output in zip(engine.state.batch, engine.state.output, strict=True):
-            pred, label = output[CommonKeys.PRED][None], output[CommonKeys.LABEL][None]
-            onehot = [one_hot(m, self.classes) for m in (pred, label)]
-            dice = compute_dice(*onehot, include_background=False, ignore_empty=False)[0].tolist()
-            counts = count_pixels(pred, label, self.classes)[0, 1:]
-            counts = [*counts.tolist(), counts.sum(0).tolist()]
-            dice.append(_dice(*counts[-1], empty=1.0))
-            row = {"case": item["case"], "plane": item["plane"], "slice": int(item["slice"])}
-            row |= {f"dice_{region}": value for region, value in zip(self.regions, dice, strict=True)}
-            for region, (both, in_pred, in_label) in zip(self.regions, counts, strict=True):
-                row |= {f"both_{region}": both, f"pred_{region}": in_pred, f"label_{region}": in_label}
-            self.table.extend([row])
+            dice = dice_of_slice(output[CommonKeys.PRED], output[CommonKeys.LABEL], self.classes)
+            self.rows.append(_key(item) | dice)
 
     def summary(self) -> list[dict]:
         """One row per class, and one over the whole region."""
         rows = []
-        for region in self.regions:
-            values = [row[f"dice_{region}"] for row in self.table.rows]
-            present = [row[f"dice_{region}"] for row in self.table.rows if row[f"label_{region}"]]
-            sums = [sum(row[f"{name}_{region}"] for row in self.table.rows) for name in ("both", "pred", "label")]
-            row = {"class": region, "slices": len(values), "pooled": _dice(*sums, empty=float("nan"))}
+        for region in regions(self.classes):
+            values = [row[f"dice_{region}"] for row in self.rows]
+            present = [row[f"dice_{region}"] for row in self.rows if row[f"label_{region}"]]
+            row = {"class": region, "slices": len(values), "pooled": pooled_dice(self.rows, region)}
             row |= {"mean": statistics.fmean(values), "std": statistics.pstdev(values), "slices_present": len(present)}
             rows.append(row | {"mean_present": statistics.fmean(present) if present else float("nan")})
         return rows
 
     def write(self, engine: Engine) -> None:
         """Gather the rows of all processes and write the files."""
-        if not _gather(self.table):
+        parts = _gathered(self.rows)
+        if parts is None:
             return
+        if len(parts) > 1:
+            rows = (row for part in parts for row in part)
+            self.rows = sorted(rows, key=lambda row: (row["case"], row["plane"], row["slice"]))
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.table.write_csv(self.folder / "slices.csv")
+        write_rows(self.rows, self.folder / "slices.csv")
         rows = self.summary()
-        with (self.folder / "dice.csv").open("w", newline="") as file:
-            writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-            writer.writeheader()
-            writer.writerows(rows)
-        cells = [[f"{v:.4f}" if isinstance(v, float) else str(v) for v in row.values()] for row in rows]
-        lines = [f"| {' | '.join(line)} |" for line in (rows[0], *cells)]
-        text = "\n".join([lines[0], f"|{'---|' * len(rows[0])}", *lines[1:]])
+        write_rows(rows, self.folder / "dice.csv")
+        text = markdown_table(rows)
         (self.folder / "dice.md").write_text(text + "\n")
-        logger.info("%d slices, see %s\n%s", len(self.table.rows), self.folder, text)
-
-
-def _dice(both: int, pred: int, label: int, empty: float) -> float:
-    return 2 * both / (pred + label) if pred + label else empty
+        logger.info("%d slices, see %s\n%s", len(self.rows), self.folder, text)

@@ -1,13 +1,22 @@
 """Image quality, size and speed, and the tables and pictures that report them."""
 
-from .benchmark import benchmark_header, benchmark_line, benchmark_network, matmul_rate, write_benchmark
+from .benchmark import (
+    benchmark_header,
+    benchmark_line,
+    benchmark_network,
+    matmul_rate,
+    network_figures,
+    write_benchmark,
+)
 from .complexity import (
     count_macs,
     count_macs_as_published,
     count_parameters,
     count_parameters_as_published,
 )
+from .evaluation import EVALUATION_FILES, HIGH_RESOLUTION, SliceEvaluation, image_figures
+from .fid import fid, inception_features
 from .image import PSNRSlices, SSIMSlices, psnr, ssim
 from .picture import comparison_picture
-from .report import SliceTable
-from .segmentation import PooledDice, count_pixels
+from .report import SliceTable, markdown_table, write_rows
+from .segmentation import PooledDice, count_pixels, dice_of_slice, pooled_dice, regions

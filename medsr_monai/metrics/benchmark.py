@@ -14,11 +14,19 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import torch
+from monai.networks import eval_mode
 from torch import nn
 
 from .complexity import count_macs, count_macs_as_published, count_parameters, count_parameters_as_published
 
-__all__ = ["benchmark_header", "benchmark_line", "benchmark_network", "matmul_rate", "write_benchmark"]
+__all__ = [
+    "benchmark_header",
+    "benchmark_line",
+    "benchmark_network",
+    "matmul_rate",
+    "network_figures",
+    "write_benchmark",
+]
 
 WARM_UP = 2
 
@@ -105,6 +113,35 @@ def benchmark_network(
             "matmul_share": rate / measured["matmul_gflop_per_s"],
         }
     )
+
+
+def network_figures(
+    network: nn.Module, image: torch.Tensor, runs: int = 5, amp: bool = False
+) -> dict[str, float | int | str]:
+    """Size of a network, its operations and its speed on one input, in this process and on the input's device.
+
+    Args:
+        network: its mode is left as it is.
+        image: [B, C, H, W].
+        runs: timed, after two warm-up runs; the median counts.
+        amp: time it under autocast.
+
+    Returns:
+        input (its shape), parameters and macs (see `count_parameters` and `count_macs`), what the RDST paper would
+        print (`parameters_as_published`, `macs_as_published`), and fps, slices per second.
+    """
+    shape = tuple(image.shape)
+    with eval_mode(network):
+        row = {
+            "input": "x".join(map(str, shape)),
+            "parameters": count_parameters(network),
+            "parameters_as_published": count_parameters_as_published(network),
+            "macs": count_macs(network, shape),
+            "macs_as_published": count_macs_as_published(network, shape),
+        }
+        with torch.autocast(image.device.type, enabled=amp):
+            times = _seconds(lambda: network(image), image.device, runs)
+    return row | {"fps": shape[0] / statistics.median(times)}
 
 
 def _measure(build: Callable[[], nn.Module], shape: tuple[int, ...], device: str, runs: int) -> dict:

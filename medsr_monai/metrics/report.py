@@ -1,4 +1,4 @@
-"""Tables of per-slice figures, summed up by volume and plane."""
+"""Tables of figures: per-slice rows, summed up by group, as CSV and Markdown."""
 
 from __future__ import annotations
 
@@ -8,15 +8,59 @@ import statistics
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-__all__ = ["SliceTable"]
+__all__ = ["SliceTable", "markdown_table", "write_rows"]
+
+
+def write_rows(rows: Sequence[dict], path: str | Path, columns: Sequence[str] | None = None) -> None:
+    """Write rows as CSV, all digits; what a row does not have is empty.
+
+    Args:
+        rows: with any keys.
+        path: of the file.
+        columns: to be written; None for all, in the order in which they first appear.
+    """
+    names = list(dict.fromkeys(name for row in rows for name in row)) if columns is None else list(columns)
+    with Path(path).open("w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=names, extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def markdown_table(rows: Sequence[dict], columns: Sequence[str] | None = None) -> str:
+    """Rows as a Markdown table; where there is a column ``x_std`` beside ``x``, both are one: mean (std).
+
+    Args:
+        rows: with any keys; what is None or missing is a dash.
+        columns: to be shown; None for all, in the order in which they first appear.
+    """
+    names = list(dict.fromkeys(name for row in rows for name in row)) if columns is None else list(columns)
+    names = [name for name in names if not (name.endswith("_std") and name.removesuffix("_std") in names)]
+    lines = [f"| {' | '.join(names)} |", f"|{'---|' * len(names)}"]
+    for row in rows:
+        cells = (_text(name, row.get(name)) for name in names)
+        stds = (row.get(f"{name}_std") for name in names)
+        both = (
+            cell if std is None else f"{cell} ({_text(name, std)})"
+            for name, cell, std in zip(names, cells, stds, strict=True)
+        )
+        lines.append(f"| {' | '.join(both)} |")
+    return "\n".join(lines)
+
+
+def _text(name: str, value: object) -> str:
+    if value is None:
+        return "-"
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:.2f}" if name.startswith(("psnr", "fid", "fps")) else f"{value:.4f}"
 
 
 class SliceTable:
-    """Per-slice rows, written as CSV, and their means per group, written as Markdown.
+    """Per-slice rows, and their means and deviations per group.
 
     Args:
         group_by: columns that name a row of the summary.
-        values: columns that are averaged.
+        values: columns that are averaged, over the rows that have them.
     """
 
     def __init__(self, group_by: Sequence[str], values: Sequence[str]) -> None:
@@ -28,36 +72,39 @@ class SliceTable:
         """Add rows, one dictionary per slice."""
         self.rows.extend(rows)
 
-    def summary(self) -> list[dict]:
-        """One row per group, in order of first appearance: the group, the number of slices, means and deviations.
-
-        The deviation is NaN where a value is infinite, as the PSNR of equal slices is.
-        """
+    def groups(self, group_by: Sequence[str] | None = None) -> dict[tuple, list[dict]]:
+        """Rows by what they have in the columns ``group_by`` (default: the table's), in order of first appearance."""
         groups: dict[tuple, list[dict]] = {}
         for row in self.rows:
-            groups.setdefault(tuple(row[k] for k in self.group_by), []).append(row)
+            groups.setdefault(tuple(row[k] for k in group_by or self.group_by), []).append(row)
+        return groups
+
+    def summary(self, group_by: Sequence[str] | None = None) -> list[dict]:
+        """One row per group, in order of first appearance: the group, the number of slices, means and deviations.
+
+        The deviation (of the population) is NaN where a value is infinite, as the PSNR of equal slices is. A column
+        that no row of the group has is None.
+
+        Args:
+            group_by: other columns than the table's.
+        """
+        group_by = group_by or self.group_by
         out = []
-        for group, rows in groups.items():
-            entry = dict(zip(self.group_by, group, strict=True), slices=len(rows))
+        for group, rows in self.groups(group_by).items():
+            entry = dict(zip(group_by, group, strict=True), slices=len(rows))
             for name in self.values:
-                column = [row[name] for row in rows]
-                entry[name] = statistics.fmean(column)
-                entry[f"{name}_std"] = statistics.pstdev(column) if all(map(math.isfinite, column)) else math.nan
+                column = [row[name] for row in rows if row.get(name) is not None]
+                finite = all(map(math.isfinite, column))
+                entry[name] = statistics.fmean(column) if column else None
+                entry[f"{name}_std"] = (statistics.pstdev(column) if finite else math.nan) if column else None
             out.append(entry)
         return out
 
     def markdown(self) -> str:
-        """The summary's means as a Markdown table."""
-        header = [*self.group_by, "slices", *self.values]
-        lines = [f"| {' | '.join(header)} |", f"|{'---|' * len(header)}"]
-        for entry in self.summary():
-            means = (f"{entry[name]:.2f}" if "psnr" in name else f"{entry[name]:.4f}" for name in self.values)
-            lines.append(f"| {' | '.join([*(str(entry[k]) for k in header[: -len(self.values)]), *means])} |")
-        return "\n".join(lines)
+        """The summary as a Markdown table."""
+        columns = [*self.group_by, "slices", *(n for name in self.values for n in (name, f"{name}_std"))]
+        return markdown_table(self.summary(), columns)
 
-    def write_csv(self, path: str | Path) -> None:
-        """Every slice's row."""
-        with Path(path).open("w", newline="") as file:
-            writer = csv.DictWriter(file, fieldnames=list(self.rows[0]) if self.rows else self.group_by)
-            writer.writeheader()
-            writer.writerows(self.rows)
+    def write_csv(self, path: str | Path, columns: Sequence[str] | None = None) -> None:
+        """Every slice's row; ``columns`` as in :func:`write_rows`."""
+        write_rows(self.rows, path, columns if self.rows or columns else self.group_by)

@@ -23,6 +23,7 @@ from medsr_monai.networks.comparison import (
     comparison_network,
 )
 from medsr_monai.networks.discriminators import StyleSwinDiscriminator
+from medsr_monai.networks.inception import InceptionFeatures, load_inception_features
 from medsr_monai.networks.lgsr import LGSR
 from medsr_monai.networks.rdst import RDST
 from medsr_monai.networks.segmentation_unet import SegmentationUNet
@@ -43,6 +44,7 @@ __all__ = [
     "RDST",
     "Bicubic",
     "ConvNetSR",
+    "InceptionFeatures",
     "MINet",
     "NetworkArguments",
     "RCANAda",
@@ -56,6 +58,7 @@ __all__ = [
     "VGG19Features",
     "build_network",
     "comparison_network",
+    "load_inception_features",
     "load_vgg19_features",
     "records_arguments",
 ]

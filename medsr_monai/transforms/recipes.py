@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -170,5 +170,16 @@ def training_patches(
 
 
 def slice_pairs(scale: int | Sequence[int], method: str = "bicubic") -> Compose:
-    """Whole slices, cropped to a multiple of ``scale`` (``label``), and their degraded versions (``image``)."""
-    return Compose([RandDegraded("label", "image", factors=scale, method=method)])
+    """Whole slices, cropped to a multiple of ``scale`` (``label``), and their degraded versions (``image``).
+
+    Where a slice has a label map (``segmentation``), it is cropped with it.
+    """
+    return Compose([RandDegraded("label", "image", factors=scale, method=method), _crop_segmentation])
+
+
+def _crop_segmentation(item: Mapping[Hashable, torch.Tensor]) -> dict[Hashable, torch.Tensor]:
+    d = dict(item)
+    if "segmentation" in d:
+        rows, columns = d["label"].shape[1:]
+        d["segmentation"] = d["segmentation"][:, :rows, :columns]
+    return d

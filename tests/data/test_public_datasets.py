@@ -619,13 +619,15 @@ def test_training_and_evaluation_on_four_channels(trees, tmp_path):
     dataset = flow.parser.get_parsed_content("train#dataset")
     assert dataset[0]["label"].shape == (4, 32, 32) and dataset[0]["image"].shape == (4, 8, 8)
     files = [str(CONFIGS / f"{name}.json") for name in ("train", "evaluate")]
-    settings["validate#dataset#data"] = "$@files['test']"
+    settings["evaluate_list"] = "test"
     flow = ConfigWorkflow(files, workflow_type="train", logging_file=False, run_id="evaluating", **settings)
     flow.initialize()
     flow.run()
     rows = (tmp_path / "eval" / "slices.csv").read_text().splitlines()
     tested = sum(len(i["slices"]["axial"]) for i in json.loads((tmp_path / "list.json").read_text())["test"])
-    assert len(rows) == 1 + tested
+    assert len(rows) == 1 + 2 * tested
+    modalities = [f"{name}_modality_{n}" for n in range(1, 5) for name in ("psnr", "ssim", "psnr_monai", "ssim_monai")]
+    assert rows[0].split(",")[8:] == modalities
 
 
 def test_planes_of_the_recipes_are_across_the_third_axis(trees):

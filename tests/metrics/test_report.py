@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from medsr_monai.metrics import SliceTable
+from medsr_monai.metrics import SliceTable, markdown_table, write_rows
 
 ROWS = [
     {"case": "a", "plane": "axial", "slice": 0, "psnr": 20.0, "ssim": 0.5},
@@ -34,8 +34,8 @@ def test_markdown():
     assert table(*ROWS).markdown().splitlines() == [
         "| case | plane | slices | psnr | ssim |",
         "|---|---|---|---|---|",
-        "| a | axial | 2 | 22.00 | 0.6000 |",
-        "| b | axial | 1 | 31.00 | 0.9000 |",
+        "| a | axial | 2 | 22.00 (2.00) | 0.6000 (0.1000) |",
+        "| b | axial | 1 | 31.00 (0.00) | 0.9000 (0.0000) |",
     ]
 
 
@@ -43,7 +43,26 @@ def test_equal_slices_have_an_infinite_mean():
     """A volume compared with itself; the standard deviation of infinities is undefined, not an error."""
     (row,) = table(ROWS[0], ROWS[0] | {"psnr": math.inf}).summary()
     assert row["psnr"] == math.inf and math.isnan(row["psnr_std"]) and row["ssim_std"] == 0
-    assert "| inf |" in table(ROWS[0] | {"psnr": math.inf}).markdown()
+    assert "| inf (nan) |" in table(ROWS[0] | {"psnr": math.inf}).markdown()
+
+
+def test_other_groups_and_rows_without_a_value():
+    first, second = table(*ROWS, ROWS[0] | {"psnr": None}).summary(("slice",))
+    assert (first["slice"], first["slices"], first["psnr"]) == (0, 3, 25.5)
+    assert (second["slice"], second["slices"], second["psnr"]) == (1, 1, 24.0)
+    (row,) = table(ROWS[0] | {"psnr": None}).summary()
+    assert row["psnr"] is None and row["psnr_std"] is None and row["ssim"] == 0.5
+    assert "| 1 | - | 0.5000 (0.0000) |" in table(ROWS[0] | {"psnr": None}).markdown()
+
+
+def test_rows_of_different_columns(tmp_path):
+    rows = [{"method": "a", "psnr": 31.256}, {"method": "b", "psnr": None, "macs": 12}]
+    lines = markdown_table(rows).splitlines()
+    assert lines == ["| method | psnr | macs |", "|---|---|---|", "| a | 31.26 | - |", "| b | - | 12 |"]
+    write_rows(rows, tmp_path / "a.csv")
+    assert (tmp_path / "a.csv").read_text().split() == ["method,psnr,macs", "a,31.256,", "b,,12"]
+    write_rows(rows, tmp_path / "a.csv", ("psnr",))
+    assert (tmp_path / "a.csv").read_text().splitlines() == ["psnr", "31.256", '""']
 
 
 def test_csv(tmp_path):

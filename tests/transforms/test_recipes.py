@@ -154,6 +154,14 @@ def test_labelled_patches_repeat_the_border_and_scale_the_image_only():
     assert len(factors) == 20 and 0.5 <= min(factors) < 0.7 and 1 < max(factors) <= 1.2
 
 
+def test_whole_slices_keep_their_label_map_in_place():
+    label = torch.arange(18 * 17, dtype=torch.float32).reshape(1, 18, 17)
+    item = slice_pairs(4)({"label": label, "segmentation": label % 3, "case": "a"})
+    assert item["label"].shape == item["segmentation"].shape == (1, 16, 16) and item["image"].shape == (1, 4, 4)
+    assert torch.equal(item["segmentation"], item["label"] % 3) and item["case"] == "a"
+    assert "segmentation" not in slice_pairs((1, 4))({"label": label})
+
+
 def test_label_maps_from_logits(path, tmp_path):
     item = load_volume()({"image": str(path)})
     labels = torch.randint(0, 300, (9, 8, 7), generator=torch.Generator().manual_seed(0))

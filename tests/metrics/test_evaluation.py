@@ -1,0 +1,243 @@
+"""Tables of super-resolution results: definitions against scikit-image, MONAI and by hand."""
+
+import csv
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from skimage.metrics import structural_similarity
+from torch import nn
+
+from medsr_monai.metrics import (
+    SliceEvaluation,
+    count_macs,
+    count_macs_as_published,
+    count_parameters,
+    fid,
+    image_figures,
+    network_figures,
+    psnr,
+    ssim,
+)
+from medsr_monai.networks import RDST
+
+
+def pair(shape=(1, 30, 34), seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    label = torch.rand(shape, generator=generator)
+    return label + 0.1 * torch.randn(shape, generator=generator), label
+
+
+def test_two_definitions_against_scikit_image():
+    pred, label = pair()
+    pred[:, :2] += 1  # in the border that only the paper's leaves out
+    row = image_figures(pred, label)
+    p, t = (image[0].double().numpy() for image in (pred, label))
+    assert row["psnr"] == psnr(pred, label) and row["ssim"] == ssim(pred, label)
+    assert row["psnr_monai"] == pytest.approx(-10 * np.log10(((p - t) ** 2).mean()), abs=1e-5)
+    gaussian = dict(gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=1.0)
+    assert row["ssim_monai"] == pytest.approx(structural_similarity(t, p, **gaussian), abs=2e-5)
+    assert row["psnr"] > row["psnr_monai"] + 3 and row["ssim"] > row["ssim_monai"] + 0.003
+    assert list(row) == ["psnr", "ssim", "psnr_monai", "ssim_monai"]
+
+
+def test_small_slices_have_no_gaussian_window():
+    pred, label = pair((1, 10, 15))
+    row = image_figures(pred, label, border=1)
+    assert row["ssim_monai"] is None and row["psnr_monai"] > 0 and 0 < row["ssim"] < 1
+
+
+def test_modalities_by_hand():
+    label = torch.zeros(4, 20, 20)
+    pred = torch.tensor([0.1, 0.01, 1.0, 0.1]).reshape(4, 1, 1).expand(4, 20, 20)
+    row = image_figures(pred, label)
+    for name in ("psnr", "psnr_monai"):
+        each = [row[f"{name}_modality_{number}"] for number in (1, 2, 3, 4)]
+        assert each == pytest.approx([20, 40, 0, 20], abs=1e-4)
+        assert row[name] == pytest.approx(-10 * math.log10((0.01 + 0.0001 + 1 + 0.01) / 4), abs=1e-4)
+    # constants a and 0: c1 / (a^2 + c1)
+    each = [0.0001 / (a * a + 0.0001) for a in (0.1, 0.01, 1, 0.1)]
+    for name in ("ssim", "ssim_monai"):
+        assert [row[f"{name}_modality_{number}"] for number in (1, 2, 3, 4)] == pytest.approx(each, abs=1e-4)
+        assert row[name] == pytest.approx(np.mean(each), abs=1e-4)
+
+
+class Thresholds(nn.Module):
+    """Class 1 above 0.3, class 2 above 0.6, whatever the channels after the first."""
+
+    def forward(self, x):
+        x = x[:, :1]
+        return torch.cat([torch.full_like(x, 0.5), (x > 0.3).float(), 2 * (x > 0.6).float()], dim=1)
+
+
+class Moments(nn.Module):
+    """Two features of an image."""
+
+    def forward(self, x):
+        return torch.stack([x.mean((1, 2, 3)), x.amax((1, 2, 3))], dim=1)
+
+
+def image(ones, twos):
+    """Class 1 in the first `ones` pixels of row 0, class 2 in the first `twos` of row 1."""
+    x = torch.zeros(1, 16, 16)
+    x[0, 0, :ones], x[0, 1, :twos] = 0.4, 0.8
+    return x
+
+
+def keys(case, number):
+    return {"case": case, "plane": "axial", "slice": number}
+
+
+def by_hand(evaluation, labels=True):
+    """Three slices of two volumes."""
+    for case, number, truth, pred in [("a", 0, (4, 2), (2, 2)), ("a", 1, (8, 0), (8, 0)), ("b", 0, (0, 4), (6, 1))]:
+        label = image(*truth)
+        segmentation = Thresholds()(label[None]).argmax(1)
+        if labels and (case, number) == ("a", 0):
+            segmentation[0, 0, :8] = 1  # the label map knows better than the network
+        preds = {"pred": image(*pred), "zero": torch.zeros_like(label)}
+        evaluation.add(keys(case, number), label, preds, segmentation if labels else None)
+
+
+def test_dice_by_hand(tmp_path):
+    evaluation = SliceEvaluation(unet=Thresholds().train())
+    by_hand(evaluation)
+    assert not evaluation.unet.training
+    rows = {row["method"]: row for row in evaluation.pooled()}
+    assert list(rows) == ["HR", "pred", "zero"] and {row["dice_against"] for row in rows.values()} == {"label map"}
+    # slices: 2*4/12, 1, 1 (class 1 in neither); 1, 1, 1; 2*6/16 of both classes, 1, 1
+    hr, pred, zero = (rows[m] for m in rows)
+    assert hr["dice_1"] == pytest.approx((2 / 3 + 2) / 3) and hr["dice_2"] == 1
+    assert hr["dice_1_std"] == pytest.approx(np.std([2 / 3, 1, 1])) and hr["slices"] == 3
+    assert hr["dice_all"] == pytest.approx((12 / 16 + 2) / 3)
+    assert hr["dice_1_pooled"] == pytest.approx(2 * 12 / (12 + 16)) and hr["dice_2_pooled"] == 1
+    assert hr["dice_all_pooled"] == pytest.approx(2 * (12 + 6) / (12 + 6 + 16 + 6))
+    assert hr["psnr"] is None
+    # class 1: 2 of 8, 8 of 8, 6 against none; class 2: 2 of 2, none of none, 1 of 4
+    assert pred["dice_1"] == pytest.approx((2 * 2 / 10 + 1 + 0) / 3)
+    assert pred["dice_2"] == pytest.approx((1 + 1 + 2 / 5) / 3)
+    assert pred["dice_1_pooled"] == pytest.approx(2 * 10 / (16 + 16))
+    assert pred["dice_2_pooled"] == pytest.approx(2 * 3 / (3 + 6))
+    assert pred["dice_all_pooled"] == pytest.approx(2 * 13 / (19 + 22))
+    assert pred["dice_all"] == pytest.approx((2 * 4 / 14 + 1 + 2 / 11) / 3)
+    assert (zero["dice_1_pooled"], zero["dice_all"], zero["dice_all_pooled"]) == (0, 0, 0)
+    assert pred["psnr_std"] != pred["psnr_std"] and pred["psnr"] == math.inf  # one slice is equal
+
+    evaluation.write(tmp_path / "new", evaluation.pooled({"pred": {"fps": 12.345, "macs": 7}}))
+    content = json.loads((tmp_path / "new" / "summary.json").read_text())
+    assert content["slices"] == 3 and content["border"] == 4
+    assert [row["method"] for row in content["pooled"]] == ["HR", "pred", "zero"]
+    assert content["pooled"][1]["psnr"] is None and content["pooled"][1]["macs"] == 7
+    assert "macs" not in content["pooled"][0]
+    names = [(row["case"], row["plane"], row["method"], row["slices"]) for row in content["groups"]]
+    assert names == [(c, "axial", m, n) for c, n in (("a", 2), ("b", 1)) for m in ("HR", "pred", "zero")]
+    assert content["groups"][1]["dice_1_pooled"] == pytest.approx(2 * 10 / (10 + 16))
+    with (tmp_path / "new" / "summary.csv").open() as file:
+        table = list(csv.DictReader(file))
+    assert [(row["case"], row["method"]) for row in table[:4]] == [*(("all", m) for m in rows), ("a", "HR")]
+    assert float(table[1]["dice_2"]) == pred["dice_2"] and table[0]["psnr"] == "" and table[1]["fps"] == "12.345"
+    with (tmp_path / "new" / "slices.csv").open() as file:
+        table = list(csv.DictReader(file))
+    assert [row["method"] for row in table] == ["HR", "pred", "zero"] * 3
+    assert float(table[1]["dice_1"]) == pytest.approx(0.4, abs=1e-6) and table[1]["both_1"] == "2"
+    markdown = (tmp_path / "new" / "summary.md").read_text()
+    assert markdown.startswith("Over all 3 slices: mean (standard deviation)\n\n| method | slices | psnr |")
+    text, by_volume = markdown.split("By volume and plane: mean (standard deviation)\n\n")
+    assert "| a | axial | HR | 2 |" in by_volume and "| label map |" in text and "| 12.35 |" in text
+    assert f"| {hr['dice_1']:.4f} ({hr['dice_1_std']:.4f}) |" in text
+
+
+def test_dice_against_the_prediction_on_the_reference():
+    evaluation = SliceEvaluation(unet=Thresholds())
+    by_hand(evaluation, labels=False)
+    hr, pred, _ = evaluation.pooled()
+    assert hr["dice_against"] == "prediction on HR"
+    assert all(hr[f"dice_{region}{kind}"] == 1 for region in ("1", "2", "all") for kind in ("", "_pooled"))
+    assert pred["dice_1_pooled"] == pytest.approx(2 * 10 / (16 + 12))
+
+
+def test_label_maps_that_do_not_fit():
+    label = image(4, 2)
+    evaluation = SliceEvaluation(unet=Thresholds())
+    with pytest.raises(ValueError, match=r'a, axial slice 3: labels 3, 255, the U-Net has 0 to 2: give a.*"255": 1'):
+        evaluation.add(keys("a", 3), label, {"p": label}, torch.tensor([0, 3, 255, 1]).repeat(64).reshape(1, 16, 16))
+    with pytest.raises(ValueError, match=r"the label map is \(1, 16, 8\), expected \(1, 16, 16\)"):
+        evaluation.add(keys("a", 0), label, {"p": label}, torch.zeros(1, 16, 8))
+    evaluation.add(keys("a", 0), label, {"p": label}, torch.zeros(1, 16, 16))
+    with pytest.raises(ValueError, match="label maps of some slices only"):
+        evaluation.add(keys("a", 1), label, {"p": label})
+    with pytest.raises(ValueError, match=r"p is \(1, 16, 12\), expected \(1, 16, 16\) as the reference"):
+        evaluation.add(keys("a", 1), label, {"p": label[..., :12]})
+    with pytest.raises(ValueError, match="has 1 class, expected 2 or more"):
+        SliceEvaluation(unet=nn.Identity()).add(keys("a", 1), label, {"p": label})
+
+
+def test_fid_over_all_slices_and_by_modality():
+    evaluation = SliceEvaluation(inception=Moments())
+    pairs = [pair((2, 16, 16), seed) for seed in range(4)]
+    for number, (pred, label) in enumerate(pairs):
+        evaluation.add(keys("ab"[number // 2], number), label, {"pred": pred / 2, "same": label})
+    pred, same = evaluation.pooled()
+    each = []
+    for c in (0, 1):
+        sets = [torch.stack([(p[k][c] / (2 - k)).clamp(0, 1) for p in pairs]) for k in (0, 1)]
+        each.append([torch.stack([s.mean((1, 2)), s.amax((1, 2))], dim=1) for s in sets])
+        assert pred[f"fid_modality_{c + 1}"] == pytest.approx(fid(*each[c]), abs=1e-6)
+    assert pred["fid"] == pytest.approx(fid(*(torch.cat([e[k] for e in each]) for k in (0, 1))), abs=1e-6)
+    assert pred["fid"] > 1e-3 and same["fid"] == pytest.approx(0, abs=1e-6)
+    assert "fid" not in evaluation.groups()[0] and all(row["method"] != "HR" for row in evaluation.rows)
+
+
+def test_fid_of_one_slice_is_refused():
+    evaluation = SliceEvaluation(inception=Moments())
+    pred, label = pair()
+    evaluation.add(keys("a", 0), label, {"pred": pred})
+    with pytest.raises(ValueError, match="FID needs at least 2 slices, 1 was evaluated"):
+        evaluation.pooled()
+
+
+def test_parts_of_several_processes_are_one_evaluation():
+    parts = [SliceEvaluation(inception=Moments(), unet=Thresholds()) for _ in range(3)]
+    for number in (0, 1, 2, 3, 4):
+        pred, label = pair(seed=number)
+        for part in (parts[0], parts[1 + number % 2]):
+            part.add(keys("ab"[number > 2], number), label, {"bicubic": pred, "network": (pred + label) / 2})
+    whole, *halves = parts
+    merged = SliceEvaluation(inception=Moments(), unet=Thresholds())
+    merged.load([half.state() for half in halves])
+    assert merged.rows == whole.rows and merged.groups() == whole.groups() and merged.slices() == 5
+    for ours, theirs in zip(merged.pooled(), whole.pooled(), strict=True):
+        assert ours == pytest.approx(theirs)
+
+
+def test_size_and_speed():
+    network = RDST(1, 1, 2, embed_dim=12, growth_rate=6, num_heads=2, num_blocks=1, num_dense_blocks=1).train()
+    row = network_figures(network, torch.rand(1, 1, 16, 24), runs=3)
+    shape = (1, 1, 16, 24)
+    assert row["input"] == "1x1x16x24" and row["parameters"] == count_parameters(network)
+    assert (
+        row["macs"] == count_macs(network, shape) > row["macs_as_published"] == count_macs_as_published(network, shape)
+    )
+    assert 0 < row["parameters_as_published"] < row["parameters"]
+    assert 0 < row["fps"] < math.inf and network.training
+
+
+def test_frames_per_second_are_the_median():
+    """One slow frame, as another program causes it, does not count; nor does warming up."""
+    import time
+
+    class Slow(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.calls = 0
+
+        def forward(self, x):
+            self.calls += 1
+            time.sleep(0.3 if self.calls in (1, 2, 3, 6) else 0.02)
+            return x
+
+    # two calls count operations, two warm up
+    row = network_figures(Slow(), torch.rand(1, 1, 4, 4), runs=5)
+    assert 30 < row["fps"] <= 50
