@@ -361,7 +361,7 @@ def degrade(
     with _naming(input):
         volume = LoadVolumed("image", frame=frame).load(input)
         low, high = intensity_range(volume, "minmax")
-    chosen = sharp_plane(volume.affine) if plane == "auto" else plane
+    chosen = sharp_plane(volume.affine, volume.shape[1:]) if plane == "auto" else plane
     axis = plane_axis(volume.affine, chosen)
     if direction == "in-plane":
         factors = axis_factors(axis, scale)
@@ -405,7 +405,7 @@ def evaluate(
     volume's (air) are left out. Two folders are matched by name, whatever system made the results.
 
     Args:
-        pred: super-resolved volume or PNG picture, or a folder of them; names may end in a postfix such as _sr.
+        pred: super-resolved volume or picture, or a folder of them; names may end in a postfix such as _sr.
         ref: reference in the same grid, or a folder of them; where `degrade` has cropped its far end, the rest is
             compared.
         plane: whose slices are compared; auto as in `upscale`.
@@ -463,7 +463,9 @@ def evaluate(
         if "label" in case:
             item = {"label": case["label"], "label_map": replaced}
             segmentation = LoadLabeld("label", pictures=True)(item)["label"]
-            grids = [(tuple(v.shape[1:]), v.affine) for v in (segmentation, reference)]
+            # a mask seldom states the size of its pixels
+            placed = reference if "picture" in segmentation.meta else segmentation
+            grids = [(tuple(segmentation.shape[1:]), placed.affine), (tuple(reference.shape[1:]), reference.affine)]
             check_same_grid(case["label"], grids[0], case["ref"], grids[1])
         with _naming(case["pred"]):
             volume = _compare(image, reference, plane, evaluation, case["case"], intensity, segmentation)
@@ -513,11 +515,12 @@ def _compare(
     parts = [ref] if segmentation is None else [ref, segmentation]
     ref_part, *label_part = (v[:, : shape[0], : shape[1], : shape[2]].as_tensor() for v in parts)
     distance = np.abs(outer_corners(pred.affine, shape) - outer_corners(ref.affine, shape)).max()
-    if distance > 0.1 * spacing(ref.affine).min():
+    unplaced = any(v.meta.get("picture_spacing") == "none" for v in (pred, ref))
+    if distance > 0.1 * spacing(ref.affine).min() and not unplaced:
         raise ValueError(
             f"{grids}, corners up to {distance:.2f} mm apart: only volumes in the same grid can be compared"
         )
-    chosen = sharp_plane(ref.affine) if plane == "auto" else plane
+    chosen = sharp_plane(ref.affine, ref.shape[1:]) if plane == "auto" else plane
     axis = plane_axis(ref.affine, chosen) + 1
     ranges = [intensity_range(channel, intensity) for channel in ref]
     low, high = torch.tensor(ranges, dtype=torch.float64).T.reshape(2, -1, 1, 1, 1)

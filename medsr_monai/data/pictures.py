@@ -75,7 +75,8 @@ def with_slices(item: dict) -> dict:
 def load_picture(path: str | os.PathLike, label: bool = False) -> MetaTensor:
     """Read a picture as a float32 volume [C, W, H, 1]: columns, rows, one slice; C is 3 for colour, else 1.
 
-    It counts as an axial slice as radiologists look at it, the patient's left on the right and posterior below. Pixels
+    It counts as an axial slice as radiologists look at it, the patient's left on the right and posterior below, its
+    left upper corner at the origin, so that a super-resolved picture lies where its input lay. Pixels
     are as large as the file says (DICOM PixelSpacing, TIFF resolution, PNG pHYs, JPEG density), else 1 mm; the slice is
     1 mm thick. A turned picture (EXIF orientation) is read as viewers show it; a palette's colours are read, and an
     alpha channel without transparency is dropped. Values are the file's, 0 to 255 or 65535; of a DICOM file those
@@ -102,6 +103,7 @@ def load_picture(path: str | os.PathLike, label: bool = False) -> MetaTensor:
     channels = torch.from_numpy(pixels.astype(np.float32)).reshape(*pixels.shape[:2], -1).permute(2, 1, 0)
     width, height = edges or (1.0, 1.0)
     affine = torch.diag(torch.tensor([-width, -height, 1.0, 1.0], dtype=torch.float64))
+    affine[:2, 3] = -torch.tensor([width, height], dtype=torch.float64) / 2
     meta = {"filename_or_obj": str(path), "spatial_shape": np.array((*channels.shape[1:], 1))}
     meta |= {"picture": pixels.dtype.name, "picture_spacing": "none" if edges is None else "file"}
     meta["original_affine"] = affine.numpy().copy()

@@ -66,8 +66,9 @@ def test_a_picture_is_an_axial_slice_of_columns_and_rows(tmp_path):
     assert volume.shape == (1, 3, 2, 1) and volume.dtype == torch.float32
     np.testing.assert_array_equal(volume[0, :, :, 0], pixels.T)
     assert plane_axis(volume.affine, "axial") == 2
-    # one pixel to the right is 1 mm to the patient's left, one down 1 mm to the back
-    np.testing.assert_array_equal(volume.affine @ torch.tensor([1.0, 2, 0, 1]).double(), [-1, -2, 0, 1])
+    # one pixel to the right is 1 mm to the patient's left, one down 1 mm to the back; the corner is the origin
+    np.testing.assert_array_equal(volume.affine @ torch.tensor([1.0, 2, 0, 1]).double(), [-1.5, -2.5, 0, 1])
+    np.testing.assert_array_equal(volume.affine @ torch.tensor([-0.5, -0.5, 0, 1]).double(), [0, 0, 0, 1])
 
 
 PIXELS = {
