@@ -196,6 +196,7 @@ def test_without_priors_there_are_no_columns_of_theirs(files, tmp_path):
 @pytest.mark.parametrize(("settings", "kind", "message"), [
     ({"inception_path": "absent.pth"}, FileNotFoundError, "inception_path is absent.pth: expected a file"),
     ({"unet_path": "absent.pt"}, FileNotFoundError, "absent.pt: no such weights file"),
+    ({"method": "bicubic"}, ValueError, "method is 'bicubic', which names other rows"),
     ({"evaluate_list": "tset"}, ValueError, "no list 'tset': the data have training, validation, test"),
 ])  # fmt: skip
 def test_what_is_given_but_missing_is_refused(files, tmp_path, settings, kind, message):

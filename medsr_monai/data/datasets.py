@@ -76,7 +76,7 @@ class SliceDataset(Dataset):
         self.seed = seed
         self.keys = {"image": "label"} if keys is None else dict(keys)
         for number, item in enumerate(data):
-            if missing := [key for key in self.keys if key not in item]:
+            if missing := [key for key in self.keys if key not in item and "image" in item]:
                 raise ValueError(f"{self.case(number)}: its item has no {missing[0]!r}, which is read of every item")
         # CacheDataset takes a Compose inside a Compose for random, and would read the volume for every slice
         load = Compose([volume_transform, SelectItemsd(sorted({"image", *self.keys}))]).flatten()

@@ -14,7 +14,7 @@ from monai.engines import IterationEvents
 from monai.utils import CommonKeys, ensure_tuple_rep
 
 from medsr_monai.metrics.benchmark import network_figures
-from medsr_monai.metrics.evaluation import SliceEvaluation
+from medsr_monai.metrics.evaluation import HIGH_RESOLUTION, SliceEvaluation
 from medsr_monai.metrics.report import markdown_table, write_rows
 from medsr_monai.metrics.segmentation import dice_of_slice, pooled_dice, regions
 
@@ -24,6 +24,7 @@ logger = logging.getLogger(__name__)
 
 SEGMENTATION = "segmentation"
 """Key of a slice's label map, in a batch whose ``label`` is the high-resolution slice."""
+BICUBIC = "bicubic"
 UNKNOWN = "unknown"
 """Modality of slices whose item names none, see medsr_monai.data.SliceDataset."""
 
@@ -59,6 +60,9 @@ class ReportSlices:
         inception: None for no FID.
         unet: None for no Dice.
         method: name of the network's rows.
+
+    Raises:
+        ValueError: the name of other rows.
     """
 
     def __init__(
@@ -71,6 +75,8 @@ class ReportSlices:
         unet: torch.nn.Module | None = None,
         method: str = "network",
     ) -> None:
+        if method in (HIGH_RESOLUTION, BICUBIC):
+            raise ValueError(f"method is {method!r}, which names other rows of the table: choose another name")
         self.folder = Path(output_dir)
         self.scale = tuple(float(s) for s in ensure_tuple_rep(scale, 2))
         self.network = network
@@ -93,7 +99,7 @@ class ReportSlices:
                     if prior is not None:
                         prior.to(image.device)
             cubic = F.interpolate(image[None], scale_factor=self.scale, mode="bicubic", align_corners=False)[0]
-            preds = {"bicubic": cubic, self.method: pred}
+            preds = {BICUBIC: cubic, self.method: pred}
             modality = item.get("modality", UNKNOWN)
             key = _key(item) | ({} if modality == UNKNOWN else {"modality": modality})
             self.evaluation.add(key, label, preds, item.get(SEGMENTATION))

@@ -60,8 +60,6 @@ def _figures(pred: Tensor, label: Tensor, border: int) -> dict[str, float | None
 class SliceEvaluation:
     """Figures of every slice for one or more methods, and their tables.
 
-    Networks are used in eval mode, on their own device.
-
     - image quality (:func:`image_figures`), mean and standard deviation over slices;
     - ``fid``: :func:`medsr_monai.metrics.fid` between the slices of a method and of the reference, over all slices
       (also ``fid_modality_1`` and so on);
@@ -69,6 +67,8 @@ class SliceEvaluation:
       against the label map, or against its own prediction on the reference where there is none
       (:func:`medsr_monai.metrics.dice_of_slice`); mean and standard deviation over slices, and ``dice_1_pooled`` and so
       on with the pixels of all slices summed. ``dice_against`` says against what.
+
+    Networks are used in eval mode, on their own device.
 
     Args:
         border: pixels left out at every side, for the paper's PSNR and SSIM.
@@ -95,7 +95,7 @@ class SliceEvaluation:
         Args:
             key: ``case``, ``plane`` and ``slice``, and, where it is known, ``modality``.
             label: the reference [C, H, W], intensities scaled to about [0, 1].
-            preds: results [C, H, W] by method.
+            preds: results [C, H, W] by method, any name but "HR".
             segmentation: label map [1, H, W].
 
         Raises:
