@@ -280,7 +280,7 @@ def upscale(
     """
     bundle_folder(bundle)
     cases = _cases(input, output, overwrite)
-    from medsr_monai.data import check_format
+    from medsr_monai.data import check_format, is_dicom_file
     from medsr_monai.transforms import PLANES
 
     if plane not in ("auto", *PLANES):
@@ -291,8 +291,8 @@ def upscale(
     overrides = {"plane": plane, "frame": frame, "sw_batch_size": slice_batch, "device": f"$torch.device('{device}')"}
     if tile is not None:
         overrides["inferer#roi_size"] = [tile, tile]
-    if any(Path(path).is_file() and out.name.endswith(NIFTI_SUFFIXES) for path, out in cases):
-        overrides["preprocessing#pictures"] = False  # a DICOM file is a volume of one slice then
+    if any(is_dicom_file(path) and out.name.endswith(NIFTI_SUFFIXES) for path, out in cases):
+        overrides["preprocessing#pictures"] = False  # it is a volume of one slice then
     runner = BundleRunner(bundle, weights, **overrides)
     failed = 0
     for path, out in cases:

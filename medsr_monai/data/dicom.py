@@ -64,7 +64,7 @@ def read_dicom_image(path: str | os.PathLike) -> tuple[np.ndarray, tuple[float, 
     """Stored pixels [rows, columns] or [rows, columns, 3] of a DICOM file, and their width and height in mm.
 
     Rescale slope and intercept are not applied. Of MONOCHROME1, whose low values are bright, the inverse is returned.
-    The size is PixelSpacing, or None. Pixels are uint8 or uint16; int16 if there are negative ones.
+    The size is PixelSpacing, or None. Pixels are uint8 or uint16; signed if there are negative ones.
 
     Raises:
         ValueError: not a DICOM image, several frames, a palette, more than 16 bits, or a compression that no installed
@@ -92,8 +92,8 @@ def read_dicom_image(path: str | os.PathLike) -> tuple[np.ndarray, tuple[float, 
         raise ValueError(f"{path}: DICOM with {header.BitsStored} bits a pixel, expected up to 16")
     if photometric == "MONOCHROME1":
         pixels = (2**header.BitsStored - 1 if header.PixelRepresentation == 0 else -1) - pixels
-    if pixels.dtype.kind == "i" and pixels.min() >= 0:
-        pixels = pixels.astype(np.uint16)
+    if pixels.min() >= 0:
+        pixels = pixels.astype(np.uint8 if header.BitsAllocated == 8 else np.uint16)
     edges = header.get("PixelSpacing")
     return pixels, (float(edges[1]), float(edges[0])) if edges and min(map(float, edges)) > 0 else None
 

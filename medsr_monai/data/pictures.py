@@ -76,11 +76,11 @@ def load_picture(path: str | os.PathLike, label: bool = False) -> MetaTensor:
     """Read a picture as a float32 volume [C, W, H, 1]: columns, rows, one slice; C is 3 for colour, else 1.
 
     It counts as an axial slice as radiologists look at it, the patient's left on the right and posterior below, its
-    left upper corner at the origin, so that a super-resolved picture lies where its input lay. Pixels
-    are as large as the file says (DICOM PixelSpacing, TIFF resolution, PNG pHYs, JPEG density), else 1 mm; the slice is
-    1 mm thick. A turned picture (EXIF orientation) is read as viewers show it; a palette's colours are read, and an
-    alpha channel without transparency is dropped. Values are the file's, 0 to 255 or 65535; of a DICOM file those
-    stored, without its rescale slope, and with MONOCHROME1 turned to bright on dark.
+    left upper corner at the origin, so that a super-resolved picture lies where its input lay. Pixels are as large as
+    the file says (DICOM PixelSpacing, TIFF resolution, PNG pHYs, JPEG density), else 1 mm; the slice is 1 mm thick. A
+    turned picture (EXIF orientation) is read as viewers show it; a palette's colours are read, and an alpha channel
+    without transparency is dropped. Values are the file's, 0 to 255 or 65535; of a DICOM file those stored, without its
+    rescale slope, and with MONOCHROME1 turned to bright on dark.
 
     The volume's metadata keep ``picture``, the type of its pixels, and ``picture_spacing``, "file" or "none", for
     :func:`write_picture`.
@@ -144,7 +144,7 @@ def _read(path: Path, label: bool) -> tuple[np.ndarray, tuple[float, float] | No
         raise ValueError(f"{path}: has an orientation tag, which programs read differently: save it upright first")
     if deep:
         if mode != "RGB":
-            raise ValueError(f"{path}: 16 bits with an alpha channel: save it without one")
+            raise ValueError(f"{path}: 16 bits in the format {mode}: save it as grey or RGB, without an alpha channel")
         pixels = _read_deep_colour(path)
     elif mode in ALPHA_MODES:
         if pixels.getchannel("A").getextrema()[0] < 255:

@@ -57,7 +57,7 @@ def test_partners_must_be_there(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"labels/a.png has no images/a.png"):
         list_pairs(tmp_path)
     (tmp_path / "labels" / "a.png").unlink()
-    with pytest.raises(FileNotFoundError, match=r"images: no volume .* and no .png in this folder"):
+    with pytest.raises(FileNotFoundError, match=r"images: no volume .* and no picture in this folder"):
         list_pairs(tmp_path)
 
 
@@ -69,7 +69,7 @@ def test_split_by_subject(tmp_path):
     assert split == split_labelled(tmp_path, subject_pattern=PATTERN)
     assert split != split_labelled(tmp_path, subject_pattern=PATTERN, seed=1)
     assert len(split_labelled(tmp_path, subject_pattern=PATTERN, train_fraction=0.5)["training"]) == 15
-    with pytest.raises(ValueError, match=r"PNG pictures of one subject .* give subject_pattern"):
+    with pytest.raises(ValueError, match=r"pictures of one subject .* give subject_pattern"):
         split_labelled(tmp_path)
     with pytest.raises(ValueError, match=r"one subject only \(SC-N\)"):
         split_labelled(tmp_path, subject_pattern="SC-N")

@@ -191,7 +191,7 @@ REFUSED = {
     "key.png": (lambda p: save(p, random(8, 8), transparency=3), r"has transparent pixels: flatten it"),
     "deep_rgba.tif": (
         lambda p: tifffile.imwrite(p, random(8, 8, 4, dtype=np.uint16), photometric="rgb", extrasamples=[2]),
-        r"16 bits with an alpha channel: save it without one",
+        r"16 bits in the format RGBA: save it as grey or RGB",
     ),
     "pages.tif": (several_pages, r"3 pages or frames in one file"),
     "animation.png": (animation, r"4 pages or frames in one file"),
