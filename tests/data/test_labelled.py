@@ -32,7 +32,7 @@ def test_pairs_by_name(tmp_path):
         "images/a.mgz", "images/b/2.nii.gz", "images/sub-07_T1w.nii", "images/x.png"
     ]  # fmt: skip
     assert all(i["label"] == i["image"].replace("/images/", "/labels/") for i in items)
-    assert subjects(items) == ["a", "b", "sub-07", "x.png"]
+    assert subjects(items) == ["a", "b", "sub-07", "x"]
     assert [i.get("slices") for i in items] == [None, None, None, {"axial": [0]}]
     assert "label_map" not in items[0]
     assert list_pairs(tmp_path, label_map={"255": 1})[0]["label_map"] == {"255": 1}
