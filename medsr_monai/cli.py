@@ -11,6 +11,7 @@ import math
 import os
 import re
 import sys
+import tempfile
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     import torch
     from monai.data import MetaTensor
 
-    from medsr_monai.metrics import SliceEvaluation
+    from medsr_monai.compare import Runner
 
 DEFAULT_BUNDLE = "rdst_e"
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
@@ -83,16 +84,39 @@ class BundleRunner:
             raise ValueError(
                 f"bundle {bundle} does not super-resolve: run it as its docs/README.md says, with monai.bundle"
             )
+        for name in overrides:
+            if name.partition("#")[0] not in self.parser:
+                raise ValueError(f"bundle {bundle} has no option --{name.replace('_', '-')}: {self._use()}")
         progress = {"inferer#progress": sys.stderr.isatty()}
         self.parser.update({"bundle_root": str(folder), "output_dir": None} | progress | overrides)
         self.parser.parse()
-        weights = weights or self["weights"]
+        self.weights = weights or self["weights"]
         self.network = self["network"].eval()
-        if weights:
-            load_weights(self.network, weights)
+        if self.weights:
+            load_weights(self.network, self.weights)
+            numbers = self.network.state_dict().items()
+            if broken := [name for name, tensor in numbers if not tensor.isfinite().all()]:
+                raise ValueError(
+                    f"{self.weights}: numbers that are not finite in {', '.join(broken[:3])}: an unfinished training?"
+                )
+
+    def _use(self) -> str:
+        if "thick_axis" in self.parser:
+            return (
+                "it refines thick slices, for which `medsr upscale` has --thick-axis, --target-spacing, --refine and "
+                "--force"
+            )
+        return "it enlarges the slices of a --plane"
 
     def __getitem__(self, name: str) -> Any:
         return self.parser.get_parsed_content(name)
+
+    @property
+    def scale_factors(self) -> tuple[int, int]:
+        """By which the rows and the columns of a slice grow."""
+        from monai.utils import ensure_tuple_rep
+
+        return ensure_tuple_rep(self["scale"], 2)
 
     def read(self, path: str | Path) -> dict[str, MetaTensor]:
         """Preprocessed input."""
@@ -174,13 +198,12 @@ def _write(volume: MetaTensor, path: Path) -> None:
 
 
 def _describe(volume: MetaTensor) -> str:
-    from medsr_monai.transforms import spacing
+    from medsr_monai.transforms import describe_grid, format_edges, spacing
 
-    edges = "x".join(f"{edge:.3g}" for edge in spacing(volume.affine)[: 2 if "picture" in volume.meta else 3])
     if "picture" in volume.meta:
-        size = f" of {edges} mm" if volume.meta["picture_spacing"] == "file" else ""
+        size = f" of {format_edges(spacing(volume.affine)[:2])} mm" if volume.meta["picture_spacing"] == "file" else ""
         return f"{volume.shape[1]}x{volume.shape[2]} pixels{size}"
-    return f"{'x'.join(map(str, volume.shape[1:]))} voxels of {edges} mm"
+    return describe_grid(volume.affine, volume.shape[1:])
 
 
 def _cases(source: str, target: str, overwrite: bool) -> list[tuple[str, Path]]:
@@ -257,12 +280,18 @@ def upscale(
     frame: int | None = None,
     slice_batch: int = 4,
     tile: int | None = None,
+    thick_axis: str = "auto",
+    target_spacing: float | None = None,
+    refine: str = "both",
+    force: bool = False,
     overwrite: bool = False,
 ) -> int:
     """Super-resolve a volume or a picture, or all of a folder, with a bundle.
 
     Of a volume it writes float32 NIfTI in the input's units, of a picture (grey or RGB, 8 or 16 bits) a picture of the
     same kind, whose pixel size, where the input states it, is divided too.
+
+    Most bundles enlarge the slices of one plane; a bundle for thick slices, such as transmrsr, makes them thin.
 
     Args:
         input: NIfTI file (.nii, .nii.gz), FreeSurfer file (.mgz), folder of such files, or folder with a DICOM series;
@@ -276,6 +305,13 @@ def upscale(
         frame: of a 4D file, counted from 0.
         slice_batch: slices computed at a time.
         tile: side in pixels of tiles, to save memory; leaves faint seams. Default: whole slices.
+        thick_axis: of thick slices, the direction across them: left-right (sagittal slices), posterior-anterior
+            (coronal) or inferior-superior (axial); auto is that of the longest voxel edge.
+        target_spacing: of thick slices: the thickness in mm to be reached, as nearly as whole slices within the same
+            outer corners allow. Default: the smaller edge of the pixels.
+        refine: of thick slices: both planes that contain the thick axis, averaged, or one of them, in half the time:
+            axial, coronal or sagittal.
+        force: of thick slices: refine voxels that are nearly isotropic, too.
         overwrite: replace existing outputs.
     """
     bundle_folder(bundle)
@@ -288,25 +324,38 @@ def upscale(
     if slice_batch < 1 or (tile is not None and tile < 32):
         raise ValueError("slice_batch must be at least 1 and tile at least 32 pixels")
     device = _device(device)
-    overrides = {"plane": plane, "frame": frame, "sw_batch_size": slice_batch, "device": f"$torch.device('{device}')"}
+    overrides = {"frame": frame, "sw_batch_size": slice_batch, "device": f"$torch.device('{device}')"}
+    # what is not given is left to the bundle, which has some of these
+    if plane != "auto":
+        overrides["plane"] = plane
+    if thick_axis != "auto":
+        overrides["thick_axis"] = thick_axis
+    if target_spacing is not None:
+        overrides["target_spacing"] = target_spacing
+    if refine != "both":
+        overrides["refine"] = refine
+    if force:
+        overrides["force"] = True
     if tile is not None:
         overrides["inferer#roi_size"] = [tile, tile]
     if any(is_dicom_file(path) and out.name.endswith(NIFTI_SUFFIXES) for path, out in cases):
         overrides["preprocessing#pictures"] = False  # it is a volume of one slice then
     runner = BundleRunner(bundle, weights, **overrides)
+    inferer = runner["inferer"]  # checks its options
     failed = 0
     for path, out in cases:
         try:
             with _naming(path):
                 item = runner.read(path)
-                picture = "picture" in item["image"].meta
-                if picture and plane not in ("auto", "axial"):
-                    raise ValueError(f"plane is {plane!r}, but a picture has one slice: leave --plane out")
-                if picture:
+                what = _describe(item["image"])
+                if "picture" not in item["image"].meta:
+                    what += f", {inferer.describe(item['image'])}"
+                elif "plane" not in runner.parser or plane not in ("auto", "axial"):
+                    asked = f"plane is {plane!r}" if "plane" in runner.parser else f"{bundle} is for thick slices"
+                    raise ValueError(f"{asked}, but a picture has one slice, which is enlarged in its own plane")
+                else:
                     check_format(out, item["image"])
-                chosen = runner["inferer"].resolve(item["image"].affine, item["image"].shape[1:])
-                auto = "" if picture else f", plane {chosen}{' (auto)' if plane == 'auto' else ''}"
-                print(f"{path}: {_describe(item['image'])}{auto}", flush=True)
+                print(f"{path}: {what}", flush=True)
                 result = runner.run(item)
                 _write(result, out)
                 print(f"{out}: {_describe(result)}", flush=True)
@@ -337,7 +386,7 @@ def degrade(
         input: NIfTI or FreeSurfer file.
         output: NIfTI file.
         scale: integer factor.
-        direction: in-plane (larger pixels) or through-plane (thicker slices).
+        direction: in-plane (larger pixels) or through-plane (thicker slices, as `upscale --bundle transmrsr` takes).
         plane: axial, coronal or sagittal, auto for the one with the finest pixels.
         method: bicubic (default in-plane), gaussian (default through-plane), box or kspace.
         fwhm: width of the Gaussian slice profile in voxels, default the scale.
@@ -355,7 +404,7 @@ def degrade(
     if not 0 <= noise < math.inf:
         raise ValueError(f"noise is {noise}, expected a fraction of the intensity range such as 0.02")
     from medsr_monai.data import LoadVolumed
-    from medsr_monai.transforms import axis_factors, intensity_range, plane_axis, sharp_plane
+    from medsr_monai.transforms import AXES, PLANES, axis_factors, intensity_range, plane_axis, sharp_plane
     from medsr_monai.transforms import degrade as degrade_volume
 
     with _naming(input):
@@ -379,7 +428,8 @@ def degrade(
     if any(cropped):
         print(f"{input}: cropped by {'x'.join(map(str, cropped))} voxels at the far end, to a multiple of {scale}")
     _write(result, out)
-    print(f"{out}: {_describe(result)}, {direction}, plane {chosen}")
+    thick = f", thick axis {AXES[PLANES.index(chosen)]}" if direction == "through-plane" else ""
+    print(f"{out}: {_describe(result)}, {direction}, plane {chosen}{thick}")
 
 
 def evaluate(
@@ -434,6 +484,7 @@ def evaluate(
     if unet is None and (labels or label_map):
         raise ValueError("labels are compared with what a U-Net makes of the results: give --unet too")
     replaced = _label_map(label_map)
+    from medsr_monai.compare import compare_volumes
     from medsr_monai.data import LoadLabeld, LoadVolumed, check_same_grid, match_results
     from medsr_monai.handlers import load_network
     from medsr_monai.metrics import EVALUATION_FILES, SliceEvaluation, markdown_table
@@ -468,7 +519,9 @@ def evaluate(
             grids = [(tuple(segmentation.shape[1:]), placed.affine), (tuple(reference.shape[1:]), reference.affine)]
             check_same_grid(case["label"], grids[0], case["ref"], grids[1])
         with _naming(case["pred"]):
-            volume = _compare(image, reference, plane, evaluation, case["case"], intensity, segmentation)
+            volume = compare_volumes(
+                image, reference, evaluation, plane, case=case["case"], intensity=intensity, segmentation=segmentation
+            )
     plain = len(cases) == 1 and unet is None and inception is None
     if csv is not None:
         Path(csv).parent.mkdir(parents=True, exist_ok=True)
@@ -489,54 +542,6 @@ def _label_map(text: str | None) -> dict[str, int]:
         return {str(int(old)): int(new) for old, new in value.items()}
     except (AttributeError, TypeError, ValueError) as error:
         raise ValueError(f"label_map is {text!r}, expected JSON such as '{{\"255\": 1}}'") from error
-
-
-def _compare(
-    pred: MetaTensor,
-    ref: MetaTensor,
-    plane: str,
-    evaluation: SliceEvaluation,
-    case: str = "",
-    intensity: str = "minmax",
-    segmentation: MetaTensor | None = None,
-) -> dict[str, float]:
-    """Add a result's slices to an evaluation; the PSNR of the whole volume. A label map is in the reference's grid."""
-    import numpy as np
-    import torch
-
-    from medsr_monai.transforms import intensity_range, outer_corners, plane_axis, sharp_plane, spacing
-
-    shape = pred.shape[1:]
-    grids = f"the result has {_describe(pred)}, the reference {_describe(ref)}"
-    if any(p > r for p, r in zip(shape, ref.shape[1:], strict=True)):
-        raise ValueError(f"{grids}: only volumes in the same grid can be compared")
-    if pred.shape[0] != ref.shape[0]:
-        raise ValueError(f"the result has {pred.shape[0]} channels, the reference {ref.shape[0]}")
-    parts = [ref] if segmentation is None else [ref, segmentation]
-    ref_part, *label_part = (v[:, : shape[0], : shape[1], : shape[2]].as_tensor() for v in parts)
-    distance = np.abs(outer_corners(pred.affine, shape) - outer_corners(ref.affine, shape)).max()
-    unplaced = any(v.meta.get("picture_spacing") == "none" for v in (pred, ref))
-    if distance > 0.1 * spacing(ref.affine).min() and not unplaced:
-        raise ValueError(
-            f"{grids}, corners up to {distance:.2f} mm apart: only volumes in the same grid can be compared"
-        )
-    chosen = sharp_plane(ref.affine, ref.shape[1:]) if plane == "auto" else plane
-    axis = plane_axis(ref.affine, chosen) + 1
-    ranges = [intensity_range(channel, intensity) for channel in ref]
-    low, high = torch.tensor(ranges, dtype=torch.float64).T.reshape(2, -1, 1, 1, 1)
-    image, label = (((v - low.float()) / (high - low).float()).movedim(axis, 0) for v in (pred.as_tensor(), ref_part))
-    label_maps = [one.movedim(axis, 0) for one in label_part]
-    threshold = float(label.std(correction=0)) / 4
-    used = 0
-    for number, (p, t) in enumerate(zip(image, label, strict=True)):
-        if float(t.std(correction=0)) > threshold:
-            used += 1
-            key = {"case": case, "plane": chosen, "slice": number}
-            evaluation.add(key, t, {"pred": p}, label_maps[0][number] if label_maps else None)
-    if not used:
-        raise ValueError(f"the reference has no {chosen} slice with any contrast: compare another plane")
-    error = float((image - label).double().square().mean())
-    return {"psnr_volume": -10 * float(np.log10(error)) if error else float("inf")}
 
 
 def _sentence(summary: dict) -> str:
@@ -662,6 +667,7 @@ def demo(output: str = "demo_out", bundle: str = DEFAULT_BUNDLE, device: str = "
     bundle_folder(bundle)
     from monai.transforms import Orientation
 
+    from medsr_monai.compare import compare_volumes
     from medsr_monai.data import LoadVolumed, sample_volume
     from medsr_monai.metrics import SliceEvaluation, comparison_picture
     from medsr_monai.networks import Bicubic
@@ -679,7 +685,7 @@ def demo(output: str = "demo_out", bundle: str = DEFAULT_BUNDLE, device: str = "
     titles = {"input": f"input, x{scale} coarser"}
     for name in ("bicubic", "sr"):
         evaluation = SliceEvaluation()
-        volume = _compare(volumes[name], volumes["reference"], "sagittal", evaluation)
+        volume = compare_volumes(volumes[name], volumes["reference"], evaluation, "sagittal")
         summary = evaluation.groups()[0] | volume
         print(f"{name}: {_sentence(summary)}")
         titles[name] = f"{'bicubic' if name == 'bicubic' else Path(bundle).name}, {summary['psnr']:.2f} dB"
@@ -766,6 +772,10 @@ def benchmark(
     return 1 if failed else 0
 
 
+_UNTRAINED = {"truncation": "none"}
+"""Of TransMRSR: its centroids come with trained weights only; they cost one small product."""
+
+
 def _bundle_network(folder: Path) -> dict[str, Any]:
     """Arguments of a bundle's network, which is built without memory for its weights."""
     import torch
@@ -773,7 +783,8 @@ def _bundle_network(folder: Path) -> dict[str, Any]:
 
     parser = ConfigParser(ConfigParser.load_config_file(folder / "configs" / "inference.json"))
     with torch.device("meta"):
-        return parser.get_parsed_content("network_def").arguments
+        arguments = parser.get_parsed_content("network_def").arguments
+    return arguments | _UNTRAINED if "truncation" in arguments else arguments
 
 
 def _named_networks(names: str) -> tuple[dict[str, dict], dict[str, str]]:
@@ -788,8 +799,7 @@ def _named_networks(names: str) -> tuple[dict[str, dict], dict[str, str]]:
         raise ValueError(f"no network {', '.join(map(repr, unknown))}: choose all, or some of {','.join(known)}")
     built, missing = {}, {}
     for name in wanted:
-        # its centroids come with trained weights only; they cost one small product
-        untrained = {"truncation": "none"} if name == "TransMRSR" else {}
+        untrained = _UNTRAINED if name == "TransMRSR" else {}
         try:
             with torch.device("meta"):
                 built[name] = NETWORKS[name](1, 1, 4, **untrained).arguments
@@ -798,7 +808,188 @@ def _named_networks(names: str) -> tuple[dict[str, dict], dict[str, str]]:
     return built, missing
 
 
-COMMANDS = {f.__name__: f for f in (upscale, degrade, evaluate, convert, prepare, models, demo, benchmark)}
+def compare(
+    input: str,
+    output: str = "compare_out",
+    reference: str | None = None,
+    bundles: str | None = None,
+    networks: str | None = None,
+    plane: str = "auto",
+    scale: int | None = None,
+    method: str | None = None,
+    fwhm: float | None = None,
+    slice: int | None = None,
+    crop: str | None = None,
+    border: int = 4,
+    device: str = "auto",
+    frame: int | None = None,
+    slice_batch: int = 4,
+    save_volumes: bool = False,
+    json: bool = False,
+    overwrite: bool = False,
+) -> int:
+    """Super-resolve one volume with several systems beside bicubic: a table of their figures, and a picture.
+
+    Writes compare.md, compare.csv and compare.json (PSNR and SSIM as `evaluate` computes them, weights, seconds),
+    slices.csv and compare.png: a column a system, the slice, a crop, the absolute error, PSNR and SSIM.
+
+    Args:
+        input: high-resolution volume, which is degraded and is the reference; with --reference a low-resolution one.
+        output: folder, made if missing.
+        reference: high-resolution volume of the same space as the input.
+        bundles: names or folders of bundles with commas between them; NAME=FILE for other weights than their own. By
+            default rdst_e, unless networks are named.
+        networks: weights files, as FILE or as NAME=FILE with commas between them; each records its network, a NAME of
+            your own is what the table calls it. Bundles too, as above. Bicubic is always the first row.
+        plane: axial, coronal or sagittal, whose slices are enlarged; auto is the one with the finest pixels.
+        scale: of the degradation; by default that of the systems.
+        method: of the degradation: bicubic (default), gaussian (a slice profile), box or kspace.
+        fwhm: width of the Gaussian profile in voxels, default the scale.
+        slice: of the picture, counted as in slices.csv; by default the middle one of those that are compared.
+        crop: top,left,height,width in pixels of the pictured slice; by default a quarter of its sides, where the
+            reference's gradients are strongest.
+        border: pixels left out at each side of a slice.
+        device: auto, cpu, cuda:0.
+        frame: of 4D files, counted from 0.
+        slice_batch: slices computed at a time.
+        save_volumes: write every result too, NAME_sr.nii.gz, and the degraded input.nii.gz.
+        json: print compare.json instead of the table.
+        overwrite: replace existing files.
+    """
+    for path in (input, reference):
+        if path is not None:
+            _check_input(path)
+    if border < 0:
+        raise ValueError(f"border is {border}, expected 0 or more pixels")
+    if slice_batch < 1:
+        raise ValueError(f"slice_batch is {slice_batch}, expected at least 1")
+    if reference is not None and (method is not None or fwhm is not None):
+        raise ValueError("method and fwhm are of the degradation, and with a reference nothing is degraded: drop them")
+    box = None
+    if crop is not None:
+        if not re.fullmatch(r"\d+(,\d+){3}", crop):
+            raise ValueError(f"crop is {crop!r}, expected top,left,height,width such as 40,60,32,32")
+        box = tuple(map(int, crop.split(",")))
+    if bundles is None and networks is None:
+        bundles = DEFAULT_BUNDLE
+    chosen = [system for names in (bundles, networks) if names is not None for system in _named_systems(names)]
+    from medsr_monai.compare import FILES, Comparison, NetworkRunner, common_scale
+    from medsr_monai.data import LoadVolumed
+    from medsr_monai.networks import Bicubic
+    from medsr_monai.transforms import PLANES, axis_factors, intensity_range, plane_axis, sharp_plane
+    from medsr_monai.transforms import degrade as degrade_volume
+
+    if plane not in ("auto", *PLANES):
+        raise ValueError(f"plane is {plane!r}, expected auto, {', '.join(PLANES)}")
+    folder = Path(output)
+    for name in FILES:
+        _check_output(folder / name, overwrite)
+    load = LoadVolumed("image", frame=frame).load
+    volumes = {}
+    for path in filter(None, (input, reference)):
+        with _naming(path):
+            volumes[path] = load(path)
+            intensity_range(volumes[path], "minmax")
+    image, ref = volumes[input], volumes[reference or input]
+    plane = sharp_plane(image.affine, image.shape[1:]) if plane == "auto" else plane
+    options = {"plane": plane, "device": _device(device), "slice_batch": slice_batch, "progress": sys.stderr.isatty()}
+    options["frame"] = None if reference is None else frame
+    systems = _load_systems(chosen, **options)
+    scale = common_scale(systems, scale)
+    systems = {"Bicubic": NetworkRunner(Bicubic(scale=scale), **options)} | systems
+    if save_volumes:
+        for name in (*(["input.nii.gz"] if reference is None else []), *(f"{name}_sr.nii.gz" for name in systems)):
+            _check_output(folder / name, overwrite, input)
+    note = f"{Path(input).name} against {Path(reference).name}" if reference else f"{Path(input).name}, degraded"
+    with contextlib.ExitStack() as stack:
+        source = Path(input)
+        if reference is None:
+            factors = axis_factors(plane_axis(ref.affine, plane), scale)
+            image = degrade_volume(ref, factors, method or "bicubic", fwhm=fwhm)
+            note += f" ({method or 'bicubic'})"
+            place = folder if save_volumes else Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            source = place / "input.nii.gz"
+        with _naming(input):
+            comparison = Comparison(
+                source, image, ref, plane, scale, border=border, slice_number=slice, note=note, device=options["device"]
+            )
+            box = comparison.checked_crop(box)
+        if reference is None:
+            _write(image, source)
+        failed = False
+        for name, runner in systems.items():
+            try:
+                result = comparison.add(name, runner)
+            except (ValueError, MemoryError, RuntimeError) as error:
+                failed = True
+                print(f"medsr: error: {name}: {_reason(error)}", file=sys.stderr)
+                continue
+            if not json:
+                # a line as soon as it is known: large networks take minutes
+                header = comparison.header() + "\n" if len(comparison.rows) == 1 else ""
+                print(header, comparison.line(comparison.rows[-1]), sep="", flush=True)
+            if save_volumes:
+                _write(result, folder / f"{name}_sr.nii.gz")
+    if comparison.rows:
+        report = comparison.write(folder, box)
+        print(jsonlib.dumps(report) if json else f"{folder}: {', '.join(FILES)}")
+    return 1 if failed else 0
+
+
+def _named_systems(names: str) -> list[tuple[str | None, str | None, str | None]]:
+    """Name, bundle and weights file of systems, None for what is not known yet; nothing is loaded.
+
+    Raises:
+        ValueError, FileNotFoundError: what is unknown, or a network without trained weights.
+    """
+    known, chosen = bundle_folders(), []
+    for entry in names.split(","):
+        name, equals, file = entry.partition("=")
+        if equals and not Path(file).is_file():
+            raise FileNotFoundError(f"{file}: no such weights file")
+        if name in known or (Path(name) / "configs" / "inference.json").is_file():
+            chosen.append((Path(name).resolve().name, name, file or None))
+        elif equals:
+            if not re.fullmatch(r"\w[\w.+-]*", name):
+                raise ValueError(f"a system is called {name!r}: give it a name of letters, digits, dots, + and -")
+            chosen.append((name, None, file))
+        elif Path(name).is_file():
+            chosen.append((None, None, name))
+        elif name != "Bicubic":
+            from medsr_monai.networks import NETWORKS
+
+            if name in NETWORKS.names:
+                raise ValueError(f"{name} is an untrained network: give its weights, {name}=path/to/model.pt")
+            raise ValueError(
+                f"no bundle or weights file {name!r}: choose from the bundles {', '.join(known)}, or give "
+                "NAME=path/to/model.pt"
+            )
+    return chosen
+
+
+def _load_systems(chosen: list[tuple[str | None, str | None, str | None]], **options: Any) -> dict[str, Runner]:
+    """What `_named_systems` has found, loaded, by name; options are those of a `NetworkRunner`."""
+    from medsr_monai.compare import load_runner
+
+    device = f"$torch.device('{options['device']}')"
+    overrides = {"plane": options["plane"], "frame": options["frame"], "sw_batch_size": options["slice_batch"]}
+    systems: dict[str, Runner] = {}
+    for name, bundle, file in chosen:
+        if bundle is None:
+            with _naming(file):
+                runner = load_runner(file, name, **options)
+            name = name or type(runner.network).__name__
+        else:
+            runner = BundleRunner(bundle, file, device=device, **overrides)
+            if not runner.weights:
+                raise ValueError(f"bundle {bundle} names no weights: give {bundle}=path/to/model.pt")
+        if name in (*systems, "Bicubic", "input", "reference"):
+            raise ValueError(f"{name} is another column's name: give this one its own, NAME=path/to/model.pt")
+        systems[name] = runner
+    return systems
+
+
+COMMANDS = {f.__name__: f for f in (upscale, degrade, evaluate, convert, prepare, models, demo, benchmark, compare)}
 
 
 def main(argv: list[str] | None = None) -> None:

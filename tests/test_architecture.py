@@ -14,14 +14,16 @@ ALLOWED = {
     "networks": {"networks"},
     "convert": {"convert", "networks"},
     "transforms.recipes": {"transforms", "data"},
+    "transforms.thick_slices": {"transforms.degradation", "transforms.geometry", "transforms.interpolation"},
     "transforms": {"transforms.geometry"},
-    "inferers": {"inferers", "transforms.geometry"},
+    "inferers": {"inferers", "transforms.geometry", "transforms.interpolation"},
     "atomic": set(),
     "data": {"data", "atomic", "transforms.geometry"},
     "losses": {"losses"},
     "metrics": {"metrics"},
     "handlers": {"handlers", "metrics", "networks.arguments", "atomic"},
     "command_line": set(),
+    "compare": {"atomic", "handlers", "inferers", "metrics", "networks", "transforms"},
     "__main__": {"cli"},
 }
 MODULES = {".".join(p.relative_to(PACKAGE).with_suffix("").parts): p for p in PACKAGE.rglob("*.py")}

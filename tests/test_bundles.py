@@ -3,7 +3,7 @@
 import json
 import re
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import nibabel as nib
@@ -43,6 +43,7 @@ class Kind:
     training_only: frozenset  # arguments of the network that matter only before the training
     channel_def: bool  # MONAI Label makes a label list of it
     tiny: dict  # overrides that give a small network
+    untrained: dict = field(default_factory=dict)  # overrides without which a network refuses to run untrained
 
 
 # light arguments, the form of its convolutions, their slower learning, and modalities that weigh the same
@@ -60,7 +61,7 @@ LGSR_DIFFERENCES = frozenset(
     ]
 )
 SUPER_RESOLUTION = Kind(
-    ids=frozenset({"scale"}),
+    ids=frozenset({"plane", "scale"}),
     intended_differences=frozenset(
         f"network_def#{name}"
         for name in ("_target_", "num_blocks", "bicubic_residual", "channels", "negative_slope", "res_scale")
@@ -71,19 +72,29 @@ SUPER_RESOLUTION = Kind(
     tiny={"network_def#num_blocks": 1},
 )
 SEGMENTATION = Kind(
-    ids=frozenset({"in_channels", "classes", "encoder"}),
+    ids=frozenset({"plane", "in_channels", "classes", "encoder"}),
     intended_differences=frozenset(),
     training_only=frozenset({"encoder_weights"}),
     channel_def=True,
     tiny={"encoder": "resnet18"},
 )
-# the workflows of segmentation are tested in test_segmentation.py
+THROUGH_PLANE = Kind(
+    ids=frozenset({"thick_axis", "scale"}),
+    intended_differences=frozenset(),
+    training_only=frozenset(),
+    channel_def=False,
+    tiny={"network_def#size": 16, "network_def#style_dim": 8, "network_def#channels": [8, 8, 8]},
+    untrained={"network_def#truncation": "none"},  # the centroids come with a prior
+)
+# the workflows of segmentation are tested in test_segmentation.py, those of thick slices in test_transmrsr_bundle.py
+# and test_thick_slices.py
 KINDS = {
     "comparison": SUPER_RESOLUTION,
     "lgsr": SUPER_RESOLUTION,
     "rdst": SUPER_RESOLUTION,
     "rdst_e": SUPER_RESOLUTION,
     "seg_unet": SEGMENTATION,
+    "transmrsr": THROUGH_PLANE,
 }
 TINY_LGSR = {"embed_dim": 8, "num_groups": 1, "blocks_per_group": 1, "hidden_size": 8, "num_layers": 1, "num_heads": 2}
 # where it is not that of the kind
@@ -144,6 +155,8 @@ def tiny_weights(bundle, folder, name="inference"):
     network = parser.get_parsed_content("network_def")
     for parameter in network.parameters():
         torch.nn.init.normal_(parameter, std=0.05)
+    if getattr(network, "centroids", None) is not None:
+        network.load_centroids(torch.randn(network.centroids.shape))
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "model.pt"
     torch.save({"network": NetworkArguments(network).state_dict(), "model": network.state_dict()}, path)
@@ -207,7 +220,7 @@ def test_bundles_differ_only_as_intended():
 @each_bundle
 def test_configs_are_self_contained(bundle):
     kind = KINDS[bundle.name]
-    wanted = {"bundle_root", "device", "dataset_dir", "output_dir", "ckpt_dir", "plane", *kind.ids}
+    wanted = {"bundle_root", "device", "dataset_dir", "output_dir", "ckpt_dir", *kind.ids}
     assert wanted <= config(bundle, "inference").keys()
     assert wanted | {"epochs", "max_steps", "training"} <= config(bundle, "train").keys()
     for name in CONFIGS:
@@ -231,6 +244,7 @@ def test_network_in_and_out(bundle):
         meta_file=str(bundle / "configs" / "metadata.json"),
         config_file=str(bundle / "configs" / "inference.json"),
         extra_forward_args={},
+        **KINDS[bundle.name].untrained,
     )
 
 

@@ -680,6 +680,7 @@ for line, code in {
     "upscale a.nii.gz out.nii.gz --bundle nope": 1, "upscale a.nii.gz out.nii.gz --foo": 2,
     "degrade missing.nii.gz out.nii.gz": 1, "evaluate a.nii.gz missing.nii.gz": 1, "convert missing.pt out.pt": 1,
     "benchmark --size 3": 1,
+    "compare missing.nii.gz": 1, "compare a.nii.gz --networks b=missing.pt": 1, "compare a.nii.gz --crop 3": 1,
 }.items():
     try:
         main(line.split())

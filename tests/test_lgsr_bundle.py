@@ -487,7 +487,7 @@ def test_refused_inputs(medsr, bundle, tmp_path, name):
         ("in.png", ("in.png",), r"is the input, which is never overwritten"),
         ("in.png", ("there.png",), r"there.png: exists, choose another name or add --overwrite"),
         ("in.png", ("out.jpg",), r"the input has 16 bits, JPEG holds 8"),
-        ("in.png", ("out.png", "--plane", "coronal"), r"a picture has one slice: leave --plane out"),
+        ("in.png", ("out.png", "--plane", "coronal"), r"plane is 'coronal', but a picture has one slice"),
         ("in.png", ("out.png", "--frame", "1"), r"frame 1 asked for, a picture has frame 0 only"),
         ("in.dcm", ("out.dcm",), r"or .nii.gz; DICOM is not written"),
         ("in.dcm", ("out.nii.gz",), r"in.dcm: DICOM without ImagePositionPatient"),

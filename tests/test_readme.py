@@ -57,6 +57,7 @@ def test_results_are_there(folder):
     if not (folder / "runs").is_dir():
         pytest.skip("the commands did not run")
     assert (folder / "demo_out" / "demo.png").stat().st_size > 20_000
+    assert (folder / "compare_out" / "compare.png").stat().st_size > 100_000
     assert nib.load(folder / "sr.nii.gz").shape == nib.load(folder / "demo_out" / "reference.nii.gz").shape
     assert len(list((folder / "runs" / "sr").glob("*_sr.nii.gz"))) == 4
     for name in ("models", "models2"):

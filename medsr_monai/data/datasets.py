@@ -12,7 +12,7 @@ from monai.transforms import CenterSpatialCrop, Compose, SelectItemsd
 from torch.utils.data import Dataset
 
 from medsr_monai.data.volumes import volume_name
-from medsr_monai.transforms.geometry import PLANES, plane_axis, spacing
+from medsr_monai.transforms.geometry import AXES, PLANES, plane_axis, spacing
 
 __all__ = ["SliceDataset", "SliceSampler"]
 
@@ -23,9 +23,10 @@ class SliceDataset(Dataset):
     """Slices of volumes in one or more anatomical planes; the volumes are read once and cached.
 
     An item is the dictionary that ``transform`` makes of ``{"label": [C, H, W], "case": str, "plane": str,
-    "slice": int, "modality": str}``; the modality is what the item of ``data`` states, else "unknown". Random
-    transforms are seeded by (seed, item number, pass), so an item of a pass is the same whatever was drawn before, in
-    any worker, in any process: a resumed training sees what an uninterrupted one sees.
+    "slice": int, "modality": str, "axes": (str, str)}``; the modality is what the item of ``data`` states, else
+    "unknown", the axes are the world axes (AXES) that rows and columns run along. Random transforms are seeded by
+    (seed, item number, pass), so an item of a pass is the same whatever was drawn before, in any worker, in any
+    process: a resumed training sees what an uninterrupted one sees.
 
     An item of ``data`` may choose its slices itself (as those of :func:`medsr_monai.data.prepare_datalist` do):
         - ``slices``: positions by plane, ``{"axial": [40, 41]}``; planes that it does not name have none, and air is
@@ -39,6 +40,7 @@ class SliceDataset(Dataset):
             [C, X, Y, Z].
         transform: applied to each slice.
         plane: one or more of sagittal, coronal, axial.
+        contains: a world axis, one of AXES: the planes that it runs across are left out; None takes all.
         min_size: shortest side in pixels that a slice must have; the planes of a volume that have smaller slices are
             left out.
         max_anisotropy: largest ratio of the pixel edges of a usable plane: thick slices seen from the side are no
@@ -52,8 +54,8 @@ class SliceDataset(Dataset):
         num_workers: threads that read the volumes.
 
     Raises:
-        ValueError: unknown plane, an item without one of the keys, no usable slice in any volume, chosen slices that a
-            volume does not have, or volumes of one item that differ in shape.
+        ValueError: unknown plane or axis, an item without one of the keys, no usable slice in any volume, chosen slices
+            that a volume does not have, or volumes of one item that differ in shape.
     """
 
     def __init__(
@@ -63,6 +65,7 @@ class SliceDataset(Dataset):
         transform: Callable,
         plane: str | Sequence[str] = PLANES,
         *,
+        contains: str | None = None,
         min_size: int = 1,
         max_anisotropy: float = 2.0,
         min_std: float = 0.25,
@@ -84,6 +87,10 @@ class SliceDataset(Dataset):
         self.items: list[tuple[int, int, str, int]] = []
         left_out = []
         planes = (plane,) if isinstance(plane, str) else tuple(plane)
+        if contains is not None:
+            if contains not in AXES:
+                raise ValueError(f"slices are to contain the axis {contains!r}, expected one of {', '.join(AXES)}")
+            planes = tuple(name for name in planes if name != PLANES[AXES.index(contains)])
         for number in range(len(self.volumes)):
             image = self.volumes[number]["image"]
             self._check_shapes(number)
@@ -117,8 +124,9 @@ class SliceDataset(Dataset):
             )
         if not self.items:
             raise ValueError(
-                f"no slice of {len(data)} volumes in {', '.join(planes)} has {min_size} or more pixels a side: "
-                "use a smaller patch_size, other planes or other volumes"
+                f"no slice of {len(data)} volumes in {', '.join(planes) or 'no plane'} has {min_size} or more pixels a "
+                f"side{f' and contains the {contains} axis' if contains else ''}: use a smaller patch_size, other "
+                "planes or other volumes"
             )
 
     def _check_shapes(self, number: int) -> None:
@@ -148,7 +156,10 @@ class SliceDataset(Dataset):
         _, index = divmod(key, len(self))
         number, axis, plane, position = self.items[index]
         size = self.crop(number, plane)
+        affine = self.volumes[number]["image"].affine
+        axes = {plane_axis(affine, name): world for name, world in zip(PLANES, AXES, strict=True)}
         item: dict = {"case": self.case(number), "plane": plane, "slice": position, "modality": self.modality(number)}
+        item["axes"] = tuple(axes[a] for a in range(3) if a != axis)
         for volume, name in self.keys.items():
             image = self.volumes[number][volume].as_tensor().select(axis + 1, position)
             item[name] = (image if size is None else CenterSpatialCrop(size)(image)).clone()

@@ -2,8 +2,17 @@
 
 from .adversarial_pairs import AdversarialPairs
 from .batch_statistics import BroadcastBuffers
-from .checkpoints import EarlyStop, TrainingCheckpoints, WeightsLoader, load_network, load_weights, save_atomically
+from .checkpoints import (
+    EarlyStop,
+    TrainingCheckpoints,
+    WeightsLoader,
+    load_network,
+    load_trained_part,
+    load_weights,
+    save_atomically,
+)
 from .evaluation import ReportDice, ReportSlices
 from .gradient_penalty import GradientPenalty
 from .modality import ModalityMetric
+from .prior import PriorLoader
 from .process_group import leave_process_group

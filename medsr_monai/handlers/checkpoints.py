@@ -16,7 +16,15 @@ from monai.utils import ensure_tuple
 from medsr_monai.atomic import written_atomically
 from medsr_monai.networks.arguments import NetworkArguments, build_network
 
-__all__ = ["EarlyStop", "TrainingCheckpoints", "WeightsLoader", "load_network", "load_weights", "save_atomically"]
+__all__ = [
+    "EarlyStop",
+    "TrainingCheckpoints",
+    "WeightsLoader",
+    "load_network",
+    "load_trained_part",
+    "load_weights",
+    "save_atomically",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +54,7 @@ def load_weights(network: torch.nn.Module, path: str | os.PathLike) -> None:
         ValueError: no such dictionary in it, other arguments, or other parameters.
     """
     path = Path(path)
-    _fill(network, path, _read_weights(path))
+    _fill(network, path, read_weights(path))
 
 
 def load_network(path: str | os.PathLike | None) -> torch.nn.Module:
@@ -68,7 +76,7 @@ def load_network(path: str | os.PathLike | None) -> torch.nn.Module:
             "trained bundle (a segmentation U-Net: --unet_path)"
         )
     path = Path(path)
-    content = _read_weights(path)
+    content = read_weights(path)
     try:
         network = build_network(content["network"])
     except (AttributeError, TypeError, ValueError) as error:
@@ -77,7 +85,38 @@ def load_network(path: str | os.PathLike | None) -> torch.nn.Module:
     return network.eval()
 
 
-def _read_weights(path: Path) -> Mapping:
+def load_trained_part(network: torch.nn.Module, path: str | os.PathLike | None, part: str) -> torch.nn.Module:
+    """Load a network that a training only needs itself, such as its discriminator, from the training's ``last.pt``.
+
+    Args:
+        network: to be filled, strictly.
+        path: of the file that :class:`TrainingCheckpoints` wrote.
+        part: its name in the ``state`` of :class:`TrainingCheckpoints`.
+
+    Returns:
+        ``network`` in eval mode.
+
+    Raises:
+        FileNotFoundError: no path, or no file there.
+        ValueError: no state of a training, none with this part, or parameters that do not fit.
+    """
+    if path is None or not Path(path).is_file():
+        raise FileNotFoundError(f"{path}: expected the {LAST} of a training with a {part}")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # pickle, zip and torch raise many kinds
+        raise ValueError(f"{path}: not a PyTorch file, or a damaged one") from error
+    if not isinstance(content, Mapping) or part not in content.get("state", {}):
+        raise ValueError(f"{path}: no {part} in it, expected the {LAST} of a training with one")
+    try:
+        network.load_state_dict(content["state"][part])
+    except RuntimeError as error:
+        raise ValueError(f"{path}: {' '.join(str(error).split())}") from error
+    return network.eval()
+
+
+def read_weights(path: Path) -> Mapping:
+    """The dictionary in a weights file, with at least "model" and "network"; raises the errors of load_weights."""
     if not path.is_file():
         bundle = path.parent.parent
         if (bundle / "configs" / "metadata.json").is_file():
@@ -130,10 +169,16 @@ class EarlyStop(EarlyStopHandler):
     Args:
         patience: validations without a better score before training ends.
         evaluator: whose key metric, the higher the better, is the score.
+        min_gain: a score counts as better if it is higher by more than this than the last one that counted.
     """
 
-    def __init__(self, patience: int | None, evaluator: Engine) -> None:
-        super().__init__(patience or 1, lambda engine: evaluator.state.metrics[evaluator.state.key_metric_name])
+    def __init__(self, patience: int | None, evaluator: Engine, min_gain: float = 0.0) -> None:
+        super().__init__(
+            patience or 1,
+            lambda engine: evaluator.state.metrics[evaluator.state.key_metric_name],
+            min_delta=min_gain,
+            cumulative_delta=True,  # small gains add up
+        )
         self.enabled = patience is not None
         self.evaluator = evaluator
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -38,8 +39,9 @@ def _gathered(part: object) -> list | None:
     return parts if dist.get_rank() == 0 else None
 
 
-def _key(item: dict) -> dict:
-    return {"case": item["case"], "plane": item["plane"], "slice": int(item["slice"])}
+def _key(item: dict, group_by: Sequence[str] = ()) -> dict:
+    key = {"case": item["case"], "plane": item["plane"], "slice": int(item["slice"])}
+    return key | {name: item[name] for name in group_by if name not in key}
 
 
 class ReportSlices:
@@ -60,6 +62,9 @@ class ReportSlices:
         inception: None for no FID.
         unet: None for no Dice.
         method: name of the network's rows.
+        interpolation: name of the rows of the input, enlarged; with scale 1 they show the input itself, which another
+            interpolation may have brought to the grid.
+        padded_size, foreground, group_by: see :class:`medsr_monai.metrics.SliceEvaluation`.
 
     Raises:
         ValueError: the name of other rows.
@@ -74,14 +79,26 @@ class ReportSlices:
         inception: torch.nn.Module | None = None,
         unet: torch.nn.Module | None = None,
         method: str = "network",
+        interpolation: str = BICUBIC,
+        padded_size: int | None = None,
+        foreground: float | None = None,
+        group_by: Sequence[str] = ("case", "plane"),
     ) -> None:
-        if method in (HIGH_RESOLUTION, BICUBIC):
+        if method in (HIGH_RESOLUTION, interpolation):
             raise ValueError(f"method is {method!r}, which names other rows of the table: choose another name")
         self.folder = Path(output_dir)
         self.scale = tuple(float(s) for s in ensure_tuple_rep(scale, 2))
         self.network = network
         self.method = method
-        self.evaluation = SliceEvaluation(border, inception=inception, unet=unet)
+        self.interpolation = interpolation
+        self.evaluation = SliceEvaluation(
+            border,
+            padded_size=padded_size,
+            foreground=foreground,
+            group_by=group_by,
+            inception=inception,
+            unet=unet,
+        )
         self.first: torch.Tensor | None = None
 
     def attach(self, engine: Engine) -> None:
@@ -99,9 +116,10 @@ class ReportSlices:
                     if prior is not None:
                         prior.to(image.device)
             cubic = F.interpolate(image[None], scale_factor=self.scale, mode="bicubic", align_corners=False)[0]
-            preds = {BICUBIC: cubic, self.method: pred}
+            preds = {self.interpolation: cubic, self.method: pred}
             modality = item.get("modality", UNKNOWN)
-            key = _key(item) | ({} if modality == UNKNOWN else {"modality": modality})
+            named = {} if modality == UNKNOWN else {"modality": modality}
+            key = _key(item, self.evaluation.group_by) | named
             self.evaluation.add(key, label, preds, item.get(SEGMENTATION))
 
     def write(self, engine: Engine) -> None:

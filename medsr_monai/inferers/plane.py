@@ -90,6 +90,10 @@ class PlaneInferer(SliceInferer):
             return plane
         return next(name for name in PLANES if name != self.through)
 
+    def describe(self, image: MetaTensor) -> str:
+        """What will be done to a volume [C, X, Y, Z], in words."""
+        return f"plane {self.resolve(image.affine, image.shape[1:])}{' (auto)' if self.plane == 'auto' else ''}"
+
     def axes(self, affine: torch.Tensor, shape: Sequence[int] | None = None) -> tuple[int, int, int]:
         """Array axes as (across the slices, slice rows, slice columns)."""
         across = plane_axis(affine, self.resolve(affine, shape))

@@ -16,7 +16,16 @@ from .complexity import (
 )
 from .evaluation import EVALUATION_FILES, HIGH_RESOLUTION, SliceEvaluation, image_figures
 from .fid import fid, inception_features
-from .image import PSNRSlices, SSIMSlices, psnr, ssim
-from .picture import comparison_picture
+from .image import (
+    PaddedPSNRSlices,
+    PaddedSSIMSlices,
+    PSNRSlices,
+    SSIMSlices,
+    padded_psnr,
+    padded_ssim,
+    psnr,
+    ssim,
+)
+from .picture import busiest_crop, comparison_grid, comparison_picture
 from .report import SliceTable, markdown_table, write_rows
 from .segmentation import PooledDice, count_pixels, dice_of_slice, pooled_dice, regions

@@ -12,7 +12,7 @@ from monai.metrics import PSNRMetric, SSIMMetric
 from torch import Tensor, nn
 
 from medsr_monai.metrics.fid import fid, inception_features
-from medsr_monai.metrics.image import psnr, ssim
+from medsr_monai.metrics.image import padded_psnr, padded_ssim, psnr, ssim
 from medsr_monai.metrics.report import SliceTable, markdown_table, write_rows
 from medsr_monai.metrics.segmentation import dice_of_slice, pooled_dice, regions
 
@@ -22,24 +22,39 @@ EVALUATION_FILES = ("slices.csv", "summary.csv", "summary.md", "summary.json")
 HIGH_RESOLUTION = "HR"
 """The method whose rows show what the U-Net makes of the reference itself."""
 LABELS, PREDICTION = "label map", "prediction on HR"
-KEYS = ("case", "plane", "slice", "method")
+FOREGROUND = ("foreground_error", "foreground_pixels")
 WINDOW = 11
 """Of MONAI's SSIM."""
 
 
-def image_figures(pred: Tensor, label: Tensor, border: int = 4) -> dict[str, float | None]:
+def image_figures(
+    pred: Tensor, label: Tensor, border: int = 4, padded_size: int | None = None, foreground: float | None = None
+) -> dict[str, float | None]:
     """PSNR in dB and SSIM of one slice [C, H, W] with data range 1, by two definitions.
 
     - ``psnr``, ``ssim``: the RDST paper's, see :func:`medsr_monai.metrics.psnr` and :func:`medsr_monai.metrics.ssim`:
       ``border`` pixels left out at every side, uniform 7x7 window;
     - ``psnr_monai``, ``ssim_monai``: MONAI's metrics of the whole slice, Gaussian window 11 with sigma 1.5 (None where
-      the slice is smaller).
+      the slice is smaller);
+    - ``psnr_padded``, ``ssim_padded``, where ``padded_size`` is given: the TransMRSR paper's, see
+      :func:`medsr_monai.metrics.padded_psnr` and :func:`medsr_monai.metrics.padded_ssim`;
+    - ``foreground_error``, ``foreground_pixels``, where ``foreground`` is given: sum of squared differences over the
+      pixels whose label is above it, and their number.
 
     Those of several channels are pooled (PSNR of the mean squared error over all, mean SSIM); then the channels, such
     as modalities, follow one by one, ``psnr_modality_1`` and so on.
     """
     pred, label = (torch.as_tensor(image).detach().cpu() for image in (pred, label))
     row = _figures(pred, label, border)
+    if padded_size is not None:
+        row |= {
+            "psnr_padded": padded_psnr(pred, label, padded_size),
+            "ssim_padded": padded_ssim(pred, label, padded_size),
+        }
+    if foreground is not None:
+        inside = label > foreground
+        errors = (pred.double() - label.double())[inside].square()
+        row |= dict(zip(FOREGROUND, (float(errors.sum()), int(inside.sum())), strict=True))
     if len(label) > 1:
         for number, (p, t) in enumerate(zip(pred, label, strict=True), start=1):
             row |= {f"{name}_modality_{number}": v for name, v in _figures(p[None], t[None], border).items()}
@@ -66,18 +81,33 @@ class SliceEvaluation:
     - ``dice_1`` ... ``dice_all``: what a frozen U-Net makes of the slices of each method and of the reference ("HR")
       against the label map, or against its own prediction on the reference where there is none
       (:func:`medsr_monai.metrics.dice_of_slice`); mean and standard deviation over slices, and ``dice_1_pooled`` and so
-      on with the pixels of all slices summed. ``dice_against`` says against what.
+      on with the pixels of all slices summed. ``dice_against`` says against what;
+    - ``psnr_foreground``, in the summaries: the PSNR of the ``foreground`` pixels of all slices together.
 
     Networks are used in eval mode, on their own device.
 
     Args:
         border: pixels left out at every side, for the paper's PSNR and SSIM.
+        padded_size, foreground: see :func:`image_figures`; None for none of their figures.
+        group_by: of the keys of a slice, what makes a row of the summary besides the method.
         inception: see :func:`medsr_monai.metrics.inception_features`; None for no FID.
         unet: slices [B, C, H, W] -> logits [B, classes, H, W]; None for no Dice.
     """
 
-    def __init__(self, border: int = 4, *, inception: nn.Module | None = None, unet: nn.Module | None = None) -> None:
+    def __init__(
+        self,
+        border: int = 4,
+        *,
+        padded_size: int | None = None,
+        foreground: float | None = None,
+        group_by: Sequence[str] = ("case", "plane"),
+        inception: nn.Module | None = None,
+        unet: nn.Module | None = None,
+    ) -> None:
         self.border = border
+        self.padded_size = padded_size
+        self.foreground = foreground
+        self.group_by = tuple(group_by)
         self.inception = None if inception is None else inception.eval()
         self.unet = None if unet is None else unet.eval()
         self.rows: list[dict] = []
@@ -93,7 +123,7 @@ class SliceEvaluation:
         """Measure one slice.
 
         Args:
-            key: ``case``, ``plane`` and ``slice``, and, where it is known, ``modality``.
+            key: ``case``, ``plane`` and ``slice``, what else ``group_by`` names, and, where it is known, ``modality``.
             label: the reference [C, H, W], intensities scaled to about [0, 1].
             preds: results [C, H, W] by method, any name but "HR".
             segmentation: label map [1, H, W].
@@ -108,7 +138,8 @@ class SliceEvaluation:
                     f"{_name(key)}: {method} is {tuple(pred.shape)}, expected {tuple(label.shape)} as the reference"
                 )
         images = {HIGH_RESOLUTION: label, **preds}
-        figures = {method: image_figures(pred, label, self.border) for method, pred in preds.items()}
+        extent = (self.border, self.padded_size, self.foreground)
+        figures = {method: image_figures(pred, label, *extent) for method, pred in preds.items()}
         figures[HIGH_RESOLUTION] = dict.fromkeys(next(iter(figures.values())))
         dice = {} if self.unet is None else self._dice(key, images, segmentation)
         for method in images if dice else preds:
@@ -152,19 +183,19 @@ class SliceEvaluation:
 
     def slices(self) -> int:
         """Number of slices."""
-        return len({tuple(row[k] for k in KEYS[:3]) for row in self.rows})
+        return len({tuple(row[k] for k in ("case", "plane", "slice")) for row in self.rows})
 
     def table(self) -> SliceTable:
         """Rows of all slices and methods; the summary is by volume, plane and method."""
-        other = {*KEYS, "modality", "dice_against"}
+        other = {"case", "plane", "slice", "method", "modality", *self.group_by, "dice_against", *FOREGROUND}
         values = [n for n in self.rows[0] if n not in other and not n.startswith(("both_", "pred_", "label_"))]
-        table = SliceTable(("case", "plane", "method"), values)
+        table = SliceTable((*self.group_by, "method"), values)
         table.extend(self.rows)
         return table
 
     def groups(self) -> list[dict]:
-        """One row per volume, plane and method."""
-        return self._summary(("case", "plane", "method"))
+        """One row per volume, plane (or what ``group_by`` names) and method."""
+        return self._summary((*self.group_by, "method"))
 
     def modalities(self) -> list[dict]:
         """One row per modality and method; none where no slice names its modality."""
@@ -185,6 +216,8 @@ class SliceEvaluation:
         table = self.table()
         out = []
         for entry, rows in zip(table.summary(group_by), table.groups(group_by).values(), strict=True):
+            if self.foreground is not None and entry["method"] != HIGH_RESOLUTION:
+                entry["psnr_foreground"] = _foreground_psnr(rows)
             if self.unet is not None:
                 classes = sum(name.startswith("both_") for name in rows[0])
                 entry |= {f"dice_{name}_pooled": pooled_dice(rows, name) for name in regions(classes)}
@@ -207,10 +240,9 @@ class SliceEvaluation:
     def write(self, folder: str | Path, pooled: Sequence[dict]) -> None:
         """Write ``slices.csv`` (a row per slice and method), ``summary.csv``, ``summary.md`` and ``summary.json``.
 
-        ``summary.csv`` has the pooled rows (case and plane "all"), those of every modality (named) and those of every
-        volume and plane, all digits;
-        ``summary.md`` the same as tables, mean (standard deviation); ``summary.json`` all lists, with null for what
-        is not finite.
+        ``summary.csv`` has the pooled rows and those of every modality ("all" in the columns of ``group_by``), and
+        those of every volume and plane, all digits; ``summary.md`` the same as tables, mean (standard deviation);
+        ``summary.json`` all lists, with null for what is not finite.
 
         Args:
             folder: made if missing.
@@ -220,8 +252,8 @@ class SliceEvaluation:
         folder.mkdir(parents=True, exist_ok=True)
         groups, modalities = self.groups(), self.modalities()
         write_rows(self.rows, folder / "slices.csv")
-        whole = [{"case": "all", "plane": "all"} | row for row in [*pooled, *modalities]]
-        write_rows(whole + groups, folder / "summary.csv")
+        everything = dict.fromkeys(self.group_by, "all")
+        write_rows([everything | row for row in [*pooled, *modalities]] + groups, folder / "summary.csv")
         tables = {f"Over all {self.slices()} slices": pooled, "By modality": modalities, "By volume and plane": groups}
         tables = {title: rows for title, rows in tables.items() if rows}
         text = (f"{title}: mean (standard deviation)\n\n{markdown_table(rows)}\n" for title, rows in tables.items())
@@ -229,6 +261,14 @@ class SliceEvaluation:
         lists = {"pooled": pooled, "modalities": modalities, "groups": groups}
         content = {"slices": self.slices(), "border": self.border} | {k: rows for k, rows in lists.items() if rows}
         (folder / "summary.json").write_text(json.dumps(_finite(content), indent=2, allow_nan=False) + "\n")
+
+
+def _foreground_psnr(rows: Sequence[Mapping]) -> float:
+    """Of data range 1; NaN where there is no foreground."""
+    error, pixels = (sum(row[name] for row in rows) for name in FOREGROUND)
+    if not pixels:
+        return math.nan
+    return 10 * math.log10(pixels / error) if error else math.inf
 
 
 def _stack(images: Mapping[str, Tensor], network: nn.Module) -> Tensor:

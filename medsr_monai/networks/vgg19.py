@@ -9,30 +9,36 @@ from torch import Tensor, nn
 
 # torchvision's layers up to the convolution, before its activation: the j-th before the i-th pooling is VGGij
 LAYERS = {"VGG22": 8, "VGG54": 35}
+NUM_LAYERS = 37
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, RGB
 
 
 class VGG19Features(nn.Module):
-    """torchvision's VGG19 up to one convolution, with random weights; see `load_vgg19_features` for trained ones.
+    """torchvision's VGG19 up to one layer, with random weights; see `load_vgg19_features` for trained ones.
 
     RGB images [B, 3, H, W] in [0, 1], of 16 pixels or more a side, become features of ImageNet-normalised images: VGG22
     [B, 128, H // 2, W // 2] or VGG54 [B, 512, H // 16, W // 16], before the activation.
 
+    Attributes:
+        features: torchvision's layers, by their numbers there.
+
     Args:
-        layer: "VGG22", conv2_2, or "VGG54", conv5_4.
+        layer: "VGG22", conv2_2, or "VGG54", conv5_4; or how many of torchvision's 37 layers there are to be, such as 14
+            for those up to the activation of conv3_2.
 
     Raises:
         ValueError: another layer.
     """
 
-    def __init__(self, layer: str = "VGG54") -> None:
+    def __init__(self, layer: str | int = "VGG54") -> None:
         super().__init__()
-        if layer not in LAYERS:
-            raise ValueError(f"layer is {layer!r}: expected one of {', '.join(LAYERS)}.")
+        count = LAYERS.get(layer, layer)
+        if not (isinstance(count, int) and 1 <= count <= NUM_LAYERS):
+            raise ValueError(f"layer is {layer!r}: expected one of {', '.join(LAYERS)}, or 1 to {NUM_LAYERS} layers.")
         from torchvision.models import vgg19
 
         with torch.device("meta"):  # the classifier is not needed, and would be 500 MB
-            features = vgg19(weights=None).features[: LAYERS[layer]]
+            features = vgg19(weights=None).features[:count]
         self.features = features.to_empty(device="cpu")
         for module in self.features:
             if isinstance(module, nn.Conv2d):  # torchvision's initialisation
@@ -48,7 +54,7 @@ class VGG19Features(nn.Module):
         return self.features((x - self.mean) / self.std)
 
 
-def load_vgg19_features(path: str | os.PathLike | None, layer: str = "VGG54") -> VGG19Features:
+def load_vgg19_features(path: str | os.PathLike | None, layer: str | int = "VGG54") -> VGG19Features:
     """Build `VGG19Features` with torchvision's trained weights from a local file; nothing is downloaded.
 
     Args:

@@ -1,14 +1,22 @@
 from .colour import MergeChromad, SplitLumad
 from .degradation import METHODS, RandDegraded, degradation_matrix, degrade
 from .geometry import (
+    AXES,
     PLANES,
     MatchCornersd,
     SyncRefMetad,
     axis_factors,
+    describe_grid,
+    format_edges,
     outer_corners,
     plane_axis,
     resized_affine,
     sharp_plane,
     spacing,
+    target_size,
+    thick_axis,
+    with_corners_of,
 )
 from .intensity import RestoreIntensityd, ScaleVolumed, intensity_range
+from .interpolation import resample, spline_matrix
+from .thick_slices import RandThickSliced, TurnBackd

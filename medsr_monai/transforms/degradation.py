@@ -17,7 +17,7 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform, RandomizableTransform
 from monai.utils import convert_to_tensor, ensure_tuple_rep
 
-from medsr_monai.transforms.geometry import resized_affine
+from medsr_monai.transforms.geometry import with_corners_of
 
 __all__ = ["METHODS", "RandDegraded", "degradation_matrix", "degrade"]
 
@@ -131,11 +131,7 @@ def degrade(
         noise = torch.randn(out.shape, generator=torch.Generator().manual_seed(noise_seed), dtype=torch.float64)
         out = out + noise_std * noise.to(out)
     out = out.contiguous()
-    if isinstance(image, MetaTensor):
-        affine = torch.as_tensor(resized_affine(image.affine, kept, out.shape[1:]))
-        meta = dict(image.meta, affine=affine, original_affine=affine.clone(), spatial_shape=np.array(out.shape[1:]))
-        out = MetaTensor(out, meta=meta, applied_operations=[])
-    return out
+    return with_corners_of(image, out, kept) if isinstance(image, MetaTensor) else out
 
 
 class RandDegraded(RandomizableTransform, MapTransform):

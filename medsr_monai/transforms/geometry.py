@@ -7,6 +7,7 @@ corner voxels, in millimetres) stay where they were; everything here keeps that.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Hashable, Mapping, Sequence
 
 import nibabel
@@ -19,22 +20,34 @@ from monai.transforms.utils import scale_affine
 from monai.utils import ensure_tuple_rep
 
 __all__ = [
+    "AXES",
     "PLANES",
     "MatchCornersd",
     "SyncRefMetad",
     "axis_factors",
+    "describe_grid",
+    "format_edges",
     "outer_corners",
     "plane_axis",
     "resized_affine",
     "sharp_plane",
     "spacing",
+    "target_size",
+    "thick_axis",
+    "with_corners_of",
 ]
 
 PLANES = ("sagittal", "coronal", "axial")
 """Planes by the world axis that runs across their slices: left-right, posterior-anterior, inferior-superior."""
 
+AXES = ("left-right", "posterior-anterior", "inferior-superior")
+"""World axes, each the one that runs across the slices of the plane of the same position in PLANES."""
+
 ISOTROPIC_RATIO = 1.25
 """Voxels whose longest edge is below this multiple of the shortest one count as isotropic."""
+
+THICK_RATIO = 1.5
+"""Slices are thick from this multiple of the other voxel edges on."""
 
 SQUARE_RATIO = 1.05
 """Pixels whose longer edge is below this multiple of the shorter one count as square."""
@@ -84,6 +97,48 @@ def sharp_plane(affine: np.ndarray | torch.Tensor, shape: Sequence[int] | None =
     return PLANES[int(nibabel.io_orientation(_affine(affine))[int(across), 0])]
 
 
+def thick_axis(affine: np.ndarray | torch.Tensor, least_ratio: float = THICK_RATIO) -> str:
+    """Axis that runs across thick slices, by voxel size: left-right, posterior-anterior or inferior-superior.
+
+    It is that of the longest voxel edge. Oblique volumes count as the nearest anatomical orientation.
+
+    Args:
+        affine: 4x4, voxel index to millimetres in RAS+.
+        least_ratio: of the longest edge to the shortest one.
+
+    Raises:
+        ValueError: the ratio is smaller, or the middle edge is nearer to the longest one than to the shortest one (by
+            their ratios), so that two axes are thick.
+    """
+    edges = spacing(affine)
+    short, middle, long = np.sort(edges)
+    if long < least_ratio * short:
+        raise ValueError(
+            f"voxels of {format_edges(edges)} mm have no thick axis, the longest edge is below {least_ratio:g} times "
+            "the shortest: nothing to do, unless you give --force and --thick-axis"
+        )
+    if middle**2 > short * long:
+        raise ValueError(
+            f"voxels of {format_edges(edges)} mm are thick along two axes: choose --thick-axis {', '.join(AXES)}"
+        )
+    return AXES[int(nibabel.io_orientation(_affine(affine))[edges.argmax(), 0])]
+
+
+def target_size(size: int, edge: float, target: float) -> int:
+    """Voxels into which ``size`` voxels of ``edge`` mm are divided, so that each comes closest to ``target`` mm.
+
+    Their number is whole and the outer corners stay, so the new edge, ``size * edge`` over this number, is near
+    ``target`` and seldom equal to it. Half-way between two numbers the larger one is taken, whatever the rounding
+    errors of an affine, which depend on the orientation.
+    """
+    return max(1, math.floor(size * edge / target * (1 + 1e-6) + 0.5))
+
+
+def format_edges(edges: Sequence[float]) -> str:
+    """Voxel edges for a message: 0.91x0.91x3."""
+    return "x".join(f"{edge:.3g}" for edge in edges)
+
+
 def axis_factors(axis: int, scale: int | Sequence[int]) -> tuple[int, int, int]:
     """Factor per array axis of a 2D ``scale`` on slices across ``axis``: ``(1, 4), axis 0`` gives ``(1, 1, 4)``."""
     factors = list(ensure_tuple_rep(scale, 2))
@@ -106,6 +161,26 @@ def outer_corners(affine: np.ndarray | torch.Tensor, shape: Sequence[int]) -> np
     return nibabel.affines.apply_affine(_affine(affine), index)
 
 
+def with_corners_of(ref: MetaTensor, volume: torch.Tensor, shape: Sequence[int] | None = None) -> MetaTensor:
+    """``volume`` [C, X, Y, Z] with the metadata of ``ref``, except for the affine, which keeps the outer corners.
+
+    Args:
+        ref: what the volume was made from, [C, X, Y, Z].
+        volume: the same space on a grid of another size.
+        shape: part of ``ref`` at its near end that the volume covers; by default all of it.
+    """
+    size = tuple(volume.shape[1:])
+    affine = torch.as_tensor(resized_affine(ref.affine, ref.shape[1:] if shape is None else shape, size))
+    meta = dict(ref.meta, affine=affine, original_affine=affine.clone(), spatial_shape=np.array(size))
+    data = volume.as_tensor() if isinstance(volume, MetaTensor) else volume
+    return MetaTensor(data, meta=meta, applied_operations=[])
+
+
+def describe_grid(affine: np.ndarray | torch.Tensor, shape: Sequence[int]) -> str:
+    """A grid in words: ``184x152x12 voxels of 1x1x5 mm``."""
+    return f"{'x'.join(map(str, shape))} voxels of {format_edges(spacing(affine))} mm"
+
+
 class MatchCornersd(MapTransform):
     """Give a resized volume the affine under which its outer corners are those of a reference volume.
 
@@ -126,11 +201,7 @@ class MatchCornersd(MapTransform):
         d = dict(data)
         ref = d[self.ref_key]
         for key in self.key_iterator(d):
-            shape = tuple(d[key].shape[1:])
-            affine = torch.as_tensor(resized_affine(ref.affine, ref.shape[1:], shape))
-            volume = d[key].as_tensor() if isinstance(d[key], MetaTensor) else d[key]
-            meta = dict(ref.meta, affine=affine, original_affine=affine.clone(), spatial_shape=np.array(shape))
-            d[key] = MetaTensor(volume, meta=meta, applied_operations=[])
+            d[key] = with_corners_of(ref, d[key])
         return d
 
 

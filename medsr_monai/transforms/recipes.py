@@ -24,6 +24,7 @@ from medsr_monai.transforms.colour import MergeChromad, SplitLumad
 from medsr_monai.transforms.degradation import RandDegraded
 from medsr_monai.transforms.geometry import MatchCornersd, SyncRefMetad
 from medsr_monai.transforms.intensity import RestoreIntensityd, ScaleVolumed
+from medsr_monai.transforms.thick_slices import RandThickSliced
 
 __all__ = [
     "inference_postprocessing",
@@ -31,6 +32,8 @@ __all__ = [
     "labelled_patches",
     "load_volume",
     "slice_pairs",
+    "thick_slice_pairs",
+    "thick_slice_patches",
     "training_patches",
 ]
 
@@ -183,3 +186,52 @@ def _crop_segmentation(item: Mapping[Hashable, torch.Tensor]) -> dict[Hashable, 
         rows, columns = d["label"].shape[1:]
         d["segmentation"] = d["segmentation"][:, :rows, :columns]
     return d
+
+
+def thick_slice_patches(
+    factor: int,
+    patch_size: int | Sequence[int] = 64,
+    thick_axis: str | None = None,
+    method: str = "gaussian",
+    intensity_factor: float = 0.0,
+    fwhm: Sequence[float] | None = None,
+    noise_std: Sequence[float] = (0.0, 0.0),
+) -> Compose:
+    """Random patches ``label`` of 2D slices and what thick slices show of them, on the same grid, ``image``.
+
+    Whole slices are degraded and interpolated, then patches are cut out, so that a patch has the phases and the borders
+    that it would have in a slice. They are mirrored along both axes and never turned: the thick axis stays along the
+    columns (see :class:`medsr_monai.transforms.RandThickSliced`).
+
+    Args:
+        factor, thick_axis, method, fwhm, noise_std: see :class:`medsr_monai.transforms.RandThickSliced`.
+        patch_size: of the patch; smaller slices get zeros, the scaled intensity of air, on both sides.
+        intensity_factor: see :func:`training_patches`.
+    """
+    size, keys = ensure_tuple_rep(patch_size, 2), ("image", "label")
+    steps = [
+        *thick_slice_pairs(factor, thick_axis, method, fwhm, noise_std).transforms,
+        SpatialPadd(keys, spatial_size=size),
+        RandSpatialCropd(keys, roi_size=size, random_size=False),
+        *(RandFlipd(keys, prob=0.5, spatial_axis=axis) for axis in (0, 1)),
+    ]
+    if intensity_factor:
+        steps.append(RandScaleIntensityd(keys, factors=(-intensity_factor, 0.2), prob=1.0))
+    return Compose(steps)
+
+
+def thick_slice_pairs(
+    factor: int,
+    thick_axis: str | None = None,
+    method: str = "gaussian",
+    fwhm: Sequence[float] | None = None,
+    noise_std: Sequence[float] = (0.0, 0.0),
+) -> Compose:
+    """Whole slices (``label``) and what thick slices show of them, on the same grid (``image``).
+
+    Args:
+        factor, thick_axis, method, fwhm, noise_std: see :class:`medsr_monai.transforms.RandThickSliced`.
+    """
+    fwhm = None if fwhm is None else tuple(fwhm)
+    pair = RandThickSliced(factor=factor, thick_axis=thick_axis, method=method, fwhm=fwhm, noise_std=tuple(noise_std))
+    return Compose([pair])

@@ -8,7 +8,16 @@ import torch
 from monai.data import MetaTensor
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from medsr_monai.metrics import PSNRSlices, SSIMSlices, psnr, ssim
+from medsr_monai.metrics import (
+    PaddedPSNRSlices,
+    PaddedSSIMSlices,
+    PSNRSlices,
+    SSIMSlices,
+    padded_psnr,
+    padded_ssim,
+    psnr,
+    ssim,
+)
 
 
 def pair(seed=0, shape=(40, 33)):
@@ -95,3 +104,41 @@ def test_metric_options():
     pred, label = (torch.tensor(x)[None, None] for x in pair())
     assert float(PSNRSlices(border=0, data_range=2.0)(pred, label)) == pytest.approx(psnr(pred, label, 0, 2.0))
     assert float(SSIMSlices(border=0, data_range=2.0)(pred, label)) == pytest.approx(ssim(pred[0], label[0], 0, 2.0))
+
+
+def test_padding_counts_as_equal():
+    label = torch.zeros(1, 20, 10)
+    # a mean squared error of 0.01 over 200 of 1600 pixels
+    assert padded_psnr(label + 0.1, label, size=40) == pytest.approx(20 + 10 * math.log10(8))
+    assert padded_psnr(label - 0.1, label, size=40) == math.inf  # clipped
+    assert padded_psnr(label, label, size=40) == math.inf
+
+
+@pytest.mark.parametrize("shape", [(21, 30), (40, 37), (50, 24), (57, 45)])
+def test_padded_square_by_hand(shape):
+    """One more line before than after where they are odd; the centre of larger slices."""
+    pred, label = np.random.default_rng(0).uniform(-0.2, 1.2, (2, *shape))
+    square = []
+    for image in (pred, label):
+        place = np.zeros((60, 60))
+        top, left = (math.ceil((60 - n) / 2) for n in shape)
+        place[top : top + shape[0], left : left + shape[1]] = image.clip(0, 1)
+        square.append(place)
+    for size in (60, 40):
+        margin = (60 - size) // 2
+        a, b = (place[margin : 60 - margin, margin : 60 - margin] for place in square)
+        if all((60 - n) % 2 == 0 for n in shape) or size == 60:
+            assert padded_psnr(pred, label, size) == pytest.approx(peak_signal_noise_ratio(b, a, data_range=1))
+    gaussian = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
+    expected = structural_similarity(*square[::-1], data_range=1, full=True, **gaussian)[1][5:-5, 5:-5].mean()
+    assert padded_ssim(pred, label, 60) == pytest.approx(expected)
+    with pytest.raises(ValueError, match="the padded size is 10, expected 11 or more"):
+        padded_psnr(pred, label, 10)
+
+
+def test_padded_metrics_are_means():
+    pred, label = torch.rand(2, 3, 1, 20, 24)
+    for metric, function in ((PaddedPSNRSlices(32), padded_psnr), (PaddedSSIMSlices(32), padded_ssim)):
+        metric(pred, label)
+        expected = np.mean([function(p, t, 32) for p, t in zip(pred, label, strict=True)])
+        assert float(metric.aggregate()) == pytest.approx(expected)

@@ -13,6 +13,7 @@ from medsr_monai.data import LoadVolumed, SaveVolumed
 from medsr_monai.inferers import PlaneInferer
 from medsr_monai.networks import Bicubic
 from medsr_monai.transforms import (
+    AXES,
     METHODS,
     PLANES,
     MatchCornersd,
@@ -24,6 +25,9 @@ from medsr_monai.transforms import (
     resized_affine,
     sharp_plane,
     spacing,
+    target_size,
+    thick_axis,
+    with_corners_of,
 )
 
 EDGES = (0.7, 1.3, 2.9)
@@ -149,6 +153,48 @@ def test_plane_of_thin_slices_with_coarse_pixels():
 def test_unknown_plane():
     with pytest.raises(ValueError, match=r"'transversal', expected one of sagittal, coronal, axial$"):
         plane_axis(np.eye(4), "transversal")
+
+
+@pytest.mark.parametrize("degrees", [(0, 0, 0), OBLIQUE], ids=["straight", "oblique"])
+@pytest.mark.parametrize("orientation", ORIENTATIONS, ids=ID)
+def test_thick_axis_by_anatomy(orientation, degrees):
+    for axis in range(3):
+        affine = make_affine(orientation, degrees, np.roll((3.3, 0.9, 1.1), axis))
+        assert thick_axis(affine) == thick_axis(torch.tensor(affine)) == AXES[orientation[0][axis]]
+
+
+def test_thick_axis_thresholds():
+    for edges in ((1, 1, 1.51), (1, 1.2, 1.51), (0.6, 0.9, 3.3), (1, 1.7, 3), (0.5, 0.5, 7.5)):
+        assert thick_axis(np.diag([*edges, 1])) == "inferior-superior"
+    for edges in ((1, 1, 1), (1, 1, 1.49), (1.1, 1.2, 1.5)):
+        with pytest.raises(ValueError, match=r"mm have no thick axis, the longest edge is below 1.5 times"):
+            thick_axis(np.diag([*edges, 1]))
+    # the middle edge is nearer to the longest one: 1 x 1.8 x 3
+    for edges in ((1, 3, 3), (1, 1.8, 3), (1, 1.3, 1.6)):
+        with pytest.raises(ValueError, match="mm are thick along two axes"):
+            thick_axis(np.diag([*edges, 1]))
+    assert thick_axis(np.diag([1, 1, 1.2, 1]), least_ratio=1.1) == "inferior-superior"
+    with pytest.raises(ValueError, match=r"1x1x1.2 mm have no thick axis, the longest edge is below 1.3 times"):
+        thick_axis(np.diag([1, 1, 1.2, 1]), least_ratio=1.3)
+
+
+def test_target_size_by_hand():
+    assert target_size(44, 3.3, 0.6) == 242  # 145.2 mm
+    assert target_size(10, 4, 1) == 40
+    assert target_size(7, 3.3, 0.9) == 26  # 23.1 mm / 0.9 = 25.67
+    assert target_size(3, 1, 100) == 1
+    # half-way: 28.5, and what rounding errors make of it
+    assert {target_size(5, 5.7 * (1 + error), 1) for error in (-1e-7, 0, 1e-7)} == {29}
+
+
+def test_with_corners_of_a_part():
+    ref = MetaTensor(torch.zeros(1, 5, 4, 4), meta={"affine": torch.diag(torch.tensor([1.0, 2, 3, 1])), "name": "x"})
+    out = with_corners_of(ref, torch.ones(1, 2, 4, 8), (4, 4, 4))
+    np.testing.assert_allclose(spacing(out.affine), (2, 2, 1.5))
+    np.testing.assert_allclose(
+        corners_by_hand(out.affine.numpy(), (2, 4, 8)), corners_by_hand(ref.affine.numpy(), (4, 4, 4)), atol=1e-12
+    )
+    assert out.meta["name"] == "x" and ref.shape == (1, 5, 4, 4)
 
 
 def test_axis_factors():

@@ -1,0 +1,66 @@
+"""The generator that TransMRSR is built around, put in its place when training starts."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from ignite.engine import Engine, Events
+from monai.utils import ensure_tuple
+
+from medsr_monai.handlers.checkpoints import read_weights
+
+__all__ = ["PriorLoader"]
+
+logger = logging.getLogger(__name__)
+
+
+class PriorLoader:
+    """Load a generator's decoder and the centroids of its latents when the trainer starts.
+
+    Attach it after everything that sets weights (a :class:`WeightsLoader`), since the decoder is taken over as it is,
+    and before :class:`TrainingCheckpoints`, whose resumed state replaces it. A resumed training does not need it.
+
+    Args:
+        path: ``{"model": state dict of a StyleSwinGenerator, "network": its arguments, "centroids": [N, style_dim]}``,
+            the ``models/model.pt`` of bundle transmrsr_prior; None for no prior.
+        network: with ``load_prior`` and ``centroids``, such as :class:`medsr_monai.networks.TransMRSR`; several where a
+            moving average starts from the same weights.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: a file of something else, a prior that does not fit, a prior without centroids for a network that
+            truncates to them, or no centroids from anywhere. At the start, in one line.
+    """
+
+    def __init__(self, path: str | None, network: torch.nn.Module | Sequence[torch.nn.Module]) -> None:
+        self.path = None if path is None else Path(path)
+        self.networks = ensure_tuple(network)
+
+    def attach(self, engine: Engine) -> None:
+        """Load at the engine's start."""
+        engine.add_event_handler(Events.STARTED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        if self.path is None:
+            if any(network.centroids is not None and not network.has_centroids for network in self.networks):
+                raise ValueError(
+                    "no prior, and so no centroids for the truncation: give --prior, the models/model.pt of bundle "
+                    "transmrsr_prior, or train without both (configs/ablation_no_prior.json)"
+                )
+            return
+        content = read_weights(self.path)
+        centroids = content.get("centroids")
+        for network in self.networks:
+            if network.centroids is not None and centroids is None:
+                raise ValueError(
+                    f"{self.path}: a prior without centroids: cluster its latents first (the last step of bundle "
+                    "transmrsr_prior), or train with truncation 'none' (configs/ablation_no_truncation.json)"
+                )
+            try:
+                network.load_prior(content["model"], None if network.centroids is None else centroids)
+            except ValueError as error:
+                raise ValueError(f"{self.path}: {error}") from error
+        logger.info("loaded prior %s", self.path)

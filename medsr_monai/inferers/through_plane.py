@@ -1,0 +1,228 @@
+"""Thick slices made thin: interpolation across them, and a 2D network on the slices that contain the thick axis."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from monai.data import MetaTensor
+from monai.inferers import Inferer
+from monai.utils import ensure_tuple_rep
+
+from medsr_monai.inferers.plane import WHOLE_SLICES, PlaneInferer
+from medsr_monai.transforms.geometry import (
+    AXES,
+    PLANES,
+    SQUARE_RATIO,
+    THICK_RATIO,
+    format_edges,
+    plane_axis,
+    spacing,
+    target_size,
+    thick_axis,
+)
+from medsr_monai.transforms.interpolation import resample
+
+__all__ = ["ThroughPlaneInferer", "ThroughPlanePlan"]
+
+
+@dataclass(frozen=True)
+class ThroughPlanePlan:
+    """What is done to one volume.
+
+    Attributes:
+        thick_axis: left-right, posterior-anterior or inferior-superior.
+        array_axis: the array axis nearest to it, 0 to 2.
+        planes: whose slices the network refines; their results are averaged.
+        size, edge: slices of the input and their thickness in mm.
+        new_size, new_edge: of the output; ``new_size * new_edge`` is ``size * edge``.
+    """
+
+    thick_axis: str
+    array_axis: int
+    planes: tuple[str, ...]
+    size: int
+    edge: float
+    new_size: int
+    new_edge: float
+
+
+class ThroughPlaneInferer(Inferer):
+    """Refine thick slices: from a volume whose voxels are long along one axis to one with short edges along it, too.
+
+    The thick axis is brought to the target spacing, and a 2D network works on the slices of the planes that contain
+    the thick axis, which it always finds along their columns (the last axis). By the network's ``scale``:
+
+    - 1: cubic B-splines bring the volume to the target grid, then the network refines its slices (TransMRSR);
+    - [1, k]: the network itself makes k of each thick slice, then cubic B-splines bring the result to the target grid,
+      unless it lies there already. Best where the slices are about k times as thick as the target.
+
+    Both give the same grid: its slices are as many as come closest to the target spacing, and divide the extent of the
+    input evenly, so the outer corners stay exactly where they were, for any ratio. What a plane has to itself (batches
+    of slices, tiles, what is done when memory runs out) is that of :class:`PlaneInferer`.
+
+    Memory: that of :class:`PlaneInferer`, and up to two more volumes of the output's size: the interpolated one, and
+    the first plane's result while the second plane is refined.
+
+    Args:
+        thick_axis: ``left-right``, ``posterior-anterior``, ``inferior-superior``, or ``auto`` for the axis of the
+            longest voxel edge (see :func:`medsr_monai.transforms.geometry.thick_axis`).
+        target_spacing: slice thickness wanted, in mm; None for the smaller one of the other two voxel edges.
+        refine: ``both`` planes that contain the thick axis, averaged, or one of them by name (half the time).
+        sw_batch_size, roi_size, overlap: see :class:`PlaneInferer`.
+        scale: of the network.
+        force: take volumes whose slices are less than THICK_RATIO times as thick as the target, too.
+        progress, sw_device, device: see :class:`PlaneInferer`.
+
+    Raises:
+        ValueError: an unknown axis or plane, a plane across the thick axis, a target that is no positive number, or a
+            scale that is neither 1 nor [1, k].
+    """
+
+    def __init__(
+        self,
+        thick_axis: str = "auto",
+        target_spacing: float | None = None,
+        refine: str = "both",
+        sw_batch_size: int = 4,
+        roi_size: Sequence[int] = WHOLE_SLICES,
+        overlap: float = 0.5,
+        *,
+        scale: int | Sequence[int] = 1,
+        force: bool = False,
+        progress: bool = False,
+        sw_device: torch.device | str | None = None,
+        device: torch.device | str | None = None,
+    ) -> None:
+        super().__init__()
+        if thick_axis not in ("auto", *AXES):
+            raise ValueError(f"thick axis is {thick_axis!r}, expected auto, {', '.join(AXES)}")
+        if refine not in ("both", *PLANES):
+            raise ValueError(f"refine is {refine!r}, expected both, {', '.join(PLANES)}")
+        if thick_axis != "auto":
+            _planes(thick_axis, refine)
+        if target_spacing is not None and not 0 < target_spacing < math.inf:
+            raise ValueError(f"target spacing is {target_spacing}, expected millimetres such as 1.0")
+        rows, factor = ensure_tuple_rep(scale, 2)
+        if rows != 1 or factor < 1:
+            raise ValueError(
+                f"scale is {scale}: expected 1, or [1, k] for a network that enlarges the last slice axis k times; "
+                "others enlarge the fine axes too"
+            )
+        self.thick_axis = thick_axis
+        self.target_spacing = target_spacing
+        self.refine = refine
+        self.factor = factor
+        self.force = force
+        self.slices = PlaneInferer(
+            "auto", sw_batch_size, roi_size, overlap, progress=progress, sw_device=sw_device, device=device
+        )
+
+    def plan(self, affine: np.ndarray | torch.Tensor, shape: Sequence[int]) -> ThroughPlanePlan:
+        """What will be done to a volume with this 4x4 affine and shape (X, Y, Z).
+
+        Raises:
+            ValueError: no thick axis, or two, and none named; slices not thick enough for the target; a plane to refine
+                that does not contain the thick axis.
+        """
+        axis_name = self.thick_axis
+        if axis_name == "auto":
+            axis_name = thick_axis(affine, SQUARE_RATIO if self.force else THICK_RATIO)
+        planes = _planes(axis_name, self.refine)
+        edges = spacing(affine)
+        axis = plane_axis(affine, PLANES[AXES.index(axis_name)])
+        size, edge = int(shape[axis]), float(edges[axis])
+        target = float(np.delete(edges, axis).min()) if self.target_spacing is None else self.target_spacing
+        new_size = target_size(size, edge, target)
+        voxels = f"voxels of {format_edges(edges)} mm are {edge:.3g} mm long in the {axis_name} direction"
+        if new_size < size:
+            raise ValueError(f"{voxels}, shorter than the target spacing of {target:.3g} mm: choose a smaller one")
+        if edge < THICK_RATIO * target and not self.force:
+            raise ValueError(
+                f"{voxels}, below {THICK_RATIO:g} times the target spacing of {target:.3g} mm: nothing to do, "
+                "unless you give --force"
+            )
+        return ThroughPlanePlan(axis_name, axis, planes, size, edge, new_size, size * edge / new_size)
+
+    def describe(self, image: MetaTensor) -> str:
+        """What will be done to a volume [C, X, Y, Z], in words; raises the errors of :meth:`plan`."""
+        plan = self.plan(image.affine, image.shape[1:])
+        work = "refined" if self.factor == 1 else f"made x{self.factor} by the network"
+        return (
+            f"thick axis {plan.thick_axis}{' (auto)' if self.thick_axis == 'auto' else ''}: "
+            f"{plan.size} slices of {plan.edge:.3g} mm become {plan.new_size} of {plan.new_edge:.4g} mm, "
+            f"{work} in {' and '.join(plan.planes)} slices"
+        )
+
+    def __call__(
+        self, inputs: torch.Tensor, network: Callable[..., torch.Tensor], *args: object, **kwargs: object
+    ) -> torch.Tensor:
+        """Refine a batch of volumes.
+
+        Args:
+            inputs: ``MetaTensor`` [N, C, X, Y, Z], voxels alike in the whole batch.
+            network: [B, C, H, W] to [B, C', H, W * k], with the k of ``scale``; the thick axis runs along W.
+
+        Returns:
+            [N, C', X', Y', Z'], axes in the order of the input, larger along the thick axis only, with the input's
+            metadata (its affine is that of the input: :class:`medsr_monai.transforms.geometry.MatchCornersd` mends it).
+
+        Raises:
+            ValueError: see :meth:`plan`; a plain tensor; volumes of one batch that differ in their voxels; a network of
+                another scale.
+        """
+        if not isinstance(inputs, MetaTensor):
+            raise ValueError("the volume has no affine, by which the thick axis is found: give a MetaTensor")
+        plans = [self.plan(affine, inputs.shape[2:]) for affine in inputs.affine.reshape(-1, 4, 4)]
+        plan = plans[0]
+        if any((p.array_axis, p.planes, p.new_size) != (plan.array_axis, plan.planes, plan.new_size) for p in plans):
+            raise ValueError("volumes of one batch differ in their voxels: use batches of one volume")
+        sizes = list(inputs.shape[2:])
+        sizes[plan.array_axis] = plan.new_size
+        volume = inputs.as_tensor()
+        if self.factor == 1:
+            volume = resample(volume, sizes)
+        volume = MetaTensor(volume).copy_meta_from(inputs)
+        out = None
+        for plane in plan.planes:
+            refined = self._refine(volume, plan, plane, network, *args, **kwargs)
+            out = refined if out is None else out.add_(refined)
+        if len(plan.planes) > 1:
+            out /= len(plan.planes)
+        return MetaTensor(resample(out, sizes)).copy_meta_from(inputs)
+
+    def _refine(
+        self,
+        volume: MetaTensor,
+        plan: ThroughPlanePlan,
+        plane: str,
+        network: Callable[..., torch.Tensor],
+        *args,
+        **kwargs,
+    ) -> torch.Tensor:
+        """The network's output on the slices of one plane, in the grid that the network makes."""
+        # one object for all planes and volumes: it has learnt how many slices fit into memory
+        self.slices.plane, self.slices.through = plane, PLANES[AXES.index(plan.thick_axis)]
+        refined = self.slices(volume, network, *args, **kwargs).as_tensor()
+        expected = list(volume.shape[2:])
+        expected[plan.array_axis] *= self.factor
+        if list(refined.shape[2:]) != expected:
+            raise ValueError(
+                f"the network made {tuple(refined.shape[2:])} voxels of {tuple(volume.shape[2:])}, expected "
+                f"{tuple(expected)}: the inferer's scale and the network's differ"
+            )
+        return refined
+
+
+def _planes(axis_name: str, refine: str) -> tuple[str, ...]:
+    """Planes to be refined, all of which contain the axis."""
+    across = PLANES[AXES.index(axis_name)]
+    planes = tuple(plane for plane in PLANES if plane != across)
+    if refine == across:
+        raise ValueError(
+            f"{across} slices do not contain the thick axis {axis_name}: refine {' or '.join(planes)} slices, or both"
+        )
+    return planes if refine == "both" else (refine,)
