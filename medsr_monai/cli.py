@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 DEFAULT_BUNDLE = "rdst_e"
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
+VOLUME_SUFFIXES = (*NIFTI_SUFFIXES, ".mgz", ".mgh")
 ERRORS = (ValueError, OSError, RuntimeError, MemoryError)
 """What a user can mend: told in one line. Anything else is a bug of ours and shows its traceback."""
 
@@ -143,6 +144,25 @@ def _nifti_output(path: str, overwrite: bool, source: str) -> Path:
     return out
 
 
+def _output(path: str, overwrite: bool, source: str) -> Path:
+    """Output file of an input file: NIfTI for a volume, a picture for a picture."""
+    # whether it is one is asked where the names do not say it, since that imports monai
+    if Path(source).name.lower().endswith(VOLUME_SUFFIXES) or not Path(source).is_file():
+        return _nifti_output(path, overwrite, source)
+    from medsr_monai.data import PICTURE_SUFFIXES, is_dicom_file, is_picture
+
+    if not is_picture(source) or (is_dicom_file(source) and path.endswith(NIFTI_SUFFIXES)):
+        return _nifti_output(path, overwrite, source)
+    out = Path(path)
+    if not out.name.lower().endswith(PICTURE_SUFFIXES):
+        dicom = ", or .nii.gz; DICOM is not written" if is_dicom_file(source) else ""
+        raise ValueError(
+            f"{out}: of a picture a picture is written, give a name that ends in {', '.join(PICTURE_SUFFIXES)}{dicom}"
+        )
+    _check_output(out, overwrite, source)
+    return out
+
+
 def _check_output(path: Path, overwrite: bool, source: str | None = None) -> None:
     """Refuse an output file before any work: it is the input, is there already, or has no folder to be written to."""
     if source is not None and path.resolve() == Path(source).resolve():
@@ -164,10 +184,13 @@ def _check_input(path: str) -> None:
 def _write(volume: MetaTensor, path: Path) -> None:
     import numpy as np
 
-    from medsr_monai.data import NiftiWriter
+    from medsr_monai.data import NiftiWriter, write_picture
 
     with _naming(path):
         path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.name.endswith(NIFTI_SUFFIXES):
+            write_picture(volume, path)
+            return
         writer = NiftiWriter(output_dtype=np.float32)
         writer.set_data_array(volume, channel_dim=0)
         writer.set_metadata(volume.meta, resample=False)
@@ -175,30 +198,33 @@ def _write(volume: MetaTensor, path: Path) -> None:
 
 
 def _describe(volume: MetaTensor) -> str:
-    from medsr_monai.transforms import describe_grid
+    from medsr_monai.transforms import describe_grid, format_edges, spacing
 
+    if "picture" in volume.meta:
+        size = f" of {format_edges(spacing(volume.affine)[:2])} mm" if volume.meta["picture_spacing"] == "file" else ""
+        return f"{volume.shape[1]}x{volume.shape[2]} pixels{size}"
     return describe_grid(volume.affine, volume.shape[1:])
 
 
 def _cases(source: str, target: str, overwrite: bool) -> list[tuple[str, Path]]:
-    """(input, output file) of a file, a DICOM folder or a folder of volumes; outputs are checked, nothing is read."""
+    """(input, output file) of a file, or of what a folder holds; outputs are checked, no voxels are read."""
     _check_input(source)
     path, out = Path(source), Path(target)
     # a file is refused by its output's name before monai is imported
     if path.is_file() and not out.is_dir():
-        return [(source, _nifti_output(target, overwrite, source))]
-    from medsr_monai.data import find_volumes, is_dicom_folder, volume_name
+        return [(source, _output(target, overwrite, source))]
+    from medsr_monai.data import list_volumes, volume_name
 
-    single = path.is_file() or is_dicom_folder(path)
+    found = [source] if path.is_file() else [item["image"] for item in list_volumes(source)]
+    single = found == [source]
     if single and not out.is_dir():
         return [(source, _nifti_output(target, overwrite, source))]
     if out.is_file() or (not out.is_dir() and out.name.endswith(NIFTI_SUFFIXES)):
         raise ValueError(f"{path}: is a folder of volumes, give an output folder, {out} is the name of a file")
     if single:
-        cases = [(source, out / f"{volume_name(path)}_sr.nii.gz")]
+        cases = [(source, out / f"{volume_name(path)}_sr{_suffix(source)}")]
     else:
-        files = find_volumes(path)
-        cases = [(f, out / Path(f).relative_to(path).parent / f"{volume_name(f)}_sr.nii.gz") for f in files]
+        cases = [(f, out / Path(f).relative_to(path).parent / f"{volume_name(f)}_sr{_suffix(f)}") for f in found]
     inputs = {Path(name).resolve() for name, _ in cases}
     written = {}
     for name, file in cases:
@@ -209,6 +235,13 @@ def _cases(source: str, target: str, overwrite: bool) -> list[tuple[str, Path]]:
         written[file] = name
         _check_output(file, overwrite)
     return cases
+
+
+def _suffix(source: str) -> str:
+    """Of the output that is made of ``source`` in a folder."""
+    from medsr_monai.data import is_picture, output_suffix
+
+    return output_suffix(source) if is_picture(source) else ".nii.gz"
 
 
 def _reason(error: BaseException) -> str:
@@ -253,13 +286,18 @@ def upscale(
     force: bool = False,
     overwrite: bool = False,
 ) -> int:
-    """Super-resolve a volume, or every volume of a folder, with a bundle; writes float32 NIfTI in the input's units.
+    """Super-resolve a volume or a picture, or all of a folder, with a bundle.
+
+    Of a volume it writes float32 NIfTI in the input's units, of a picture (grey or RGB, 8 or 16 bits) a picture of the
+    same kind, whose pixel size, where the input states it, is divided too.
 
     Most bundles enlarge the slices of one plane; a bundle for thick slices, such as transmrsr, makes them thin.
 
     Args:
-        input: NIfTI file (.nii, .nii.gz), FreeSurfer file (.mgz), folder of such files, or folder with a DICOM series.
-        output: NIfTI file, or a folder (made if missing) when the input is a folder of volumes.
+        input: NIfTI file (.nii, .nii.gz), FreeSurfer file (.mgz), folder of such files, or folder with a DICOM series;
+            PNG, TIFF, JPEG or single DICOM file, or a folder of these without volumes.
+        output: NIfTI file, or PNG, TIFF or JPEG file for a picture (of a DICOM file either), or a folder (made if
+            missing), in which pictures are written as PNG, those of TIFF files as TIFF.
         bundle: name of a bundle (see `medsr models`) or path of its folder.
         plane: axial, coronal or sagittal: the plane whose slices are enlarged; auto is the one with the finest pixels.
         device: auto, cpu, cuda:0.
@@ -278,6 +316,7 @@ def upscale(
     """
     bundle_folder(bundle)
     cases = _cases(input, output, overwrite)
+    from medsr_monai.data import check_format, is_dicom_file
     from medsr_monai.transforms import PLANES
 
     if plane not in ("auto", *PLANES):
@@ -299,6 +338,8 @@ def upscale(
         overrides["force"] = True
     if tile is not None:
         overrides["inferer#roi_size"] = [tile, tile]
+    if any(is_dicom_file(path) and out.name.endswith(NIFTI_SUFFIXES) for path, out in cases):
+        overrides["preprocessing#pictures"] = False  # it is a volume of one slice then
     runner = BundleRunner(bundle, weights, **overrides)
     inferer = runner["inferer"]  # checks its options
     failed = 0
@@ -306,7 +347,15 @@ def upscale(
         try:
             with _naming(path):
                 item = runner.read(path)
-                print(f"{path}: {_describe(item['image'])}, {inferer.describe(item['image'])}", flush=True)
+                what = _describe(item["image"])
+                if "picture" not in item["image"].meta:
+                    what += f", {inferer.describe(item['image'])}"
+                elif "plane" not in runner.parser or plane not in ("auto", "axial"):
+                    asked = f"plane is {plane!r}" if "plane" in runner.parser else f"{bundle} is for thick slices"
+                    raise ValueError(f"{asked}, but a picture has one slice, which is enlarged in its own plane")
+                else:
+                    check_format(out, item["image"])
+                print(f"{path}: {what}", flush=True)
                 result = runner.run(item)
                 _write(result, out)
                 print(f"{out}: {_describe(result)}", flush=True)
@@ -361,7 +410,7 @@ def degrade(
     with _naming(input):
         volume = LoadVolumed("image", frame=frame).load(input)
         low, high = intensity_range(volume, "minmax")
-    chosen = sharp_plane(volume.affine) if plane == "auto" else plane
+    chosen = sharp_plane(volume.affine, volume.shape[1:]) if plane == "auto" else plane
     axis = plane_axis(volume.affine, chosen)
     if direction == "in-plane":
         factors = axis_factors(axis, scale)
@@ -406,7 +455,7 @@ def evaluate(
     volume's (air) are left out. Two folders are matched by name, whatever system made the results.
 
     Args:
-        pred: super-resolved volume or PNG picture, or a folder of them; names may end in a postfix such as _sr.
+        pred: super-resolved volume or picture, or a folder of them; names may end in a postfix such as _sr.
         ref: reference in the same grid, or a folder of them; where `degrade` has cropped its far end, the rest is
             compared.
         plane: whose slices are compared; auto as in `upscale`.
@@ -465,7 +514,9 @@ def evaluate(
         if "label" in case:
             item = {"label": case["label"], "label_map": replaced}
             segmentation = LoadLabeld("label", pictures=True)(item)["label"]
-            grids = [(tuple(v.shape[1:]), v.affine) for v in (segmentation, reference)]
+            # a mask seldom states the size of its pixels
+            placed = reference if "picture" in segmentation.meta else segmentation
+            grids = [(tuple(segmentation.shape[1:]), placed.affine), (tuple(reference.shape[1:]), reference.affine)]
             check_same_grid(case["label"], grids[0], case["ref"], grids[1])
         with _naming(case["pred"]):
             volume = compare_volumes(
@@ -842,7 +893,7 @@ def compare(
             volumes[path] = load(path)
             intensity_range(volumes[path], "minmax")
     image, ref = volumes[input], volumes[reference or input]
-    plane = sharp_plane(image.affine) if plane == "auto" else plane
+    plane = sharp_plane(image.affine, image.shape[1:]) if plane == "auto" else plane
     options = {"plane": plane, "device": _device(device), "slice_batch": slice_batch, "progress": sys.stderr.isatty()}
     options["frame"] = None if reference is None else frame
     systems = _load_systems(chosen, **options)

@@ -237,10 +237,12 @@ def compare_volumes(
     Raises:
         ValueError: other grids or channels, a plane without contrast, slices smaller than the border and SSIM's window.
     """
-    ref_part = _covered(pred.affine, tuple(pred.shape[1:]), ref)
+    # the size of a picture's pixels is compared only where both state it
+    stated = all(volume.meta.get("picture_spacing") != "none" for volume in (pred, ref))
+    ref_part = _covered(pred.affine if stated else ref.affine, tuple(pred.shape[1:]), ref)
     if pred.shape[0] != ref.shape[0]:
         raise ValueError(f"the result has {pred.shape[0]} channels, the reference {ref.shape[0]}")
-    chosen = sharp_plane(ref.affine) if plane == "auto" else plane
+    chosen = sharp_plane(ref.affine, ref.shape[1:]) if plane == "auto" else plane
     axis = plane_axis(ref.affine, chosen) + 1
     ranges = torch.tensor([intensity_range(channel, intensity) for channel in ref], dtype=torch.float64)
     low, high = ranges.T.reshape(2, -1, 1, 1, 1)

@@ -46,12 +46,27 @@ class Kind:
     untrained: dict = field(default_factory=dict)  # overrides without which a network refuses to run untrained
 
 
+# light arguments, the form of its convolutions, their slower learning, and modalities that weigh the same
+LGSR_DIFFERENCES = frozenset(
+    [
+        *("network_def#" + n for n in ("embed_dim", "num_groups", "blocks_per_group", "hidden_size", "num_layers")),
+        *("network_def#grid_sample", "offset_learning_rate", "optimizer#params"),
+        *("optimizer#params#" + n for n in ("_target_", "network", "layer_matches#0", "match_types#0", "lr_values#0")),
+        *("balance", "train#sampler#balance"),
+        *(
+            f"validate#{metric}#{key}"
+            for metric in ("key_metric#val_psnr", "additional_metrics#val_ssim")
+            for key in ("_target_", "output_transform", "metric_fn#_target_", "metric_fn#_mode_")
+        ),
+    ]
+)
 SUPER_RESOLUTION = Kind(
     ids=frozenset({"plane", "scale"}),
     intended_differences=frozenset(
         f"network_def#{name}"
         for name in ("_target_", "num_blocks", "bicubic_residual", "channels", "negative_slope", "res_scale")
-    ),
+    )
+    | LGSR_DIFFERENCES,
     training_only=frozenset(),
     channel_def=False,
     tiny={"network_def#num_blocks": 1},
@@ -82,6 +97,7 @@ GENERATION = Kind(
 # and test_thick_slices.py, those of generation in test_transmrsr_prior.py
 KINDS = {
     "comparison": SUPER_RESOLUTION,
+    "lgsr": SUPER_RESOLUTION,
     "rdst": SUPER_RESOLUTION,
     "rdst_e": SUPER_RESOLUTION,
     "seg_unet": SEGMENTATION,
@@ -90,6 +106,9 @@ KINDS = {
 }
 # its input is a latent: nothing for MONAI Label, no geometry, and not what MONAI's checks of networks feed
 LATENT_BUNDLES = ("transmrsr_prior",)
+TINY_LGSR = {"embed_dim": 8, "num_groups": 1, "blocks_per_group": 1, "hidden_size": 8, "num_layers": 1, "num_heads": 2}
+# where it is not that of the kind
+TINY = {"lgsr": {f"network_def#{name}": value for name, value in TINY_LGSR.items()}}
 SR_BUNDLES = [b for b in BUNDLES if KINDS.get(b.name) is SUPER_RESOLUTION]
 
 each_bundle = pytest.mark.parametrize("bundle", BUNDLES, ids=lambda p: p.name)
@@ -97,6 +116,11 @@ each_image_bundle = pytest.mark.parametrize(
     "bundle", [b for b in BUNDLES if b.name not in LATENT_BUNDLES], ids=lambda p: p.name
 )
 each_sr_bundle = pytest.mark.parametrize("bundle", SR_BUNDLES, ids=lambda p: p.name)
+
+
+def tiny(bundle):
+    """Overrides that give a bundle a small network."""
+    return TINY.get(bundle.name, KINDS[bundle.name].tiny)
 
 
 def config(bundle, name):
@@ -130,7 +154,7 @@ def volumes(tmp_path_factory):
 
 def workflow(bundle, names, kind, **overrides):
     files = [str(bundle / "configs" / f"{name}.json") for name in names]
-    overrides = KINDS[bundle.name].tiny | {"bundle_root": str(bundle)} | overrides
+    overrides = tiny(bundle) | {"bundle_root": str(bundle)} | overrides
     flow = ConfigWorkflow(files, workflow_type=kind, logging_file=False, **overrides)
     flow.initialize()
     return flow
@@ -139,7 +163,7 @@ def workflow(bundle, names, kind, **overrides):
 def tiny_weights(bundle, folder, name="inference"):
     """Random weights of the bundle's network in miniature, as training would write them."""
     parser = ConfigParser(config(bundle, name))
-    parser.update(KINDS[bundle.name].tiny)
+    parser.update(tiny(bundle))
     torch.manual_seed(0)
     network = parser.get_parsed_content("network_def")
     for parameter in network.parameters():
@@ -248,7 +272,7 @@ def test_export_to_torchscript(bundle, tmp_path):
         meta_file=str(bundle / "configs" / "metadata.json"),
         config_file=str(bundle / "configs" / "inference.json"),
         key_in_ckpt="model",
-        **KINDS[bundle.name].tiny,
+        **tiny(bundle),
     )
     script = torch.jit.load(str(tmp_path / "model.ts"))
     for size in ((8, 8), (13, 21)):
@@ -327,7 +351,7 @@ def test_inference_without_weights_is_refused(bundle, volumes, tmp_path):
 def test_monai_label_leaves_the_result_alone(bundle, volumes):
     """MONAI Label appends Restored: resize pred to the image's spatial_shape, take its original_affine."""
     parser = ConfigParser(config(bundle, "inference"))
-    parser.update(KINDS[bundle.name].tiny)
+    parser.update(tiny(bundle))
     parser["output_dir"] = None
     item = parser.get_parsed_content("preprocessing")({"image": str(volumes / "case0.nii.gz")})
     before = outer_corners(item["image"].affine, item["image"].shape[1:])

@@ -64,7 +64,6 @@ def options(files, out, **more):
         "bundle_root": str(out),
         "dataset_dir": str(files),
         "datalist": str(files / "datalist.json"),
-        "volumes#pictures": True,
         "weights": str(files / "model.pt"),
         "device": "$torch.device('cpu')",
         **{f"network_def#{name}": value for name, value in SMALL.items()},
@@ -176,7 +175,7 @@ def test_another_list_and_the_u_nets_own_truth(files, tmp_path):
     summary = json.loads((tmp_path / "eval" / "summary.json").read_text())
     hr, _, network = summary["pooled"]
     cases = {row["case"].split("/")[-1] for row in summary["groups"]}
-    assert summary["slices"] == 2 and cases == {"image4.png", "image5.png"}
+    assert summary["slices"] == 2 and cases == {"image4", "image5"}
     assert hr["dice_against"] == "prediction on HR" and hr["dice_1_pooled"] == 1 > network["dice_1_pooled"]
     assert "fid" not in network and summary["border"] == 4
     assert not list((tmp_path / "eval").glob("events*"))
@@ -210,7 +209,7 @@ def test_an_item_without_its_label_map_is_refused(files, tmp_path):
     del lists["validation"][1]["label"]
     (tmp_path / "list.json").write_text(json.dumps(lists))
     more = {"datalist": str(tmp_path / "list.json"), "unet_path": str(files / "unet.pt")}
-    assert "image2.png: its item has no 'label'" in str(cause(options(files, tmp_path, **more)))
+    assert "image2: its item has no 'label'" in str(cause(options(files, tmp_path, **more)))
 
 
 def test_two_processes_equal_one(evaluated, files, tmp_path):

@@ -1,9 +1,18 @@
 """Volumes on disk and the 2D slices that networks train on."""
 
 from .datasets import SliceDataset, SliceSampler
-from .dicom import check_series, is_dicom_folder
+from .dicom import check_series, is_dicom_file, is_dicom_folder, is_flat_image, read_dicom_image
 from .labelled import list_pairs, split_labelled
-from .pictures import is_picture, load_picture
+from .pictures import (
+    PICTURE_SUFFIXES,
+    check_format,
+    find_pictures,
+    is_picture,
+    load_picture,
+    output_suffix,
+    with_slices,
+    write_picture,
+)
 from .public_datasets import PUBLIC_DATASETS, PublicDataset, prepare_datalist, write_datalist
 from .results import match_results
 from .samples import SaveSampled, list_latents

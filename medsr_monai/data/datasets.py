@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import numpy as np
 import torch
 from monai.data import CacheDataset, DistributedSampler
-from monai.transforms import CenterSpatialCrop, Compose
+from monai.transforms import CenterSpatialCrop, Compose, SelectItemsd
 from torch.utils.data import Dataset
 
 from medsr_monai.data.volumes import volume_name
@@ -23,9 +23,10 @@ class SliceDataset(Dataset):
     """Slices of volumes in one or more anatomical planes; the volumes are read once and cached.
 
     An item is the dictionary that ``transform`` makes of ``{"label": [C, H, W], "case": str, "plane": str,
-    "slice": int, "axes": (str, str)}``, the axes being the world axes (AXES) that rows and columns run along.
-    Random transforms are seeded by (seed, item number, pass), so an item of a pass is the same whatever was drawn
-    before, in any worker, in any process: a resumed training sees what an uninterrupted one sees.
+    "slice": int, "modality": str, "axes": (str, str)}``; the modality is what the item of ``data`` states, else
+    "unknown", the axes are the world axes (AXES) that rows and columns run along. Random transforms are seeded by
+    (seed, item number, pass), so an item of a pass is the same whatever was drawn before, in any worker, in any
+    process: a resumed training sees what an uninterrupted one sees.
 
     An item of ``data`` may choose its slices itself (as those of :func:`medsr_monai.data.prepare_datalist` do):
         - ``slices``: positions by plane, ``{"axial": [40, 41]}``; planes that it does not name have none, and air is
@@ -81,7 +82,7 @@ class SliceDataset(Dataset):
             if missing := [key for key in self.keys if key not in item and "image" in item]:
                 raise ValueError(f"{self.case(number)}: its item has no {missing[0]!r}, which is read of every item")
         # CacheDataset takes a Compose inside a Compose for random, and would read the volume for every slice
-        load = Compose(volume_transform).flatten()
+        load = Compose([volume_transform, SelectItemsd(sorted({"image", *self.keys}))]).flatten()
         self.volumes = CacheDataset(data, load, num_workers=num_workers, progress=False)
         self.items: list[tuple[int, int, str, int]] = []
         left_out = []
@@ -137,6 +138,10 @@ class SliceDataset(Dataset):
         """Size of the centre that is kept of a volume's slices in a plane, None for whole slices."""
         return self.data[number].get("crop", {}).get(plane)
 
+    def modality(self, number: int) -> str:
+        """What the item of a volume states as its ``modality``, else "unknown"."""
+        return str(self.data[number].get("modality", "unknown"))
+
     def case(self, number: int) -> str:
         """Name of a volume: its last folder and its (first) file name."""
         image = self.data[number]["image"]
@@ -153,7 +158,7 @@ class SliceDataset(Dataset):
         size = self.crop(number, plane)
         affine = self.volumes[number]["image"].affine
         axes = {plane_axis(affine, name): world for name, world in zip(PLANES, AXES, strict=True)}
-        item: dict = {"case": self.case(number), "plane": plane, "slice": position}
+        item: dict = {"case": self.case(number), "plane": plane, "slice": position, "modality": self.modality(number)}
         item["axes"] = tuple(axes[a] for a in range(3) if a != axis)
         for volume, name in self.keys.items():
             image = self.volumes[number][volume].as_tensor().select(axis + 1, position)
@@ -187,9 +192,19 @@ class SliceSampler(DistributedSampler):
         shuffle: True for training: shuffled, and each process draws equally many items. False for validation: natural
             order, always pass 0, and every item exactly once over all processes.
         seed: of the shuffling.
+        balance: "modality" draws equally many slices of each modality, with ``shuffle`` only. An epoch is as long as
+            without it, rounded up; each modality goes through its own slices, shuffled pass after pass, across epochs,
+            so that few slices of one come again sooner, in other patches. None draws every slice once an epoch.
+
+    Raises:
+        ValueError: another ``balance``, or one without ``shuffle``.
     """
 
-    def __init__(self, dataset: SliceDataset, shuffle: bool = True, seed: int = 0) -> None:
+    def __init__(self, dataset: SliceDataset, shuffle: bool = True, seed: int = 0, balance: str | None = None) -> None:
+        if balance not in (None, "modality"):
+            raise ValueError(f"balance is {balance!r}, expected 'modality' or None")
+        if balance and not shuffle:
+            raise ValueError("balance needs shuffle: without it every slice comes exactly once")
         distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
         super().__init__(
             dataset,
@@ -199,7 +214,36 @@ class SliceSampler(DistributedSampler):
             shuffle=shuffle,
             seed=seed,
         )
+        self.groups: list[list[int]] = []
+        if balance:
+            groups: dict[str, list[int]] = {}
+            for index, (number, *_) in enumerate(dataset.items):
+                groups.setdefault(dataset.modality(number), []).append(index)
+            self.groups = list(groups.values())
+            self.quota = -(-len(dataset) // len(groups))
+            self.num_samples = -(-self.quota * len(groups) // self.num_replicas)
+            self.total_size = self.num_samples * self.num_replicas
 
     def __iter__(self) -> Iterator[int]:
+        if self.groups:
+            return self._balanced()
         offset = self.epoch * len(self.dataset) if self.shuffle else 0
         return (offset + index for index in super().__iter__())
+
+    def _balanced(self) -> Iterator[int]:
+        keys = [key for number in range(len(self.groups)) for key in self._draws(number)]
+        order = np.random.default_rng((self.seed, self.epoch)).permutation(len(keys))
+        # the first ones once more, so that all processes draw equally many
+        order = np.resize(order, self.total_size)
+        return (keys[i] for i in order[self.rank :: self.num_replicas])
+
+    def _draws(self, number: int) -> list[int]:
+        """This epoch's part of a modality's endless stream of shuffled passes, as keys of the dataset."""
+        group = self.groups[number]
+        keys = []
+        for draw in range(self.epoch * self.quota, (self.epoch + 1) * self.quota):
+            times, position = divmod(draw, len(group))
+            if position == 0 or not keys:
+                order = np.random.default_rng((self.seed, number, times)).permutation(group)
+            keys.append(times * len(self.dataset) + int(order[position]))
+        return keys

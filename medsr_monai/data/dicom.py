@@ -1,4 +1,4 @@
-"""DICOM series: recognise one and refuse what cannot be read as one rectangular volume."""
+"""DICOM series and single images: recognise them, refuse what cannot be read as one rectangular volume or one image."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pydicom
+import pydicom.misc
 from pydicom.errors import InvalidDicomError
 
-__all__ = ["check_series", "is_dicom_folder"]
+__all__ = ["check_series", "is_dicom_file", "is_dicom_folder", "is_flat_image", "read_dicom_image"]
 
 GEOMETRY = ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing")
 POSITION_TOLERANCE = 0.1
@@ -18,7 +19,8 @@ POSITION_TOLERANCE = 0.1
 
 def _headers(folder: str | os.PathLike) -> list[pydicom.Dataset]:
     headers = []
-    for path in sorted(p for p in Path(folder).iterdir() if p.is_file() and not p.name.startswith(".")):
+    files = [Path(folder)] if Path(folder).is_file() else Path(folder).iterdir()
+    for path in sorted(p for p in files if p.is_file() and not p.name.startswith(".")):
         try:
             header = pydicom.dcmread(path, stop_before_pixels=True)
         except (InvalidDicomError, OSError):
@@ -43,8 +45,69 @@ def is_dicom_folder(path: str | os.PathLike) -> bool:
     return False
 
 
+def is_dicom_file(path: str | os.PathLike) -> bool:
+    """Whether ``path`` is a file that begins as DICOM files do, whatever its name."""
+    path = Path(path)
+    return path.is_file() and bool(pydicom.misc.is_dicom(path))
+
+
+def is_flat_image(path: str | os.PathLike) -> bool:
+    """Whether what a DICOM file or folder holds is no part of a volume: images that do not state their place.
+
+    So it is with ultrasound, endoscopy and X-rays.
+    """
+    headers = _headers(path)
+    return bool(headers) and not any(h.get("ImagePositionPatient") for h in headers)
+
+
+def read_dicom_image(path: str | os.PathLike) -> tuple[np.ndarray, tuple[float, float] | None]:
+    """Stored pixels [rows, columns] or [rows, columns, 3] of a DICOM file, and their width and height in mm.
+
+    Rescale slope and intercept are not applied. Of MONOCHROME1, whose low values are bright, the inverse is returned.
+    The size is PixelSpacing, or None. Pixels are uint8 or uint16; signed if there are negative ones.
+
+    Raises:
+        ValueError: not a DICOM image, several frames, a palette, more than 16 bits, or a compression that no installed
+            library reads.
+    """
+    try:
+        header = pydicom.dcmread(path)
+    except (InvalidDicomError, OSError) as error:
+        raise ValueError(f"{path}: cannot be read as a DICOM image: damaged or misnamed?") from error
+    if "PixelData" not in header:
+        raise ValueError(f"{path}: a DICOM file without an image (a DICOMDIR or a report?)")
+    if int(header.get("NumberOfFrames", 1)) > 1:
+        raise ValueError(f"{path}: DICOM with {header.NumberOfFrames} frames, save each as an image of its own")
+    photometric = str(header.get("PhotometricInterpretation"))
+    if photometric == "PALETTE COLOR":
+        raise ValueError(f"{path}: DICOM with a colour palette, convert it to RGB first")
+    try:
+        pixels = _pixels(header)
+    except MemoryError:
+        raise
+    except Exception as error:  # codecs raise many kinds
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"{path}: the DICOM image cannot be decoded ({reason})") from error
+    if pixels.dtype.kind not in "ui" or header.BitsStored > 16:
+        raise ValueError(f"{path}: DICOM with {header.BitsStored} bits a pixel, expected up to 16")
+    if photometric == "MONOCHROME1":
+        pixels = (2**header.BitsStored - 1 if header.PixelRepresentation == 0 else -1) - pixels
+    if pixels.min() >= 0:
+        pixels = pixels.astype(np.uint8 if header.BitsAllocated == 8 else np.uint16)
+    edges = header.get("PixelSpacing")
+    return pixels, (float(edges[1]), float(edges[0])) if edges and min(map(float, edges)) > 0 else None
+
+
+def _pixels(header: pydicom.Dataset) -> np.ndarray:
+    if header.get("SamplesPerPixel", 1) == 1:
+        return header.pixel_array
+    from pydicom.pixels import pixel_array  # of pydicom 3, which turns YBR to RGB
+
+    return pixel_array(header)
+
+
 def check_series(folder: str | os.PathLike) -> int:
-    """Refuse a DICOM folder whose slices are not one evenly spaced, perpendicular stack.
+    """Refuse a DICOM folder (or file) whose slices are not one evenly spaced, perpendicular stack.
 
     Returns:
         The number of slices.

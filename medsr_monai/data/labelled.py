@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from medsr_monai.data.pictures import is_picture
+from medsr_monai.data.pictures import is_picture, with_slices
 from medsr_monai.data.volumes import (
     SUFFIXES,
     DataLists,
@@ -30,7 +30,7 @@ def _files(folder: Path) -> dict[str, Path]:
     return {
         name: path
         for name, path in found.items()
-        if (name.lower().endswith(SUFFIXES) or is_picture(name)) and not re.search(r"(^|/)\.", name)
+        if (name.lower().endswith(SUFFIXES) or is_picture(path)) and not re.search(r"(^|/)\.", name)
     }
 
 
@@ -42,14 +42,14 @@ def list_pairs(
     r"""Items of the files below ``images/`` and the files of the same names below ``labels/``, sorted by name.
 
     Args:
-        dataset_dir: folder that holds both; the files are NIfTI or FreeSurfer volumes or PNG pictures of slices.
+        dataset_dir: folder that holds both; the files are NIfTI or FreeSurfer volumes or pictures of slices.
         subject_pattern: regular expression whose match at the start of a file name is the subject (its first group
             if it has one), such as ``SC-[A-Z-]+\d+``. Without one, a subject is a BIDS label (``sub-01``) anywhere in
             the path, else a folder directly below ``images/``, else a file.
         label_map: replaced labels, such as ``{"255": 1}``, for :class:`medsr_monai.data.LoadLabeld`.
 
     Returns:
-        ``{"image": path, "label": path, "subject": str}``; of a PNG picture also ``slices``, its only one; also
+        ``{"image": path, "label": path, "subject": str}``; of a picture also ``slices``, its only one; also
         ``label_map`` if there is one.
 
     Raises:
@@ -65,7 +65,7 @@ def list_pairs(
             f"{root}: {here}/{alone[0]} has no {there}/{alone[0]} ({len(alone)} such files): names must be equal"
         )
     if not images:
-        raise FileNotFoundError(f"{root / 'images'}: no volume ({', '.join(SUFFIXES)}) and no .png in this folder")
+        raise FileNotFoundError(f"{root / 'images'}: no volume ({', '.join(SUFFIXES)}) and no picture in this folder")
     items = []
     for name, path in images.items():
         item = {"image": str(path), "label": str(labels[name])}
@@ -84,10 +84,7 @@ def _completed(item: dict, label_map: Mapping[str, int] | None) -> dict:
         raise ValueError(f"{item['image']}: the datalist names no label for it, which segmentation learns from")
     if label_map:
         item = {"label_map": dict(label_map)} | item
-    image = item["image"]
-    if is_picture(image[0] if isinstance(image, (list, tuple)) else image):
-        item = {"slices": {"axial": [0]}} | item
-    return item
+    return with_slices(item)
 
 
 def split_labelled(
@@ -129,7 +126,7 @@ def split_labelled(
         return split
     if subject_pattern is None and any(is_picture(item["image"]) for item in items):
         raise ValueError(
-            f"{dataset_dir}: PNG pictures of one subject must not be on both sides of the split: give subject_pattern, "
+            f"{dataset_dir}: pictures of one subject must not be on both sides of the split: give subject_pattern, "
             "a regular expression for the subject at the start of a file name, or a validation_dir"
         )
     subjects: dict[str, list[dict]] = {}

@@ -6,7 +6,6 @@ import os
 from pathlib import Path
 
 from medsr_monai.data.dicom import is_dicom_folder
-from medsr_monai.data.pictures import is_picture
 from medsr_monai.data.volumes import find_volumes, volume_name
 
 __all__ = ["match_results"]
@@ -21,7 +20,7 @@ def match_results(
 
     Of two folders the files pair whose paths below them are equal without suffix; a result's or label map's name may go
     on after ``_``, ``-`` or ``.``: ``sub-1_sr.nii.gz`` is the result for ``sub-1.nii.gz``. The longest fitting name
-    counts. Volumes and PNG pictures are taken, hidden files are left out.
+    counts. Volumes and pictures are taken, hidden files are left out.
 
     Args:
         pred: file or folder of results, by whatever system.
@@ -39,7 +38,7 @@ def match_results(
     single = [not Path(p).is_dir() or is_dicom_folder(p) for p in paths]
     if all(single):
         names = ("pred", "ref", "label")
-        return [{"case": _stem(ref)} | {name: str(p) for name, p in zip(names, paths, strict=False)}]
+        return [{"case": volume_name(ref)} | {name: str(p) for name, p in zip(names, paths, strict=False)}]
     if any(single):
         raise ValueError(
             f"{paths[single.index(True)]} is one image and {paths[single.index(False)]} a folder of images: give files "
@@ -62,16 +61,12 @@ def match_results(
     return list(cases.values())
 
 
-def _stem(path: str | os.PathLike) -> str:
-    return Path(path).stem if is_picture(path) else volume_name(path)
-
-
 def _by_name(folder: str | os.PathLike) -> dict[str, Path]:
     """Files of a folder by their path below it, without suffix."""
     files: dict[str, Path] = {}
     for found in find_volumes(folder, pictures=True):
         path = Path(found)
-        name = (path.relative_to(folder).parent / _stem(path)).as_posix()
+        name = (path.relative_to(folder).parent / volume_name(path)).as_posix()
         if name in files:
             raise ValueError(f"{path}: {files[name]} has the same name but for its suffix, move one of them away")
         files[name] = path

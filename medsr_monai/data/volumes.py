@@ -18,8 +18,16 @@ from monai.data.folder_layout import default_name_formatter
 from monai.transforms import LoadImage, MapLabelValue, MapTransform, SaveImage, SaveImaged
 
 from medsr_monai.atomic import written_atomically
-from medsr_monai.data.dicom import check_series, is_dicom_folder
-from medsr_monai.data.pictures import IMAGE_MODES, LABEL_MODES, is_picture, load_picture
+from medsr_monai.data.dicom import check_series, is_dicom_file, is_dicom_folder, is_flat_image
+from medsr_monai.data.pictures import (
+    PICTURE_SUFFIXES,
+    find_pictures,
+    is_picture,
+    load_picture,
+    output_suffix,
+    with_slices,
+    write_picture,
+)
 from medsr_monai.transforms.geometry import outer_corners, spacing
 
 __all__ = [
@@ -55,7 +63,7 @@ MAX_SHEAR = 0.01
 def volume_name(path: str | os.PathLike) -> str:
     """File name without its image suffix: ``sub-1_T1w.nii.gz`` gives ``sub-1_T1w``."""
     name = Path(path).name
-    suffixes = sorted((*SUFFIXES, PAIR_SUFFIX), key=len, reverse=True)
+    suffixes = sorted((*SUFFIXES, PAIR_SUFFIX, *PICTURE_SUFFIXES, ".dcm"), key=len, reverse=True)
     suffix = next((s for s in suffixes if name.lower().endswith(s)), "")
     return name[: len(name) - len(suffix)]
 
@@ -65,7 +73,7 @@ def find_volumes(folder: str | os.PathLike, pictures: bool = False) -> list[str]
 
     Args:
         folder: searched with the folders below it.
-        pictures: find PNG files too.
+        pictures: find pictures too, see :func:`medsr_monai.data.find_pictures`.
 
     Raises:
         FileNotFoundError: no such folder, or no volume in it.
@@ -73,27 +81,43 @@ def find_volumes(folder: str | os.PathLike, pictures: bool = False) -> list[str]
     root = Path(folder)
     if not root.is_dir():
         raise FileNotFoundError(f"{root}: no such folder")
-    found = sorted(
-        str(p)
-        for p in root.rglob("*")
-        if (p.name.lower().endswith(SUFFIXES) or (pictures and is_picture(p)))
-        and not any(part.startswith(".") for part in p.relative_to(root).parts)
-    )
+    found = _volumes_below(root)
+    if pictures:
+        found = sorted([*found, *find_pictures(root)])
     if not found:
-        also = " and no .png" if pictures else ""
+        also = f" and no picture ({', '.join(PICTURE_SUFFIXES)})" if pictures else ""
         raise FileNotFoundError(f"{root}: no volume ({', '.join(SUFFIXES)}){also} in this folder")
     return found
 
 
+def _volumes_below(root: Path) -> list[str]:
+    return sorted(
+        str(p)
+        for p in root.rglob("*")
+        if p.name.lower().endswith(SUFFIXES) and not any(part.startswith(".") for part in p.relative_to(root).parts)
+    )
+
+
 def list_volumes(dataset_dir: str | os.PathLike) -> list[dict[str, str]]:
-    """MONAI data list with the key ``image``: the volumes below a folder, or the folder itself if it is a DICOM series.
+    """MONAI data list with the key ``image``: the folder itself if it is a DICOM series, else what lies below it.
+
+    These are its volumes; where there is none, its pictures (see :func:`medsr_monai.data.find_pictures`). Pictures
+    beside volumes are taken for figures of them, and left alone.
 
     Raises:
-        FileNotFoundError: no such folder, or no volume in it.
+        FileNotFoundError: no such folder, or neither volume nor picture in it.
     """
-    if is_dicom_folder(dataset_dir):
+    root = Path(dataset_dir)
+    if not root.is_dir():
+        raise FileNotFoundError(f"{root}: no such folder")
+    if is_dicom_folder(root) and not is_flat_image(root):
         return [{"image": str(dataset_dir)}]
-    return [{"image": path} for path in find_volumes(dataset_dir)]
+    found = _volumes_below(root) or find_pictures(root)
+    if not found:
+        raise FileNotFoundError(
+            f"{root}: no volume ({', '.join(SUFFIXES)}) and no picture ({', '.join(PICTURE_SUFFIXES)}) in this folder"
+        )
+    return [{"image": path} for path in found]
 
 
 def check_nifti(path: str | os.PathLike, frame: int | None = None) -> None:
@@ -255,8 +279,8 @@ class LoadVolumed(MapTransform):
     Args:
         keys: hold a path each, or a list of paths.
         frame: of a 4D file, counted from 0.
-        pictures: read PNG files too, as volumes of one slice (see :func:`medsr_monai.data.load_picture`); without
-            it they are refused, since they hold no geometry.
+        pictures: read pictures too, as volumes of one slice (see :func:`medsr_monai.data.load_picture`); without it
+            they are refused, since they hold no geometry, and a single DICOM file is read as a volume of one slice.
 
     Raises:
         FileNotFoundError, ValueError: see :func:`check_nifti` and
@@ -264,7 +288,7 @@ class LoadVolumed(MapTransform):
             files without a stated orientation, and files of a list that do not lie in the grid of its first.
     """
 
-    picture_modes = IMAGE_MODES
+    labels = False
 
     def __init__(
         self,
@@ -300,9 +324,11 @@ class LoadVolumed(MapTransform):
 
     def _load_file(self, path: str | os.PathLike, orientation: str | None) -> MetaTensor:
         if self.pictures and is_picture(path):
-            return load_picture(path, self.picture_modes)
+            if self.frame not in (None, 0):
+                raise ValueError(f"{path}: frame {self.frame} asked for, a picture has frame 0 only")
+            return load_picture(path, self.labels)
         slices = None
-        if is_dicom_folder(path):
+        if is_dicom_folder(path) or is_dicom_file(path):
             slices = check_series(path)
             # the pixel type of the first slice would truncate the others where rescale slopes differ
             reader = ITKReader(pixel_type=itk.F)
@@ -343,7 +369,7 @@ class LoadLabeld(LoadVolumed):
             of other classes.
     """
 
-    picture_modes = LABEL_MODES
+    labels = True
 
     def __init__(
         self,
@@ -413,7 +439,8 @@ def _name_parts(meta: dict, saver: SaveImage) -> dict:
 class SaveVolumed(SaveImaged):
     """MONAI's ``SaveImaged`` for one NIfTI file per volume, in the grid that the volume has.
 
-    ``<output_dir>/<folders below data_root_dir>/<name>_<postfix>.nii.gz``
+    ``<output_dir>/<folders below data_root_dir>/<name>_<postfix>.nii.gz``; what was read from a picture can be written
+    as one, ``.png``, or ``.tif`` if it was TIFF.
 
     Args:
         keys: ``MetaTensor`` volumes [C, X, Y, Z].
@@ -422,6 +449,7 @@ class SaveVolumed(SaveImaged):
         data_root_dir: folder below which the input's folders are kept in the output.
         overwrite: replace an existing file.
         output_dtype: of the voxels in the file.
+        pictures: write pictures by :func:`medsr_monai.data.write_picture`, in the type that their pixels had.
 
     Raises:
         FileExistsError: the file is there and ``overwrite`` is False.
@@ -435,6 +463,7 @@ class SaveVolumed(SaveImaged):
         data_root_dir: str = "",
         overwrite: bool = False,
         output_dtype: type = np.float32,
+        pictures: bool = False,
     ) -> None:
         super().__init__(
             keys,
@@ -450,14 +479,26 @@ class SaveVolumed(SaveImaged):
             print_log=False,
         )
         self.overwrite = overwrite
+        self.pictures = pictures
 
     def __call__(self, data: Mapping[Hashable, MetaTensor]) -> dict[Hashable, MetaTensor]:
+        pictures = {}
         for key in self.key_iterator(data):
-            parts = self.saver.fname_formatter(data[key].meta, self.saver)
+            meta = data[key].meta
+            parts = self.saver.fname_formatter(meta, self.saver)
             path = Path(self.saver.folder_layout.filename(**parts))
+            if self.pictures and "picture" in meta:
+                name = path.name.removesuffix(".nii.gz") + output_suffix(meta["filename_or_obj"])
+                path = pictures[key] = path.with_name(name)
             if path.exists() and not self.overwrite:
                 raise FileExistsError(f"{path}: exists, choose another output_dir or set overwrite to true")
-        return super().__call__(data)
+        d = dict(data)
+        for key in self.key_iterator(d):
+            if key in pictures:
+                write_picture(d[key], pictures[key])
+            else:
+                d[key] = self.saver(d[key])
+        return d
 
 
 def subject_name(path: Path, root: Path, base: Path) -> str:
@@ -524,7 +565,7 @@ def split_volumes(
         content = json.loads(Path(datalist).read_text())
         parts += [part for part in ("test", "prior") if content.get(part)]
         lists = {part: load_decathlon_datalist(str(datalist), True, part, str(dataset_dir)) for part in parts}
-        split = DataLists(lists)
+        split = DataLists({part: [with_slices(item) for item in items] for part, items in lists.items()})
         try:
             check_subjects(split)
         except ValueError as error:

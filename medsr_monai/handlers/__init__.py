@@ -14,6 +14,7 @@ from .checkpoints import (
 from .evaluation import ReportDice, ReportSlices
 from .gradient_penalty import GradientPenalty
 from .linear_decay import LinearDecay
+from .modality import ModalityMetric
 from .prior import PriorLoader
 from .process_group import leave_process_group
 from .sample_grid import SampleGrid

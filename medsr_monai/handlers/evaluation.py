@@ -26,6 +26,8 @@ logger = logging.getLogger(__name__)
 SEGMENTATION = "segmentation"
 """Key of a slice's label map, in a batch whose ``label`` is the high-resolution slice."""
 BICUBIC = "bicubic"
+UNKNOWN = "unknown"
+"""Modality of slices whose item names none, see medsr_monai.data.SliceDataset."""
 
 
 def _gathered(part: object) -> list | None:
@@ -48,7 +50,8 @@ class ReportSlices:
     Image quality always; FID and the Dice of a frozen U-Net's predictions where their networks are given. The slices go
     into them as they are scaled, so choose the intensity scaling that the U-Net was trained with. A slice's label map
     is what the batch has under ``segmentation``. See :class:`medsr_monai.metrics.SliceEvaluation` for the columns and
-    its ``write`` for the files, which are written when the evaluation ends; the pooled table is logged too.
+    its ``write`` for the files, which are written when the evaluation ends; the pooled table is logged too, and the one
+    by modality where the items of the data name theirs.
 
     Args:
         output_dir: made if missing.
@@ -114,7 +117,10 @@ class ReportSlices:
                         prior.to(image.device)
             cubic = F.interpolate(image[None], scale_factor=self.scale, mode="bicubic", align_corners=False)[0]
             preds = {self.interpolation: cubic, self.method: pred}
-            self.evaluation.add(_key(item, self.evaluation.group_by), label, preds, item.get(SEGMENTATION))
+            modality = item.get("modality", UNKNOWN)
+            named = {} if modality == UNKNOWN else {"modality": modality}
+            key = _key(item, self.evaluation.group_by) | named
+            self.evaluation.add(key, label, preds, item.get(SEGMENTATION))
 
     def write(self, engine: Engine) -> None:
         """Gather the rows of all processes and write the files."""
@@ -128,7 +134,8 @@ class ReportSlices:
             extra[self.method] = network_figures(self.network, self.first, amp=engine.amp)
         pooled = self.evaluation.pooled(extra)
         self.evaluation.write(self.folder, pooled)
-        logger.info("%d slices, see %s\n%s", self.evaluation.slices(), self.folder, markdown_table(pooled))
+        tables = [markdown_table(rows) for rows in (pooled, self.evaluation.modalities()) if rows]
+        logger.info("%d slices, see %s\n%s", self.evaluation.slices(), self.folder, "\n\n".join(tables))
 
 
 class ReportDice:

@@ -81,22 +81,22 @@ class PlaneInferer(SliceInferer):
             progress=progress,
         )
 
-    def resolve(self, affine: torch.Tensor) -> str:
-        """Plane that a volume with this 4x4 affine is cut in."""
+    def resolve(self, affine: torch.Tensor, shape: Sequence[int] | None = None) -> str:
+        """Plane that a volume with this 4x4 affine and shape is cut in."""
         if self.plane != "auto":
             return self.plane
-        plane = sharp_plane(affine)
+        plane = sharp_plane(affine, shape)
         if plane != self.through:
             return plane
         return next(name for name in PLANES if name != self.through)
 
     def describe(self, image: MetaTensor) -> str:
         """What will be done to a volume [C, X, Y, Z], in words."""
-        return f"plane {self.resolve(image.affine)}{' (auto)' if self.plane == 'auto' else ''}"
+        return f"plane {self.resolve(image.affine, image.shape[1:])}{' (auto)' if self.plane == 'auto' else ''}"
 
-    def axes(self, affine: torch.Tensor) -> tuple[int, int, int]:
+    def axes(self, affine: torch.Tensor, shape: Sequence[int] | None = None) -> tuple[int, int, int]:
         """Array axes as (across the slices, slice rows, slice columns)."""
-        across = plane_axis(affine, self.resolve(affine))
+        across = plane_axis(affine, self.resolve(affine, shape))
         rows, columns = (axis for axis in range(3) if axis != across)
         if self.through is not None and plane_axis(affine, self.through) == rows:
             rows, columns = columns, rows
@@ -119,9 +119,9 @@ class PlaneInferer(SliceInferer):
         if isinstance(inputs, MetaTensor):
             affines = inputs.affine.reshape(-1, 4, 4)
             affine = affines[0]
-            if len({self.axes(a) for a in affines}) > 1:
+            if len({self.axes(a, inputs.shape[2:]) for a in affines}) > 1:
                 raise ValueError("volumes of one batch differ in orientation: use batches of one volume")
-        axes = self.axes(affine)
+        axes = self.axes(affine, inputs.shape[2:])
         order = (0, 1, *(axis + 2 for axis in axes))
         inverse = tuple(int(i) for i in torch.tensor(order).argsort())
         data = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs

@@ -123,7 +123,7 @@ class SliceEvaluation:
         """Measure one slice.
 
         Args:
-            key: ``case``, ``plane`` and ``slice``, and what else ``group_by`` names.
+            key: ``case``, ``plane`` and ``slice``, what else ``group_by`` names, and, where it is known, ``modality``.
             label: the reference [C, H, W], intensities scaled to about [0, 1].
             preds: results [C, H, W] by method, any name but "HR".
             segmentation: label map [1, H, W].
@@ -187,7 +187,7 @@ class SliceEvaluation:
 
     def table(self) -> SliceTable:
         """Rows of all slices and methods; the summary is by volume, plane and method."""
-        other = {"case", "plane", "slice", "method", *self.group_by, "dice_against", *FOREGROUND}
+        other = {"case", "plane", "slice", "method", "modality", *self.group_by, "dice_against", *FOREGROUND}
         values = [n for n in self.rows[0] if n not in other and not n.startswith(("both_", "pred_", "label_"))]
         table = SliceTable((*self.group_by, "method"), values)
         table.extend(self.rows)
@@ -196,6 +196,10 @@ class SliceEvaluation:
     def groups(self) -> list[dict]:
         """One row per volume, plane (or what ``group_by`` names) and method."""
         return self._summary((*self.group_by, "method"))
+
+    def modalities(self) -> list[dict]:
+        """One row per modality and method; none where no slice names its modality."""
+        return self._summary(("modality", "method")) if any("modality" in row for row in self.rows) else []
 
     def pooled(self, extra: Mapping[str, Mapping] | None = None) -> list[dict]:
         """One row per method, over all slices; with the FID.
@@ -236,9 +240,9 @@ class SliceEvaluation:
     def write(self, folder: str | Path, pooled: Sequence[dict]) -> None:
         """Write ``slices.csv`` (a row per slice and method), ``summary.csv``, ``summary.md`` and ``summary.json``.
 
-        ``summary.csv`` has the pooled rows ("all" in the columns of ``group_by``) and those of every volume and plane,
-        all digits; ``summary.md`` the same as tables, mean (standard deviation); ``summary.json`` both lists, with null
-        for what is not finite.
+        ``summary.csv`` has the pooled rows and those of every modality ("all" in the columns of ``group_by``), and
+        those of every volume and plane, all digits; ``summary.md`` the same as tables, mean (standard deviation);
+        ``summary.json`` all lists, with null for what is not finite.
 
         Args:
             folder: made if missing.
@@ -246,14 +250,16 @@ class SliceEvaluation:
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        groups = self.groups()
+        groups, modalities = self.groups(), self.modalities()
         write_rows(self.rows, folder / "slices.csv")
         everything = dict.fromkeys(self.group_by, "all")
-        write_rows([everything | row for row in pooled] + groups, folder / "summary.csv")
-        tables = {f"Over all {self.slices()} slices": pooled, "By volume and plane": groups}
+        write_rows([everything | row for row in [*pooled, *modalities]] + groups, folder / "summary.csv")
+        tables = {f"Over all {self.slices()} slices": pooled, "By modality": modalities, "By volume and plane": groups}
+        tables = {title: rows for title, rows in tables.items() if rows}
         text = (f"{title}: mean (standard deviation)\n\n{markdown_table(rows)}\n" for title, rows in tables.items())
         (folder / "summary.md").write_text("\n".join(text))
-        content = {"slices": self.slices(), "border": self.border, "pooled": pooled, "groups": groups}
+        lists = {"pooled": pooled, "modalities": modalities, "groups": groups}
+        content = {"slices": self.slices(), "border": self.border} | {k: rows for k, rows in lists.items() if rows}
         (folder / "summary.json").write_text(json.dumps(_finite(content), indent=2, allow_nan=False) + "\n")
 
 

@@ -73,10 +73,13 @@ class SliceTable:
         self.rows.extend(rows)
 
     def groups(self, group_by: Sequence[str] | None = None) -> dict[tuple, list[dict]]:
-        """Rows by what they have in the columns ``group_by`` (default: the table's), in order of first appearance."""
+        """Rows by what they have in the columns ``group_by`` (default: the table's), in order of first appearance.
+
+        What a row does not have is None.
+        """
         groups: dict[tuple, list[dict]] = {}
         for row in self.rows:
-            groups.setdefault(tuple(row[k] for k in group_by or self.group_by), []).append(row)
+            groups.setdefault(tuple(row.get(k) for k in group_by or self.group_by), []).append(row)
         return groups
 
     def summary(self, group_by: Sequence[str] | None = None) -> list[dict]:

@@ -19,7 +19,7 @@ def records_arguments(cls: Network) -> Network:
     `.arguments` is `{"_target_": "medsr_monai.networks.<Class>", <argument>: <value>, ...}`, defaults included, of
     plain numbers, strings, bools and lists: `json.dumps` writes it and `torch.load(weights_only=True)` reads it. An
     argument left at None ("choose for me") is recorded as what the network chose: its attribute of that name. Those
-    named in the class's `unrecorded`, which only choose the first weights, are left out.
+    named in the class's `unrecorded`, which do not matter to trained weights, are left out.
 
     Raises:
         TypeError: an argument is not such a plain value.

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medsr_monai.networks.arguments import records_arguments
-from medsr_monai.networks.blocks.deformable import DeformableConv2d
+from medsr_monai.networks.blocks.deformable import DeformableConv2d, use_grid_sample
 from medsr_monai.networks.blocks.non_local import NonLocal
 from medsr_monai.networks.blocks.patch_transformer import PatchTransformer
 from medsr_monai.networks.blocks.upsample import Upsample, enlarge, require_equal_channels, scale_per_axis
@@ -71,7 +71,8 @@ class LGSR(nn.Module):
     Export. `torch.jit.script` compiles it for any size; who loads the file must `import torchvision` first.
     `torch.onnx.export(..., dynamo=True, opset_version=19)` writes it with ONNX's DeformConv, which onnxruntime runs,
     for the size of the example, or for all multiples of the patch as `dynamic_shapes`. After
-    `blocks.deformable.use_grid_sample(network)` neither torchvision nor DeformConv is needed. Results agree to 1e-5.
+    `blocks.deformable.use_grid_sample(network)`, or with `grid_sample`, neither torchvision nor DeformConv is needed.
+    Results agree to 1e-5.
     In ONNX the non-local stage does hold the whole matrix of all pairs of pixels, 340 MB at 96 x 96: export for tiles.
     Not possible: the older exporter, `dynamo=False`, refuses the deformable operator, and `torch.jit.trace` fixes
     the padding of one size.
@@ -104,6 +105,8 @@ class LGSR(nn.Module):
         mlp_ratio: hidden width of its perceptrons, as a multiple of hidden_size.
         order: "pixel_patch" (non-local, then transformer), "patch_pixel", or "parallel" (both on L).
         bicubic_residual: add the bicubic enlargement of the input, and start with a last convolution of zeros.
+        grid_sample: read in deformable convolutions by torch's grid_sample, the faster form on a CPU; weights and
+            `arguments` do not depend on it.
 
     Raises:
         ValueError: unsupported scale, local or order; offset_groups does not divide embed_dim, or num_heads
@@ -111,6 +114,7 @@ class LGSR(nn.Module):
     """
 
     __constants__ = ("bicubic_residual", "parallel")
+    unrecorded = ("grid_sample",)
     minimum_size = 1
 
     def __init__(
@@ -134,6 +138,7 @@ class LGSR(nn.Module):
         mlp_ratio: float = 2.0,
         order: str = "pixel_patch",
         bicubic_residual: bool = True,
+        grid_sample: bool = False,
     ) -> None:
         super().__init__()
         for name, value, choices in (("local", local, LOCAL), ("order", order, ORDERS)):
@@ -166,6 +171,8 @@ class LGSR(nn.Module):
         if bicubic_residual:
             nn.init.zeros_(self.last.weight)
             nn.init.zeros_(self.last.bias)
+        if grid_sample and local != "conv":
+            use_grid_sample(self)
 
     def forward(self, x: Tensor) -> Tensor:
         """Super-resolve [B, in_channels, H, W] -> [B, out_channels, H * rows, W * columns]."""

@@ -1,4 +1,5 @@
 from .augmentation import AugmentImages
+from .colour import MergeChromad, SplitLumad
 from .degradation import METHODS, RandDegraded, degradation_matrix, degrade
 from .geometry import (
     AXES,

@@ -79,17 +79,21 @@ def plane_axis(affine: np.ndarray | torch.Tensor, plane: str) -> int:
     return int(np.flatnonzero(nibabel.io_orientation(_affine(affine))[:, 0] == PLANES.index(plane))[0])
 
 
-def sharp_plane(affine: np.ndarray | torch.Tensor) -> str:
-    """Plane that the volume was acquired in, by voxel size: axial where voxels are isotropic.
+def sharp_plane(affine: np.ndarray | torch.Tensor, shape: Sequence[int] | None = None) -> str:
+    """Plane that a volume was acquired in, by voxel size: axial where voxels are isotropic.
 
     One voxel edge clearly longer than the others is the slice thickness, and the plane across it has the finest pixels.
-    Square pixels that are larger than the slice is thick are the exception, as after an in-plane degradation.
+    Square pixels that are larger than the slice is thick are the exception, as after an in-plane degradation. Of a
+    single slice, which ``shape`` tells, it is that slice's plane.
     """
     edges = spacing(affine)
     short, middle, long = np.sort(edges)
-    if long < ISOTROPIC_RATIO * short:
+    if shape is not None and list(shape).count(1) == 1:
+        across = list(shape).index(1)
+    elif long < ISOTROPIC_RATIO * short:
         return "axial"
-    across = edges.argmin() if long < SQUARE_RATIO * middle else edges.argmax()
+    else:
+        across = edges.argmin() if long < SQUARE_RATIO * middle else edges.argmax()
     return PLANES[int(nibabel.io_orientation(_affine(affine))[int(across), 0])]
 
 

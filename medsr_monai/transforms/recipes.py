@@ -20,6 +20,7 @@ from monai.transforms import (
 from monai.utils import ensure_tuple_rep
 
 from medsr_monai.data.volumes import LoadLabeld, LoadVolumed, SaveVolumed
+from medsr_monai.transforms.colour import MergeChromad, SplitLumad
 from medsr_monai.transforms.degradation import RandDegraded
 from medsr_monai.transforms.geometry import MatchCornersd, SyncRefMetad
 from medsr_monai.transforms.intensity import RestoreIntensityd, ScaleVolumed
@@ -44,9 +45,10 @@ def load_volume(
     frame: int | None = None,
     label_key: str | None = None,
     classes: int | None = None,
-    pictures: bool = False,
+    pictures: bool = True,
+    luma: bool = True,
 ) -> Compose:
-    """Read a NIfTI file or a DICOM folder as a float32 ``MetaTensor`` [1, X, Y, Z], scaled to about [0, 1].
+    """Read a NIfTI file, a DICOM folder or a picture as a float32 ``MetaTensor`` [1, X, Y, Z], scaled to about [0, 1].
 
     A list of files, such as modalities, gives [C, X, Y, Z], each channel with its own range.
 
@@ -59,10 +61,14 @@ def load_volume(
         frame: of a 4D file, counted from 0.
         label_key, classes: key of a label map to be read too and how many labels it may have, see
             :class:`medsr_monai.data.LoadLabeld`.
-        pictures: read PNG files too, see :class:`medsr_monai.data.LoadVolumed`.
+        pictures: read pictures too, see :class:`medsr_monai.data.LoadVolumed`.
+        luma: of a colour picture keep the luma only, see :class:`medsr_monai.transforms.SplitLumad`; False gives its
+            three channels, each with its own range.
     """
     labels = [] if label_key is None else [LoadLabeld(label_key, classes=classes, pictures=pictures)]
-    return Compose([LoadVolumed(key, frame=frame, pictures=pictures), ScaleVolumed(key, mode=intensity), *labels])
+    split = [SplitLumad(key)] if luma else []
+    load = LoadVolumed(key, frame=frame, pictures=pictures)
+    return Compose([load, *split, ScaleVolumed(key, mode=intensity), *labels])
 
 
 def inference_postprocessing(
@@ -73,15 +79,18 @@ def inference_postprocessing(
     key: str = "pred",
     ref_key: str = "image",
 ) -> Compose:
-    """From network output to a volume on disk: geometry, intensities, saving, MONAI Label.
+    """From network output to a volume or picture on disk: geometry, intensities, colours, saving, MONAI Label.
 
     Args:
         output_dir, data_root_dir, overwrite, postfix: see :class:`medsr_monai.data.SaveVolumed`; ``output_dir=None``
             leaves saving to the caller.
         key, ref_key: keys of the output and of the preprocessed input.
     """
-    save = [] if output_dir is None else [SaveVolumed(key, output_dir, postfix, data_root_dir, overwrite)]
-    return Compose([MatchCornersd(key, ref_key), RestoreIntensityd(key, ref_key), *save, SyncRefMetad(ref_key, key)])
+    save = []
+    if output_dir is not None:
+        save = [SaveVolumed(key, output_dir, postfix, data_root_dir, overwrite, pictures=True)]
+    restore = [MatchCornersd(key, ref_key), RestoreIntensityd(key, ref_key), MergeChromad(key)]
+    return Compose([*restore, *save, SyncRefMetad(ref_key, key)])
 
 
 def label_map_postprocessing(

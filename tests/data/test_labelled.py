@@ -32,7 +32,7 @@ def test_pairs_by_name(tmp_path):
         "images/a.mgz", "images/b/2.nii.gz", "images/sub-07_T1w.nii", "images/x.png"
     ]  # fmt: skip
     assert all(i["label"] == i["image"].replace("/images/", "/labels/") for i in items)
-    assert subjects(items) == ["a", "b", "sub-07", "x.png"]
+    assert subjects(items) == ["a", "b", "sub-07", "x"]
     assert [i.get("slices") for i in items] == [None, None, None, {"axial": [0]}]
     assert "label_map" not in items[0]
     assert list_pairs(tmp_path, label_map={"255": 1})[0]["label_map"] == {"255": 1}
@@ -57,7 +57,7 @@ def test_partners_must_be_there(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"labels/a.png has no images/a.png"):
         list_pairs(tmp_path)
     (tmp_path / "labels" / "a.png").unlink()
-    with pytest.raises(FileNotFoundError, match=r"images: no volume .* and no .png in this folder"):
+    with pytest.raises(FileNotFoundError, match=r"images: no volume .* and no picture in this folder"):
         list_pairs(tmp_path)
 
 
@@ -69,7 +69,7 @@ def test_split_by_subject(tmp_path):
     assert split == split_labelled(tmp_path, subject_pattern=PATTERN)
     assert split != split_labelled(tmp_path, subject_pattern=PATTERN, seed=1)
     assert len(split_labelled(tmp_path, subject_pattern=PATTERN, train_fraction=0.5)["training"]) == 15
-    with pytest.raises(ValueError, match=r"PNG pictures of one subject .* give subject_pattern"):
+    with pytest.raises(ValueError, match=r"pictures of one subject .* give subject_pattern"):
         split_labelled(tmp_path)
     with pytest.raises(ValueError, match=r"one subject only \(SC-N\)"):
         split_labelled(tmp_path, subject_pattern="SC-N")

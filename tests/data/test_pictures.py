@@ -1,19 +1,63 @@
-"""PNG pictures as volumes of one slice."""
+"""2D images as volumes of one slice: what is read, what is written, what is refused."""
+
+import json
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 from PIL import Image
+from pydicom.dataset import FileDataset, FileMetaDataset
+from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage, generate_uid
 
-from medsr_monai.data import LoadLabeld, LoadVolumed, is_picture, load_picture
-from medsr_monai.transforms import plane_axis
+from medsr_monai.data import (
+    LoadLabeld,
+    LoadVolumed,
+    find_pictures,
+    is_picture,
+    list_volumes,
+    load_picture,
+    output_suffix,
+    split_volumes,
+    write_picture,
+)
+from medsr_monai.transforms import MergeChromad, SplitLumad, outer_corners, plane_axis
 from medsr_monai.transforms.recipes import load_volume
 
 
-def save(path, array, mode=None):
+def save(path, array, mode=None, **options):
     picture = Image.fromarray(array)
-    (picture if mode is None else picture.convert(mode)).save(path)
+    (picture if mode is None else picture.convert(mode)).save(path, **options)
     return path
+
+
+def random(*shape, dtype=np.uint8, seed=0):
+    return np.random.default_rng(seed).integers(0, np.iinfo(dtype).max, shape, dtype, endpoint=True)
+
+
+def save_dicom(path, pixels, **tags):
+    meta = FileMetaDataset()
+    meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = SecondaryCaptureImageStorage, generate_uid()
+    meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    header = FileDataset(None, {}, file_meta=meta, preamble=b"\0" * 128)
+    header.SOPClassUID, header.SOPInstanceUID = meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID
+    header.StudyInstanceUID, header.SeriesInstanceUID, header.Modality = generate_uid(), generate_uid(), "US"
+    header.Rows, header.Columns = pixels.shape[:2]
+    header.SamplesPerPixel = 3 if pixels.ndim == 3 else 1
+    header.PhotometricInterpretation = "RGB" if pixels.ndim == 3 else "MONOCHROME2"
+    header.PlanarConfiguration, header.PixelRepresentation = 0, int(pixels.dtype.kind == "i")
+    header.BitsAllocated = header.BitsStored = 8 * pixels.dtype.itemsize
+    header.HighBit = header.BitsStored - 1
+    header.PixelData = pixels.tobytes()
+    for tag, value in tags.items():
+        setattr(header, tag, value)
+    header.save_as(path, enforce_file_format=True)
+    return path
+
+
+def pixels_of(volume):
+    """[rows, columns] or [rows, columns, 3]."""
+    return volume.as_tensor()[..., 0].permute(2, 1, 0).squeeze(-1).numpy()
 
 
 def test_a_picture_is_an_axial_slice_of_columns_and_rows(tmp_path):
@@ -22,56 +66,319 @@ def test_a_picture_is_an_axial_slice_of_columns_and_rows(tmp_path):
     assert volume.shape == (1, 3, 2, 1) and volume.dtype == torch.float32
     np.testing.assert_array_equal(volume[0, :, :, 0], pixels.T)
     assert plane_axis(volume.affine, "axial") == 2
-    # one pixel to the right is 1 mm to the patient's left, one down 1 mm to the back
-    np.testing.assert_array_equal(volume.affine @ torch.tensor([1.0, 2, 0, 1]).double(), [-1, -2, 0, 1])
+    # one pixel to the right is 1 mm to the patient's left, one down 1 mm to the back; the corner is the origin
+    np.testing.assert_array_equal(volume.affine @ torch.tensor([1.0, 2, 0, 1]).double(), [-1.5, -2.5, 0, 1])
+    np.testing.assert_array_equal(volume.affine @ torch.tensor([-0.5, -0.5, 0, 1]).double(), [0, 0, 0, 1])
 
 
-def test_16_bits_and_colour(tmp_path):
-    deep = np.array([[0, 65535], [256, 1]], dtype=np.uint16)
-    np.testing.assert_array_equal(load_picture(save(tmp_path / "deep.png", deep))[0, ..., 0], deep.T)
-    colour = np.random.default_rng(0).integers(0, 256, (4, 5, 3), dtype=np.uint8)
-    volume = load_picture(save(tmp_path / "colour.PNG", colour))
-    np.testing.assert_array_equal(volume[..., 0], colour.transpose(2, 1, 0))
+PIXELS = {
+    "grey": random(5, 7),
+    "deep grey": random(5, 7, dtype=np.uint16),
+    "colour": random(5, 7, 3),
+    "deep colour": random(5, 7, 3, dtype=np.uint16),
+}
+KEPT = [(kind, suffix) for kind in PIXELS for suffix in (".png", ".tif")]
 
 
-def test_what_is_refused(tmp_path):
-    pixels = np.random.default_rng(0).integers(0, 4, (8, 8), dtype=np.uint8)
-    palette = save(tmp_path / "palette.png", pixels, "P")
-    with pytest.raises(ValueError, match=r"pixels of the format P, expected one of L, I, I;16, RGB"):
-        load_picture(palette)
-    colour = save(tmp_path / "colour.png", pixels, "RGB")
-    with pytest.raises(ValueError, match=r"pixels of the format RGB, expected one of 1, L"):
-        LoadLabeld(pictures=True)({"label": colour})
-    (tmp_path / "text.png").write_text("no picture")
-    with pytest.raises(ValueError, match=r"text.png: cannot be read as a picture"):
-        load_picture(tmp_path / "text.png")
-    with pytest.raises(FileNotFoundError, match=r"none.png: no such file"):
-        load_picture(tmp_path / "none.png")
-    # a picture holds no geometry, so whoever needs one must not get it unasked
-    with pytest.raises(ValueError, match=r"not a volume file"):
-        LoadVolumed("image")({"image": save(tmp_path / "grey.png", pixels)})
-    assert not is_picture("a.nii.gz") and is_picture("a.dcm.PNG")
+@pytest.mark.parametrize(("kind", "suffix"), KEPT, ids=[f"{k}{s}" for k, s in KEPT])
+@pytest.mark.parametrize("dpi", [None, (254.0, 127.0)], ids=["no size", "0.1x0.2 mm"])
+def test_what_is_written_is_read_bit_by_bit(tmp_path, kind, suffix, dpi):
+    """And by other libraries too; a TIFF or PNG file without a resolution gets none."""
+    pixels = PIXELS[kind]
+    source, copy = tmp_path / "a.tiff", tmp_path / f"b{suffix}"
+    photometric = "rgb" if pixels.ndim == 3 else "minisblack"
+    options = {} if dpi is None else {"resolution": dpi, "resolutionunit": "INCH"}
+    tifffile.imwrite(source, pixels, photometric=photometric, **options)
+    volume = load_picture(source)
+    np.testing.assert_array_equal(pixels_of(volume), pixels)
+    write_picture(volume, copy)
+    again = load_picture(copy)
+    np.testing.assert_array_equal(pixels_of(again), pixels)
+    assert again.meta["picture"] == pixels.dtype.name
+    assert again.meta["picture_spacing"] == ("none" if dpi is None else "file")
+    expected = [-1, -1, 1, 1] if dpi is None else [-0.1, -0.2, 1, 1]
+    np.testing.assert_allclose(again.affine.diagonal(), expected, rtol=1e-6)
+    with Image.open(copy) as picture:
+        assert picture.size == (7, 5)
+        if dpi is not None:
+            assert picture.info["dpi"] == pytest.approx(dpi, rel=1e-4)
+        elif suffix == ".png":
+            assert "dpi" not in picture.info
+        if kind != "deep colour":  # which Pillow cuts to 8 bits
+            np.testing.assert_array_equal(np.array(picture), pixels)
+    if suffix == ".tif":
+        np.testing.assert_array_equal(tifffile.imread(copy), pixels)
 
 
-def test_palette_and_bilevel_masks_are_labels(tmp_path):
+def test_compressed_tiff_of_16_bits_of_colour(tmp_path):
+    pixels = PIXELS["deep colour"]
+    tifffile.imwrite(tmp_path / "a.tif", pixels, photometric="rgb", compression="zlib", predictor=True)
+    np.testing.assert_array_equal(pixels_of(load_picture(tmp_path / "a.tif")), pixels)
+
+
+def test_values_are_rounded_and_clipped(tmp_path):
+    volume = load_picture(save(tmp_path / "a.png", np.zeros((1, 4), np.uint8)))
+    volume[0, :, 0, 0] = torch.tensor([-3.0, 254.4, 254.6, 300.0])
+    write_picture(volume, tmp_path / "b.png")
+    assert pixels_of(load_picture(tmp_path / "b.png")).tolist() == [[0, 254, 255, 255]]
+    volume.meta["picture"] = "uint16"
+    volume[0, :, 0, 0] = torch.tensor([-3.0, 300.2, 65534.7, 1e6])
+    write_picture(volume, tmp_path / "c.png")
+    assert pixels_of(load_picture(tmp_path / "c.png")).tolist() == [[0, 300, 65535, 65535]]
+
+
+def test_jpeg(tmp_path):
+    smooth = np.add.outer(np.arange(0, 128, 2), np.arange(0, 96, 2)).astype(np.uint8)
+    colour = np.stack([smooth, 255 - smooth, smooth // 2], axis=-1)
+    for pixels in (smooth, colour):
+        volume = load_picture(save(tmp_path / "a.jpg", pixels, quality=95, dpi=(100, 200)))
+        assert np.abs(pixels_of(volume) - pixels.astype(float)).max() < 8
+        np.testing.assert_allclose(volume.affine.diagonal()[:2], [-0.254, -0.127])
+        write_picture(volume, tmp_path / "b.JPEG")
+        again = load_picture(tmp_path / "b.JPEG")
+        assert np.abs(pixels_of(again) - pixels_of(volume)).max() < 8
+        np.testing.assert_allclose(again.affine, volume.affine)
+    # a density that the file does not state is not made up
+    assert load_picture(save(tmp_path / "c.jpg", smooth)).meta["picture_spacing"] == "none"
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png"])
+def test_a_turned_picture_is_read_as_viewers_show_it(tmp_path, suffix):
+    pixels = np.zeros((16, 24), np.uint8)
+    pixels[:8, 16:] = 255  # its right upper corner
+    exif = Image.Exif()
+    exif[274] = 6  # to be turned by 90 degrees clockwise
+    picture = Image.fromarray(pixels)
+    picture.save(tmp_path / f"a{suffix}", exif=exif, dpi=(254, 127))
+    volume = load_picture(tmp_path / f"a{suffix}")
+    shown = pixels_of(volume)
+    assert shown.shape == (24, 16) and shown[16:, 8:].min() > 240 and shown[:16].max() < 15
+    # columns lie apart as the stored rows did
+    np.testing.assert_allclose(volume.affine.diagonal()[:2], [-0.2, -0.1], rtol=1e-6)
+
+
+def test_palettes_and_alpha_channels(tmp_path):
     pixels = np.array([[0, 1, 2]], dtype=np.uint8)
-    picture = Image.fromarray(pixels, mode="P")
-    picture.putpalette([0, 0, 0, 200, 10, 10, 10, 200, 10])
-    picture.save(tmp_path / "palette.png")
+    palette = Image.fromarray(pixels, mode="P")
+    palette.putpalette([0, 0, 0, 200, 10, 20, 10, 200, 30])
+    palette.save(tmp_path / "palette.png")
+    shown = pixels_of(load_picture(tmp_path / "palette.png"))
+    assert shown.tolist() == [[[0, 0, 0], [200, 10, 20], [10, 200, 30]]]
     load = LoadLabeld(pictures=True, classes=3)
     assert load({"label": tmp_path / "palette.png"})["label"][0, :, 0, 0].tolist() == [0, 1, 2]
     mask = save(tmp_path / "mask.png", np.array([[0, 255]], dtype=np.uint8), "1")
     assert load({"label": mask})["label"][0, :, 0, 0].tolist() == [0, 1]
+    opaque = np.dstack([PIXELS["colour"], np.full((5, 7), 255, np.uint8)])
+    volume = load_picture(save(tmp_path / "opaque.png", opaque))
+    np.testing.assert_array_equal(pixels_of(volume), PIXELS["colour"])
+    grey = np.dstack([PIXELS["grey"], np.full((5, 7), 255, np.uint8)])
+    np.testing.assert_array_equal(pixels_of(load_picture(save(tmp_path / "la.png", grey))), PIXELS["grey"])
+
+
+def several_pages(path):
+    tifffile.imwrite(path, random(3, 8, 8), photometric="minisblack")
+
+
+def animation(path):
+    frames = [Image.fromarray(random(8, 8, seed=s)) for s in range(4)]
+    frames[0].save(path, save_all=True, append_images=frames[1:])
+
+
+REFUSED = {
+    "cmyk.jpg": (lambda p: save(p, random(8, 8, 3), "CMYK"), r"format CMYK, expected grey or RGB of 8 or 16 bits"),
+    "bilevel.png": (lambda p: save(p, random(8, 8), "1"), r"format 1, expected grey or RGB"),
+    "rgba.png": (lambda p: save(p, random(8, 8, 4)), r"has transparent pixels: flatten it"),
+    "key.png": (lambda p: save(p, random(8, 8), transparency=3), r"has transparent pixels: flatten it"),
+    "deep_rgba.tif": (
+        lambda p: tifffile.imwrite(p, random(8, 8, 4, dtype=np.uint16), photometric="rgb", extrasamples=[2]),
+        r"16 bits in the format RGBA: save it as grey or RGB",
+    ),
+    "pages.tif": (several_pages, r"3 pages or frames in one file"),
+    "animation.png": (animation, r"4 pages or frames in one file"),
+    "float.tif": (lambda p: save(p, np.eye(8, dtype=np.float32)), r"signed, 32 bits or floating"),
+    "int32.tif": (lambda p: save(p, np.eye(8, dtype=np.int32)), r"signed, 32 bits or floating"),
+    "signed.tif": (
+        lambda p: tifffile.imwrite(p, np.eye(8).astype(np.int16), photometric="minisblack"),
+        r"signed, 32 bits or floating",
+    ),
+    "white.tif": (
+        lambda p: tifffile.imwrite(p, random(8, 8, dtype=np.uint16), photometric="miniswhite"),
+        r"white is zero",
+    ),
+    "turned.tif": (
+        lambda p: tifffile.imwrite(p, random(8, 6), photometric="minisblack", extratags=[(274, 3, 1, 6, True)]),
+        r"has an orientation tag",
+    ),
+    "text.png": (lambda p: p.write_text("no picture"), r"text.png: cannot be read as a picture: damaged"),
+    "empty.tif": (lambda p: p.write_bytes(b""), r"cannot be read as a picture: damaged"),
+    "cut.png": (
+        lambda p: p.write_bytes(save(p, random(64, 64)).read_bytes()[:2000]),
+        r"cut.png: cannot be read as a picture",
+    ),
+    "cine.dcm": (
+        lambda p: save_dicom(p, random(2, 8, 8), Rows=8, Columns=8, SamplesPerPixel=1, NumberOfFrames=2,
+                             PhotometricInterpretation="MONOCHROME2"),
+        r"DICOM with 2 frames",
+    ),
+    "palette.dcm": (
+        lambda p: save_dicom(p, random(8, 8), PhotometricInterpretation="PALETTE COLOR"),
+        r"DICOM with a colour palette",
+    ),
+    "short.dcm": (lambda p: save_dicom(p, random(8, 8), Rows=99), r"the DICOM image cannot be decoded"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_refused(tmp_path, name):
+    make, reason = REFUSED[name]
+    make(tmp_path / name)
+    with pytest.raises(ValueError, match=reason) as error:
+        load_picture(tmp_path / name)
+    assert str(tmp_path / name) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_what_else_is_refused(tmp_path):
+    pixels = random(8, 8)
+    colour = save(tmp_path / "colour.png", pixels, "RGB")
+    with pytest.raises(ValueError, match=r"pixels of the format RGB, of labels expected one of 1, L"):
+        LoadLabeld(pictures=True)({"label": colour})
+    with pytest.raises(FileNotFoundError, match=r"none.png: no such file"):
+        load_picture(tmp_path / "none.png")
+    # a picture holds no geometry, so whoever needs one must not get it unasked
+    grey = save(tmp_path / "grey.png", pixels)
+    with pytest.raises(ValueError, match=r"not a volume file"):
+        LoadVolumed("image")({"image": grey})
+    with pytest.raises(ValueError, match=r"frame 2 asked for, a picture has frame 0 only"):
+        LoadVolumed("image", frame=2, pictures=True)({"image": grey})
+    deep = load_picture(save(tmp_path / "deep.png", PIXELS["deep grey"]))
+    with pytest.raises(ValueError, match=r"the input has 16 bits, JPEG holds 8: name the output .png or .tif"):
+        write_picture(deep, tmp_path / "deep.jpg")
+    with pytest.raises(ValueError, match=r"expected a name that ends in .png"):
+        write_picture(deep, tmp_path / "deep.bmp")
+    del deep.meta["picture"]
+    with pytest.raises(ValueError, match=r"a volume cannot be written as a picture"):
+        write_picture(deep, tmp_path / "deep.tif")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["colour.png", "deep.png", "grey.png"]
+
+
+def test_single_dicom_images(tmp_path):
+    deep = random(6, 8, dtype=np.uint16)
+    volume = load_picture(save_dicom(tmp_path / "a", deep, PixelSpacing=[0.3, 0.2], RescaleSlope=2, RescaleIntercept=9))
+    np.testing.assert_array_equal(pixels_of(volume), deep)  # as stored
+    assert volume.meta["picture"] == "uint16"
+    np.testing.assert_allclose(volume.affine.diagonal(), [-0.2, -0.3, 1, 1])
+    colour = random(6, 8, 3)
+    volume = load_picture(save_dicom(tmp_path / "b", colour))
+    np.testing.assert_array_equal(pixels_of(volume), colour)
+    assert (volume.meta["picture"], volume.meta["picture_spacing"]) == ("uint8", "none")
+    # low values are bright
+    inverse = load_picture(
+        save_dicom(tmp_path / "c", deep // 16, PhotometricInterpretation="MONOCHROME1", BitsStored=12)
+    )
+    np.testing.assert_array_equal(pixels_of(inverse), 4095 - deep // 16)
+    signed = load_picture(save_dicom(tmp_path / "d", np.array([[-1024, 7]], np.int16)))
+    assert pixels_of(signed).tolist() == [[-1024, 7]]
+    with pytest.raises(ValueError, match=r"negative values, which pictures do not hold: name an output .nii.gz"):
+        write_picture(signed, tmp_path / "d.png")
+    assert is_picture(tmp_path / "a") and not is_picture(tmp_path / "none.dcm")
+
+
+def test_a_dicom_file_as_a_volume_of_one_slice(tmp_path):
+    place = {"ImagePositionPatient": [1, 2, 3], "ImageOrientationPatient": [1, 0, 0, 0, 0, -1], "SliceThickness": 5}
+    pixels = random(6, 8, dtype=np.uint16)
+    path = save_dicom(tmp_path / "a.dcm", pixels, PixelSpacing=[0.3, 0.2], RescaleSlope=2, RescaleIntercept=9, **place)
+    volume = LoadVolumed("image").load(path)
+    assert volume.shape == (1, 8, 6, 1)
+    np.testing.assert_array_equal(volume[0, :, :, 0], 2.0 * pixels.T + 9)
+    # DICOM counts towards left and posterior; columns run to the left, rows down
+    np.testing.assert_allclose(volume.affine[:3, 3], [-1, -2, 3], atol=1e-6)
+    np.testing.assert_allclose(volume.affine[:3, :2].T, [[-0.2, 0, 0], [0, 0, -0.3]], atol=1e-6)
+    with pytest.raises(ValueError, match=r"b.dcm: DICOM without ImagePositionPatient"):
+        LoadVolumed("image").load(save_dicom(tmp_path / "b.dcm", pixels))
+
+
+def test_pictures_of_a_folder(tmp_path):
+    for name in ("b.PNG", "a/x.jpg", ".hidden.png", "c.tif"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        save(tmp_path / name, random(4, 4))
+    (tmp_path / "notes.txt").write_text("text")
+    save_dicom(tmp_path / "us", random(4, 4))
+    place = {"ImagePositionPatient": [1, 2, 3], "ImageOrientationPatient": [1, 0, 0, 0, 1, 0], "PixelSpacing": [1, 1]}
+    (tmp_path / "series").mkdir()
+    for number in range(2):  # slices of a volume are no pictures of their own
+        save_dicom(tmp_path / "series" / f"{number}.dcm", random(4, 4), **place)
+    expected = [str(tmp_path / name) for name in ("a/x.jpg", "b.PNG", "c.tif", "us")]
+    assert find_pictures(tmp_path) == expected
+    (tmp_path / "us").unlink()
+    assert [item["image"] for item in list_volumes(tmp_path)] == expected[:3]
+    # beside volumes, pictures are figures
+    volume = tmp_path / "volume.nii.gz"
+    volume.write_bytes(b"")
+    assert list_volumes(tmp_path) == [{"image": str(volume)}]
+    with pytest.raises(FileNotFoundError, match=r"no volume \(.nii.*\) and no picture \(.png"):
+        list_volumes((tmp_path / "empty").mkdir() or tmp_path / "empty")
+    # DICOM images without a place in the patient
+    (tmp_path / "us").mkdir()
+    names = [str(save_dicom(tmp_path / "us" / name, random(4, 4))) for name in ("1", "2")]
+    assert [item["image"] for item in list_volumes(tmp_path / "us")] == names
+    assert list_volumes(tmp_path / "series") == [{"image": str(tmp_path / "series")}]
+    assert [output_suffix(n) for n in ("a.jpg", "a.PNG", "a.tiff", "a", "a.dcm")] == [
+        ".png",
+        ".png",
+        ".tiff",
+        ".png",
+        ".png",
+    ]
+
+
+def test_a_datalist_need_not_name_the_only_slice(tmp_path):
+    training = [{"image": "a.png", "modality": "US"}, {"image": "b.nii.gz"}]
+    content = {"training": training, "validation": [{"image": "c.jpg"}]}
+    (tmp_path / "list.json").write_text(json.dumps(content))
+    split = split_volumes(tmp_path, tmp_path / "list.json")
+    assert split["training"][0]["slices"] == split["validation"][0]["slices"] == {"axial": [0]}
+    assert split["training"][0]["modality"] == "US" and "slices" not in split["training"][1]
+
+
+def test_luma_and_chroma(tmp_path):
+    colour = random(12, 8, 3)
+    item = SplitLumad()({"image": load_picture(save(tmp_path / "colour.png", colour))})
+    luma = colour @ [0.299, 0.587, 0.114]
+    np.testing.assert_allclose(pixels_of(item["image"]), luma, atol=1e-4)
+    assert item["image"].meta["picture"] == "uint8"
+    merged = MergeChromad()(item | {"pred": item["image"]})["pred"]
+    np.testing.assert_allclose(pixels_of(merged), colour, atol=1e-4)
+    # enlarged chroma is cubic: with cubic luma, each channel is
+    channels = torch.from_numpy(colour.transpose(2, 0, 1)[None].astype(np.float32))
+    cubic = torch.nn.functional.interpolate(channels, scale_factor=4, mode="bicubic")[0]
+    large = torch.nn.functional.interpolate(
+        torch.from_numpy(luma[None, None].astype(np.float32)), scale_factor=4, mode="bicubic"
+    )
+    merged = MergeChromad()(item | {"pred": large[0].mT[..., None]})["pred"]
+    np.testing.assert_allclose(merged[..., 0].mT, cubic, atol=1e-3)
+    grey = load_picture(save(tmp_path / "grey.png", PIXELS["grey"]))
+    assert SplitLumad()({"image": grey}).keys() == {"image"}
+    # three MR contrasts are no colours
+    contrasts = grey.repeat(3, 1, 1, 1)
+    del contrasts.meta["picture"]
+    assert SplitLumad()({"image": contrasts})["image"].shape[0] == 3
 
 
 def test_image_and_label_of_an_item(tmp_path):
     image = save(tmp_path / "image.png", np.arange(20, 120, dtype=np.uint8).reshape(10, 10))
     label = save(tmp_path / "label.png", np.where(np.eye(10) > 0, 255, 0).astype(np.uint8))
     item = {"image": image, "label": label, "label_map": {"255": 1}}
-    load = load_volume(intensity="minmax", label_key="label", classes=2, pictures=True)
+    load = load_volume(intensity="minmax", label_key="label", classes=2)
     item = load(item)
     assert item["image"].min() == 0 and item["image"].max() == 1
     assert torch.equal(item["label"].as_tensor()[0, :, :, 0], torch.eye(10))
     with pytest.raises(RuntimeError) as error:
         load({"image": image, "label": label})
     assert "label.png: labels 255, expected 0 to 1" in str(error.value.__cause__)
+
+
+def test_corners_of_a_picture_stay(tmp_path):
+    """Pixels of a quarter of the size on four times as many of them: the outer size is the same."""
+    volume = load_picture(save(tmp_path / "a.png", random(6, 8), dpi=(254, 127)))
+    before = outer_corners(volume.affine, volume.shape[1:])
+    np.testing.assert_allclose(np.ptp(before, axis=0), [0.8, 1.2, 1], rtol=1e-4)
