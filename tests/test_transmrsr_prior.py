@@ -100,6 +100,15 @@ def assert_same(a, b, **tolerance):
         torch.testing.assert_close(a[name], b[name], **tolerance, msg=lambda text, name=name: f"{name}: {text}")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """As the processes below have it: sums by several threads differ in the last digit."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="module")
 def trained(volumes, tmp_path_factory):
     out = tmp_path_factory.mktemp("trained")
