@@ -982,6 +982,11 @@ def _load_systems(chosen: list[tuple[str | None, str | None, str | None]], **opt
                 runner = load_runner(file, name, **options)
             name = name or type(runner.network).__name__
         else:
+            if "thick_axis" in jsonlib.loads((bundle_folder(bundle) / "configs" / "inference.json").read_text()):
+                raise ValueError(
+                    f"bundle {bundle} makes thick slices thin, compare enlarges slices: compare it by "
+                    "`medsr degrade --direction through-plane`, `medsr upscale` and `medsr evaluate`"
+                )
             runner = BundleRunner(bundle, file, device=device, **overrides)
             if not runner.weights:
                 raise ValueError(f"bundle {bundle} names no weights: give {bundle}=path/to/model.pt")

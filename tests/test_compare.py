@@ -324,6 +324,7 @@ def test_existing_files_are_kept_unless_told(medsr):
         (["--networks", "Bicubic", "--scale", "5"], "scale is 5: expected one of"),
         (["--bundles", "bare"], "bundle bare has no trained weights"),
         (["--bundles", "seg_unet"], "bundle seg_unet does not super-resolve"),
+        (["--bundles", "transmrsr"], "bundle transmrsr makes thick slices thin, compare enlarges slices"),
         (["--networks", "Bicubic", "--plane", "x"], "plane is 'x', expected auto"),
         (["--networks", "Bicubic", "--method", "cubic"], "method is 'cubic'"),
         (["--networks", "Bicubic", "--slice", "9"], "slice 9 is not among those compared: 0, 1, 2, 3"),
