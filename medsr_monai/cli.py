@@ -263,8 +263,9 @@ def _naming(path: str | Path) -> Iterator[None]:
 
 def _json(value: dict[str, Any]) -> str:
     """JSON, which has no infinite numbers: they become null."""
-    finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in value.items()}
-    return jsonlib.dumps(finite, allow_nan=False)
+    from medsr_monai.metrics import json_values
+
+    return jsonlib.dumps(json_values(value), allow_nan=False)
 
 
 # commands

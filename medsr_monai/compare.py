@@ -27,6 +27,7 @@ from medsr_monai.metrics import (
     busiest_crop,
     comparison_grid,
     count_parameters,
+    json_values,
     psnr,
     write_rows,
 )
@@ -377,13 +378,9 @@ class Comparison:
 
     def report(self, crop: tuple[int, int, int, int]) -> dict[str, Any]:
         """All figures and choices, for JSON: what is infinite or NaN becomes None."""
-        finite = [
-            {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
-            for row in self.rows
-        ]
         choices = {name: getattr(self, name) for name in ("plane", "scale", "border", "device")}
         choices |= {"slice": self.slice_number, "crop": list(crop)}
-        return {"medsr_monai": __version__, "caption": self.caption()} | choices | {"systems": finite}
+        return {"medsr_monai": __version__, "caption": self.caption()} | choices | {"systems": json_values(self.rows)}
 
     def write(self, folder: str | os.PathLike, crop: tuple[int, int, int, int] | None = None) -> dict[str, Any]:
         """Write `FILES` to a folder, made if missing, and return what is in compare.json; for ``crop`` see `draw`."""

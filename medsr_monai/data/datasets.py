@@ -85,6 +85,7 @@ class SliceDataset(Dataset):
         load = Compose([volume_transform, SelectItemsd(sorted({"image", *self.keys}))]).flatten()
         self.volumes = CacheDataset(data, load, num_workers=num_workers, progress=False)
         self.items: list[tuple[int, int, str, int]] = []
+        self.axes: list[list[str]] = []  # world axis of every array axis, by volume
         left_out = []
         planes = (plane,) if isinstance(plane, str) else tuple(plane)
         if contains is not None:
@@ -94,6 +95,8 @@ class SliceDataset(Dataset):
         for number in range(len(self.volumes)):
             image = self.volumes[number]["image"]
             self._check_shapes(number)
+            world = {plane_axis(image.affine, name): along for name, along in zip(PLANES, AXES, strict=True)}
+            self.axes.append([world[a] for a in range(3)])
             chosen = data[number].get("slices")
             for name in planes:
                 axis = plane_axis(image.affine, name)
@@ -156,10 +159,8 @@ class SliceDataset(Dataset):
         _, index = divmod(key, len(self))
         number, axis, plane, position = self.items[index]
         size = self.crop(number, plane)
-        affine = self.volumes[number]["image"].affine
-        axes = {plane_axis(affine, name): world for name, world in zip(PLANES, AXES, strict=True)}
         item: dict = {"case": self.case(number), "plane": plane, "slice": position, "modality": self.modality(number)}
-        item["axes"] = tuple(axes[a] for a in range(3) if a != axis)
+        item["axes"] = tuple(along for a, along in enumerate(self.axes[number]) if a != axis)
         for volume, name in self.keys.items():
             image = self.volumes[number][volume].as_tensor().select(axis + 1, position)
             item[name] = (image if size is None else CenterSpatialCrop(size)(image)).clone()

@@ -27,5 +27,5 @@ from .image import (
     ssim,
 )
 from .picture import busiest_crop, comparison_grid, comparison_picture
-from .report import SliceTable, markdown_table, write_rows
+from .report import SliceTable, json_values, markdown_table, write_rows
 from .segmentation import PooledDice, count_pixels, dice_of_slice, pooled_dice, regions

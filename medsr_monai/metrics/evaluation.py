@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from medsr_monai.metrics.fid import fid, inception_features
 from medsr_monai.metrics.image import padded_psnr, padded_ssim, psnr, ssim
-from medsr_monai.metrics.report import SliceTable, markdown_table, write_rows
+from medsr_monai.metrics.report import SliceTable, json_values, markdown_table, write_rows
 from medsr_monai.metrics.segmentation import dice_of_slice, pooled_dice, regions
 
 __all__ = ["EVALUATION_FILES", "HIGH_RESOLUTION", "SliceEvaluation", "image_figures"]
@@ -260,7 +260,7 @@ class SliceEvaluation:
         (folder / "summary.md").write_text("\n".join(text))
         lists = {"pooled": pooled, "modalities": modalities, "groups": groups}
         content = {"slices": self.slices(), "border": self.border} | {k: rows for k, rows in lists.items() if rows}
-        (folder / "summary.json").write_text(json.dumps(_finite(content), indent=2, allow_nan=False) + "\n")
+        (folder / "summary.json").write_text(json.dumps(json_values(content), indent=2, allow_nan=False) + "\n")
 
 
 def _foreground_psnr(rows: Sequence[Mapping]) -> float:
@@ -275,14 +275,6 @@ def _stack(images: Mapping[str, Tensor], network: nn.Module) -> Tensor:
     """Slices as one batch on the device of a network."""
     device = next(network.parameters(), torch.empty(0)).device
     return torch.stack([torch.as_tensor(image).float().to(device) for image in images.values()])
-
-
-def _finite(value: object) -> object:
-    if isinstance(value, dict):
-        return {name: _finite(one) for name, one in value.items()}
-    if isinstance(value, list):
-        return [_finite(one) for one in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _name(key: Mapping) -> str:

@@ -8,7 +8,16 @@ import statistics
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-__all__ = ["SliceTable", "markdown_table", "write_rows"]
+__all__ = ["SliceTable", "json_values", "markdown_table", "write_rows"]
+
+
+def json_values(value: object) -> object:
+    """The same dictionaries and lists with None for numbers that are infinite or NaN, which JSON does not have."""
+    if isinstance(value, dict):
+        return {name: json_values(one) for name, one in value.items()}
+    if isinstance(value, list):
+        return [json_values(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write_rows(rows: Sequence[dict], path: str | Path, columns: Sequence[str] | None = None) -> None:
