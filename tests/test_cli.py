@@ -26,6 +26,7 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
 
 from medsr_monai import cli
+from medsr_monai.commands.bundles import DEFAULT_BUNDLE
 from medsr_monai.handlers import load_network
 from medsr_monai.metrics import psnr
 from medsr_monai.networks import RDST, InceptionFeatures, NetworkArguments, SegmentationUNet
@@ -978,7 +979,7 @@ def test_models_lists_every_bundle(medsr):
 
 def test_models_says_where_missing_weights_belong(medsr, monkeypatch, tmp_path):
     bare = make_bundle(tmp_path / "bare")
-    monkeypatch.setattr(cli, "bundle_folders", lambda: {"bare": bare})
+    monkeypatch.setattr("medsr_monai.commands.models.bundle_folders", lambda: {"bare": bare})
     code, out, _ = medsr("models")
     assert (
         code == 0 and f"no trained weights: train the bundle, or put model.pt at {bare / 'models' / 'model.pt'}" in out
@@ -1068,7 +1069,7 @@ def test_benchmark_runs_the_default_bundle(medsr):
     code, out, err = medsr("benchmark", "--runs", 0, "--json")
     assert (code, err) == (0, "")
     assert [(row["network"], row["input"], row["seconds"]) for row in json.loads(out)] == [
-        (cli.DEFAULT_BUNDLE, "1x1x160x160", None)
+        (DEFAULT_BUNDLE, "1x1x160x160", None)
     ]
 
 

@@ -1,0 +1,124 @@
+"""Measure speed and memory of networks."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from medsr_monai.commands.bundles import DEFAULT_BUNDLE, bundle_folder, choose_device
+from medsr_monai.commands.files import check_output, json_text, reason_of
+
+
+def benchmark(
+    bundle: str | None = None,
+    networks: str | None = None,
+    size: str = "160x160",
+    device: str = "auto",
+    runs: int = 5,
+    csv: str | None = None,
+    json: bool = False,
+    overwrite: bool = False,
+) -> int:
+    """Print size, speed and peak memory of networks on one slice, beside this machine's matrix product, as Markdown.
+
+    Each network runs in a process of its own; its weights do not matter. Weights and MACs are the true ones, and as the
+    tables of the RDST paper count them.
+
+    Args:
+        bundle: name or folder; by default rdst_e, unless networks are named.
+        networks: all, or names with commas between them such as RDSTE,EDSRLite: one channel, x4.
+        size: HxW of the low-resolution slice.
+        device: auto (the CPU, and the GPU where there is one), cpu, cuda:0.
+        runs: timed runs after two warm-up runs, the median counts; 0 prints the counts only.
+        csv: write the table to this file.
+        json: print JSON, with null for what was not measured.
+        overwrite: replace an existing CSV file.
+    """
+    sides = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", size)
+    if not sides:
+        raise ValueError(f"size is {size!r}, expected HxW such as 160x160")
+    if runs < 0:
+        raise ValueError(f"runs is {runs}, expected at least 1, or 0 to count only")
+    if csv is not None:
+        check_output(Path(csv), overwrite)
+    height, width = map(int, sides.groups())
+    if bundle is None and networks is None:
+        bundle = DEFAULT_BUNDLE
+    folder = None if bundle is None else bundle_folder(bundle)
+    from medsr_monai.metrics import benchmark_header, benchmark_line, benchmark_network, write_benchmark
+    from medsr_monai.networks import build_network
+
+    chosen, failed = {}, False
+    if folder is not None:
+        chosen[bundle] = _bundle_network(folder)
+    if networks is not None:
+        named, missing = _named_networks(networks)
+        chosen |= named
+        failed = bool(missing) and networks != "all"
+        for name, reason in missing.items():
+            print(f"medsr: {'error: ' if failed else ''}{name} is left out: {reason}", file=sys.stderr)
+    devices = [choose_device(device)]
+    if device == "auto" and runs and devices != ["cpu"]:
+        devices.insert(0, "cpu")
+    rows = []
+    for name, arguments in chosen.items():
+        shape = (1, arguments["in_channels"], height, width)
+        for place in devices:
+            try:
+                row = benchmark_network(functools.partial(build_network, arguments), shape, place, runs)
+            except (MemoryError, RuntimeError) as error:
+                failed = True
+                print(f"medsr: error: {name} on {place}: {reason_of(error)}", file=sys.stderr)
+                continue
+            rows.append(row | {"network": name})
+            # a line as soon as it is known: large networks take minutes
+            if not json:
+                print(benchmark_header() + "\n" if len(rows) == 1 else "", benchmark_line(rows[-1]), sep="", flush=True)
+    if csv is not None:
+        Path(csv).parent.mkdir(parents=True, exist_ok=True)
+        write_benchmark(rows, csv)
+    if json:
+        print(f"[{', '.join(map(json_text, rows))}]")
+    return 1 if failed else 0
+
+
+_UNTRAINED = {"truncation": "none"}
+"""Of TransMRSR: its centroids come with trained weights only; they cost one small product."""
+
+
+def _bundle_network(folder: Path) -> dict[str, Any]:
+    """Arguments of a bundle's network, which is built without memory for its weights."""
+    import torch
+    from monai.bundle import ConfigParser
+
+    parser = ConfigParser(ConfigParser.load_config_file(folder / "configs" / "inference.json"))
+    with torch.device("meta"):
+        arguments = parser.get_parsed_content("network_def").arguments
+    if "in_channels" not in arguments:
+        raise ValueError(f"bundle {folder.name} takes no images: choose one that does, see medsr models")
+    return arguments | _UNTRAINED if "truncation" in arguments else arguments
+
+
+def _named_networks(names: str) -> tuple[dict[str, dict], dict[str, str]]:
+    """Arguments of networks by name for one channel and x4, and why others cannot be built here."""
+    import torch
+
+    from medsr_monai.networks import NETWORKS
+
+    known = [name for name in NETWORKS.names if "scale" in inspect.signature(NETWORKS[name]).parameters]
+    wanted = known if names == "all" else names.split(",")
+    if unknown := [name for name in wanted if name not in known]:
+        raise ValueError(f"no network {', '.join(map(repr, unknown))}: choose all, or some of {','.join(known)}")
+    built, missing = {}, {}
+    for name in wanted:
+        untrained = _UNTRAINED if name == "TransMRSR" else {}
+        try:
+            with torch.device("meta"):
+                built[name] = NETWORKS[name](1, 1, 4, **untrained).arguments
+        except ImportError as error:
+            missing[name] = str(error)
+    return built, missing

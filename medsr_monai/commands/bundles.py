@@ -1,0 +1,116 @@
+"""Where the bundles are, and how one is run on single volumes."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+    from monai.data import MetaTensor
+
+DEFAULT_BUNDLE = "rdst_e"
+
+
+def bundle_folders() -> dict[str, Path]:
+    """Bundles by name: those inside an installed package, or beside it in a checkout."""
+    package = Path(__file__).resolve().parents[1]
+    root = next((r for r in (package / "bundles", package.parent / "bundles") if r.is_dir()), None)
+    return {p.parent.parent.name: p.parent.parent for p in sorted(root.glob("*/configs/metadata.json"))} if root else {}
+
+
+def bundle_folder(bundle: str) -> Path:
+    """Folder of a bundle, given by name or by path."""
+    known = bundle_folders()
+    folder = known.get(bundle, Path(bundle))
+    if not (folder / "configs" / "inference.json").is_file():
+        raise FileNotFoundError(f"no bundle {bundle!r}: choose {', '.join(known)}, or give a bundle's folder")
+    return folder
+
+
+def choose_device(device: str) -> str:
+    import torch
+
+    if device == "auto":
+        return "cuda:0" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device {device!r} is not available here, choose cpu or cuda:0") from error
+    return device
+
+
+class BundleRunner:
+    """A bundle's inference pipeline on single volumes: configuration parsed and weights loaded once.
+
+    Args:
+        bundle: name or folder.
+        weights: file, or None for the bundle's own.
+        overrides: ids of the bundle's inference.json and their values.
+    """
+
+    def __init__(self, bundle: str, weights: str | None = None, **overrides: Any) -> None:
+        folder = self.folder = bundle_folder(bundle)
+        if weights is not None and not Path(weights).is_file():
+            raise FileNotFoundError(f"{weights}: no such weights file")
+        from monai.bundle import ConfigParser
+
+        from medsr_monai.handlers import load_weights
+
+        self.parser = ConfigParser()
+        self.parser.read_config(folder / "configs" / "inference.json")
+        if "scale" not in self.parser:
+            raise ValueError(
+                f"bundle {bundle} does not super-resolve: run it as its docs/README.md says, with monai.bundle"
+            )
+        for name in overrides:
+            if name.partition("#")[0] not in self.parser:
+                raise ValueError(f"bundle {bundle} has no option --{name.replace('_', '-')}: {self._use()}")
+        progress = {"inferer#progress": sys.stderr.isatty()}
+        self.parser.update({"bundle_root": str(folder), "output_dir": None} | progress | overrides)
+        self.parser.parse()
+        self.weights = weights or self["weights"]
+        self.network = self["network"].eval()
+        if self.weights:
+            load_weights(self.network, self.weights)
+            numbers = self.network.state_dict().items()
+            if broken := [name for name, tensor in numbers if not tensor.isfinite().all()]:
+                raise ValueError(
+                    f"{self.weights}: numbers that are not finite in {', '.join(broken[:3])}: an unfinished training?"
+                )
+
+    def _use(self) -> str:
+        if "thick_axis" in self.parser:
+            return (
+                "it refines thick slices, for which `medsr upscale` has --thick-axis, --target-spacing, --refine and "
+                "--force"
+            )
+        return "it enlarges the slices of a --plane"
+
+    def __getitem__(self, name: str) -> Any:
+        return self.parser.get_parsed_content(name)
+
+    @property
+    def scale_factors(self) -> tuple[int, int]:
+        """By which the rows and the columns of a slice grow."""
+        from monai.utils import ensure_tuple_rep
+
+        return ensure_tuple_rep(self["scale"], 2)
+
+    def read(self, path: str | Path) -> dict[str, MetaTensor]:
+        """Preprocessed input."""
+        return self["preprocessing"]({"image": str(path)})
+
+    def run(self, item: dict[str, MetaTensor], network: torch.nn.Module | None = None) -> MetaTensor:
+        """Super-resolved volume [C, X, Y, Z] of a preprocessed input, with another network if one is given."""
+        import torch
+
+        device = self["device"]
+        # as MONAI's evaluator does it in `monai.bundle run`
+        with torch.inference_mode(), torch.autocast(device.type, enabled=self["amp"]):
+            pred = self["inferer"](item["image"][None].to(device), network or self.network)[0].cpu()
+        return self["postprocessing"](item | {"pred": pred})["pred"]
+
+
+# files

@@ -1,0 +1,208 @@
+"""Compare systems on one volume."""
+
+from __future__ import annotations
+
+import contextlib
+import json as jsonlib
+import re
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from medsr_monai.commands.bundles import DEFAULT_BUNDLE, BundleRunner, bundle_folder, bundle_folders, choose_device
+from medsr_monai.commands.files import check_input, check_output, naming, reason_of, write_volume
+
+if TYPE_CHECKING:
+    from medsr_monai.compare import Runner
+
+
+def compare(
+    input: str,
+    output: str = "compare_out",
+    reference: str | None = None,
+    bundles: str | None = None,
+    networks: str | None = None,
+    plane: str = "auto",
+    scale: int | None = None,
+    method: str | None = None,
+    fwhm: float | None = None,
+    slice: int | None = None,
+    crop: str | None = None,
+    border: int = 4,
+    device: str = "auto",
+    frame: int | None = None,
+    slice_batch: int = 4,
+    save_volumes: bool = False,
+    json: bool = False,
+    overwrite: bool = False,
+) -> int:
+    """Super-resolve one volume with several systems beside bicubic: a table of their figures, and a picture.
+
+    Writes compare.md, compare.csv and compare.json (PSNR and SSIM as `evaluate` computes them, weights, seconds),
+    slices.csv and compare.png: a column a system, the slice, a crop, the absolute error, PSNR and SSIM.
+
+    Args:
+        input: high-resolution volume, which is degraded and is the reference; with --reference a low-resolution one.
+        output: folder, made if missing.
+        reference: high-resolution volume of the same space as the input.
+        bundles: names or folders of bundles with commas between them; NAME=FILE for other weights than their own. By
+            default rdst_e, unless networks are named.
+        networks: weights files, as FILE or as NAME=FILE with commas between them; each records its network, a NAME of
+            your own is what the table calls it. Bundles too, as above. Bicubic is always the first row.
+        plane: axial, coronal or sagittal, whose slices are enlarged; auto is the one with the finest pixels.
+        scale: of the degradation; by default that of the systems.
+        method: of the degradation: bicubic (default), gaussian (a slice profile), box or kspace.
+        fwhm: width of the Gaussian profile in voxels, default the scale.
+        slice: of the picture, counted as in slices.csv; by default the middle one of those that are compared.
+        crop: top,left,height,width in pixels of the pictured slice; by default a quarter of its sides, where the
+            reference's gradients are strongest.
+        border: pixels left out at each side of a slice.
+        device: auto, cpu, cuda:0.
+        frame: of 4D files, counted from 0.
+        slice_batch: slices computed at a time.
+        save_volumes: write every result too, NAME_sr.nii.gz, and the degraded input.nii.gz.
+        json: print compare.json instead of the table.
+        overwrite: replace existing files.
+    """
+    for path in (input, reference):
+        if path is not None:
+            check_input(path)
+    if border < 0:
+        raise ValueError(f"border is {border}, expected 0 or more pixels")
+    if slice_batch < 1:
+        raise ValueError(f"slice_batch is {slice_batch}, expected at least 1")
+    if reference is not None and (method is not None or fwhm is not None):
+        raise ValueError("method and fwhm are of the degradation, and with a reference nothing is degraded: drop them")
+    box = None
+    if crop is not None:
+        if not re.fullmatch(r"\d+(,\d+){3}", crop):
+            raise ValueError(f"crop is {crop!r}, expected top,left,height,width such as 40,60,32,32")
+        box = tuple(map(int, crop.split(",")))
+    if bundles is None and networks is None:
+        bundles = DEFAULT_BUNDLE
+    chosen = [system for names in (bundles, networks) if names is not None for system in _named_systems(names)]
+    from medsr_monai.compare import FILES, Comparison, NetworkRunner, common_scale
+    from medsr_monai.data import LoadVolumed
+    from medsr_monai.networks import Bicubic
+    from medsr_monai.transforms import PLANES, axis_factors, intensity_range, plane_axis, sharp_plane
+    from medsr_monai.transforms import degrade as degrade_volume
+
+    if plane not in ("auto", *PLANES):
+        raise ValueError(f"plane is {plane!r}, expected auto, {', '.join(PLANES)}")
+    folder = Path(output)
+    for name in FILES:
+        check_output(folder / name, overwrite)
+    load = LoadVolumed("image", frame=frame).load
+    volumes = {}
+    for path in filter(None, (input, reference)):
+        with naming(path):
+            volumes[path] = load(path)
+            intensity_range(volumes[path], "minmax")
+    image, ref = volumes[input], volumes[reference or input]
+    plane = sharp_plane(image.affine, image.shape[1:]) if plane == "auto" else plane
+    options = {
+        "plane": plane,
+        "device": choose_device(device),
+        "slice_batch": slice_batch,
+        "progress": sys.stderr.isatty(),
+    }
+    options["frame"] = None if reference is None else frame
+    systems = _load_systems(chosen, **options)
+    scale = common_scale(systems, scale)
+    systems = {"Bicubic": NetworkRunner(Bicubic(scale=scale), **options)} | systems
+    if save_volumes:
+        for name in (*(["input.nii.gz"] if reference is None else []), *(f"{name}_sr.nii.gz" for name in systems)):
+            check_output(folder / name, overwrite, input)
+    note = f"{Path(input).name} against {Path(reference).name}" if reference else f"{Path(input).name}, degraded"
+    with contextlib.ExitStack() as stack:
+        source = Path(input)
+        if reference is None:
+            factors = axis_factors(plane_axis(ref.affine, plane), scale)
+            image = degrade_volume(ref, factors, method or "bicubic", fwhm=fwhm)
+            note += f" ({method or 'bicubic'})"
+            place = folder if save_volumes else Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            source = place / "input.nii.gz"
+        with naming(input):
+            comparison = Comparison(
+                source, image, ref, plane, scale, border=border, slice_number=slice, note=note, device=options["device"]
+            )
+            box = comparison.checked_crop(box)
+        if reference is None:
+            write_volume(image, source)
+        failed = False
+        for name, runner in systems.items():
+            try:
+                result = comparison.add(name, runner)
+            except (ValueError, MemoryError, RuntimeError) as error:
+                failed = True
+                print(f"medsr: error: {name}: {reason_of(error)}", file=sys.stderr)
+                continue
+            if not json:
+                # a line as soon as it is known: large networks take minutes
+                header = comparison.header() + "\n" if len(comparison.rows) == 1 else ""
+                print(header, comparison.line(comparison.rows[-1]), sep="", flush=True)
+            if save_volumes:
+                write_volume(result, folder / f"{name}_sr.nii.gz")
+    if comparison.rows:
+        report = comparison.write(folder, box)
+        print(jsonlib.dumps(report) if json else f"{folder}: {', '.join(FILES)}")
+    return 1 if failed else 0
+
+
+def _named_systems(names: str) -> list[tuple[str | None, str | None, str | None]]:
+    """Name, bundle and weights file of systems, None for what is not known yet; nothing is loaded.
+
+    Raises:
+        ValueError, FileNotFoundError: what is unknown, or a network without trained weights.
+    """
+    known, chosen = bundle_folders(), []
+    for entry in names.split(","):
+        name, equals, file = entry.partition("=")
+        if equals and not Path(file).is_file():
+            raise FileNotFoundError(f"{file}: no such weights file")
+        if name in known or (Path(name) / "configs" / "inference.json").is_file():
+            chosen.append((Path(name).resolve().name, name, file or None))
+        elif equals:
+            if not re.fullmatch(r"\w[\w.+-]*", name):
+                raise ValueError(f"a system is called {name!r}: give it a name of letters, digits, dots, + and -")
+            chosen.append((name, None, file))
+        elif Path(name).is_file():
+            chosen.append((None, None, name))
+        elif name != "Bicubic":
+            from medsr_monai.networks import NETWORKS
+
+            if name in NETWORKS.names:
+                raise ValueError(f"{name} is an untrained network: give its weights, {name}=path/to/model.pt")
+            raise ValueError(
+                f"no bundle or weights file {name!r}: choose from the bundles {', '.join(known)}, or give "
+                "NAME=path/to/model.pt"
+            )
+    return chosen
+
+
+def _load_systems(chosen: list[tuple[str | None, str | None, str | None]], **options: Any) -> dict[str, Runner]:
+    """What `_named_systems` has found, loaded, by name; options are those of a `NetworkRunner`."""
+    from medsr_monai.compare import load_runner
+
+    device = f"$torch.device('{options['device']}')"
+    overrides = {"plane": options["plane"], "frame": options["frame"], "sw_batch_size": options["slice_batch"]}
+    systems: dict[str, Runner] = {}
+    for name, bundle, file in chosen:
+        if bundle is None:
+            with naming(file):
+                runner = load_runner(file, name, **options)
+            name = name or type(runner.network).__name__
+        else:
+            if "thick_axis" in jsonlib.loads((bundle_folder(bundle) / "configs" / "inference.json").read_text()):
+                raise ValueError(
+                    f"bundle {bundle} makes thick slices thin, compare enlarges slices: compare it by "
+                    "`medsr degrade --direction through-plane`, `medsr upscale` and `medsr evaluate`"
+                )
+            runner = BundleRunner(bundle, file, device=device, **overrides)
+            if not runner.weights:
+                raise ValueError(f"bundle {bundle} names no weights: give {bundle}=path/to/model.pt")
+        if name in (*systems, "Bicubic", "input", "reference"):
+            raise ValueError(f"{name} is another column's name: give this one its own, NAME=path/to/model.pt")
+        systems[name] = runner
+    return systems

@@ -1,0 +1,31 @@
+"""Read official checkpoints."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from medsr_monai.commands.files import check_output, naming
+
+
+def convert(source: str, output: str, family: str = "rdst", overwrite: bool = False) -> None:
+    """Turn an official checkpoint into a weights file of this package.
+
+    Args:
+        source: the authors' checkpoint.
+        output: file to write, {"model": state dict, "network": constructor arguments}.
+        family: kind of network, see the error of an unknown one.
+        overwrite: replace an existing output.
+    """
+    out = Path(output)
+    check_output(out, overwrite, source)
+    if not Path(source).is_file():
+        raise FileNotFoundError(f"{source}: no such file")
+    from medsr_monai.convert import load_official
+    from medsr_monai.handlers import save_atomically
+    from medsr_monai.networks import NetworkArguments
+
+    with naming(source):
+        network = load_official(source, family)
+    arguments = NetworkArguments(network).state_dict()
+    save_atomically({"network": arguments, "model": network.state_dict()}, out)
+    print(f"{out}: {arguments}")

@@ -1,0 +1,150 @@
+"""Inputs and outputs of commands: checked before any work, named in errors, never half written."""
+
+from __future__ import annotations
+
+import contextlib
+import json as jsonlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from monai.data import MetaTensor
+
+NIFTI_SUFFIXES = (".nii", ".nii.gz")
+VOLUME_SUFFIXES = (*NIFTI_SUFFIXES, ".mgz", ".mgh")
+ERRORS = (ValueError, OSError, RuntimeError, MemoryError)
+"""What a user can mend: told in one line. Anything else is a bug of ours and shows its traceback."""
+
+
+def nifti_output(path: str, overwrite: bool, source: str) -> Path:
+    out = Path(path)
+    if not out.name.endswith(NIFTI_SUFFIXES):
+        raise ValueError(f"{out}: the output is written as NIfTI, give a name that ends in .nii.gz")
+    check_output(out, overwrite, source)
+    return out
+
+
+def output_file(path: str, overwrite: bool, source: str) -> Path:
+    """Output file of an input file: NIfTI for a volume, a picture for a picture."""
+    # whether it is one is asked where the names do not say it, since that imports monai
+    if Path(source).name.lower().endswith(VOLUME_SUFFIXES) or not Path(source).is_file():
+        return nifti_output(path, overwrite, source)
+    from medsr_monai.data import PICTURE_SUFFIXES, is_dicom_file, is_picture
+
+    if not is_picture(source) or (is_dicom_file(source) and path.endswith(NIFTI_SUFFIXES)):
+        return nifti_output(path, overwrite, source)
+    out = Path(path)
+    if not out.name.lower().endswith(PICTURE_SUFFIXES):
+        dicom = ", or .nii.gz; DICOM is not written" if is_dicom_file(source) else ""
+        raise ValueError(
+            f"{out}: of a picture a picture is written, give a name that ends in {', '.join(PICTURE_SUFFIXES)}{dicom}"
+        )
+    check_output(out, overwrite, source)
+    return out
+
+
+def check_output(path: Path, overwrite: bool, source: str | None = None) -> None:
+    """Refuse an output file before any work: it is the input, is there already, or has no folder to be written to."""
+    if source is not None and path.resolve() == Path(source).resolve():
+        raise ValueError(f"{path}: is the input, which is never overwritten, choose another name")
+    if path.is_dir():
+        raise ValueError(f"{path}: is a folder, give the name of a file")
+    if path.exists() and not overwrite:
+        raise FileExistsError(f"{path}: exists, choose another name or add --overwrite")
+    parent = next(p for p in path.absolute().parents if p.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        raise PermissionError(f"{path}: nothing can be written to {parent}, choose another output")
+
+
+def check_input(path: str) -> None:
+    if not Path(path).exists():
+        raise FileNotFoundError(f"{path}: no such file or folder")
+
+
+def write_volume(volume: MetaTensor, path: Path) -> None:
+    import numpy as np
+
+    from medsr_monai.data import NiftiWriter, write_picture
+
+    with naming(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.name.endswith(NIFTI_SUFFIXES):
+            write_picture(volume, path)
+            return
+        writer = NiftiWriter(output_dtype=np.float32)
+        writer.set_data_array(volume, channel_dim=0)
+        writer.set_metadata(volume.meta, resample=False)
+        writer.write(path)
+
+
+def describe(volume: MetaTensor) -> str:
+    from medsr_monai.transforms import describe_grid, format_edges, spacing
+
+    if "picture" in volume.meta:
+        size = f" of {format_edges(spacing(volume.affine)[:2])} mm" if volume.meta["picture_spacing"] == "file" else ""
+        return f"{volume.shape[1]}x{volume.shape[2]} pixels{size}"
+    return describe_grid(volume.affine, volume.shape[1:])
+
+
+def find_cases(source: str, target: str, overwrite: bool) -> list[tuple[str, Path]]:
+    """(input, output file) of a file, or of what a folder holds; outputs are checked, no voxels are read."""
+    check_input(source)
+    path, out = Path(source), Path(target)
+    # a file is refused by its output's name before monai is imported
+    if path.is_file() and not out.is_dir():
+        return [(source, output_file(target, overwrite, source))]
+    from medsr_monai.data import list_volumes, volume_name
+
+    found = [source] if path.is_file() else [item["image"] for item in list_volumes(source)]
+    single = found == [source]
+    if single and not out.is_dir():
+        return [(source, nifti_output(target, overwrite, source))]
+    if out.is_file() or (not out.is_dir() and out.name.endswith(NIFTI_SUFFIXES)):
+        raise ValueError(f"{path}: is a folder of volumes, give an output folder, {out} is the name of a file")
+    if single:
+        cases = [(source, out / f"{volume_name(path)}_sr{_suffix(source)}")]
+    else:
+        cases = [(f, out / Path(f).relative_to(path).parent / f"{volume_name(f)}_sr{_suffix(f)}") for f in found]
+    inputs = {Path(name).resolve() for name, _ in cases}
+    written = {}
+    for name, file in cases:
+        if file in written:
+            raise ValueError(f"{file}: would be written for {written[file]} and for {name}, rename one of them")
+        if file.resolve() in inputs:
+            raise ValueError(f"{file}: is an input too, choose another output folder")
+        written[file] = name
+        check_output(file, overwrite)
+    return cases
+
+
+def _suffix(source: str) -> str:
+    """Of the output that is made of ``source`` in a folder."""
+    from medsr_monai.data import is_picture, output_suffix
+
+    return output_suffix(source) if is_picture(source) else ".nii.gz"
+
+
+def reason_of(error: BaseException) -> str:
+    """The innermost cause in one line: MONAI's Compose wraps what a transform raises."""
+    while error.__cause__ is not None and isinstance(error, RuntimeError):
+        error = error.__cause__
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+@contextlib.contextmanager
+def naming(path: str | Path) -> Iterator[None]:
+    """Errors raised inside name the file, as checks of voxels cannot do."""
+    try:
+        yield
+    except ERRORS as error:
+        reason = reason_of(error)
+        raise ValueError(reason if str(path) in reason else f"{path}: {reason}") from error
+
+
+def json_text(value: dict[str, Any]) -> str:
+    """JSON, which has no infinite numbers: they become null."""
+    from medsr_monai.metrics import json_values
+
+    return jsonlib.dumps(json_values(value), allow_nan=False)
