@@ -7,7 +7,7 @@ import json as jsonlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from monai.data import MetaTensor
@@ -16,6 +16,13 @@ NIFTI_SUFFIXES = (".nii", ".nii.gz")
 VOLUME_SUFFIXES = (*NIFTI_SUFFIXES, ".mgz", ".mgh")
 ERRORS = (ValueError, OSError, RuntimeError, MemoryError)
 """What a user can mend: told in one line. Anything else is a bug of ours and shows its traceback."""
+
+
+class Case(NamedTuple):
+    """What a command reads and the file that it makes of it."""
+
+    source: str
+    output: Path
 
 
 def nifti_output(path: str, overwrite: bool, source: str) -> Path:
@@ -88,25 +95,25 @@ def describe(volume: MetaTensor) -> str:
     return describe_grid(volume.affine, volume.shape[1:])
 
 
-def find_cases(source: str, target: str, overwrite: bool) -> list[tuple[str, Path]]:
-    """(input, output file) of a file, or of what a folder holds; outputs are checked, no voxels are read."""
+def find_cases(source: str, target: str, overwrite: bool) -> list[Case]:
+    """A file, or what a folder holds; outputs are checked, no voxels are read."""
     check_input(source)
     path, out = Path(source), Path(target)
     # a file is refused by its output's name before monai is imported
     if path.is_file() and not out.is_dir():
-        return [(source, output_file(target, overwrite, source))]
+        return [Case(source, output_file(target, overwrite, source))]
     from medsr_monai.data import list_volumes, volume_name
 
     found = [source] if path.is_file() else [item["image"] for item in list_volumes(source)]
     single = found == [source]
     if single and not out.is_dir():
-        return [(source, nifti_output(target, overwrite, source))]
+        return [Case(source, nifti_output(target, overwrite, source))]
     if out.is_file() or (not out.is_dir() and out.name.endswith(NIFTI_SUFFIXES)):
         raise ValueError(f"{path}: is a folder of volumes, give an output folder, {out} is the name of a file")
     if single:
-        cases = [(source, out / f"{volume_name(path)}_sr{_suffix(source)}")]
+        cases = [Case(source, out / f"{volume_name(path)}_sr{_suffix(source)}")]
     else:
-        cases = [(f, out / Path(f).relative_to(path).parent / f"{volume_name(f)}_sr{_suffix(f)}") for f in found]
+        cases = [Case(f, out / Path(f).relative_to(path).parent / f"{volume_name(f)}_sr{_suffix(f)}") for f in found]
     inputs = {Path(name).resolve() for name, _ in cases}
     written = {}
     for name, file in cases:
