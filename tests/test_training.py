@@ -1,5 +1,6 @@
 """Training as real processes: kill and resume, several processes; and the parts of its state."""
 
+import math
 import os
 import signal
 import subprocess
@@ -15,6 +16,7 @@ from ignite.engine import Events
 from monai.bundle import ConfigWorkflow
 
 CONFIGS = Path(__file__).parents[1] / "bundles" / "rdst_e" / "configs"
+COSINE = CONFIGS / "cosine.json"
 TINY = {
     "network_def#embed_dim": 12,
     "network_def#growth_rate": 6,
@@ -161,6 +163,37 @@ def test_max_steps_are_rounded_up_to_whole_epochs(volumes, tmp_path):
     flow = workflow(volumes, tmp_path, max_steps=6)
     trainer = flow.parser.get_parsed_content("train#trainer")
     assert (trainer.state.epoch_length, trainer.state.max_epochs) == (5, 2)
+
+
+@pytest.mark.parametrize("bundle", ["rdst_e", "rdst", "comparison", "lgsr"])
+def test_cosine_overlays_are_the_same_everywhere(bundle):
+    assert (CONFIGS.parents[1] / bundle / "configs" / "cosine.json").read_bytes() == COSINE.read_bytes()
+
+
+def test_cosine_schedule_ends_at_zero_and_resumes(volumes, tmp_path):
+    """Half a cosine over all steps: after k of n the rate is (1 + cos(pi k / n)) / 2 of the first."""
+    flow = workflow(volumes, tmp_path, ["cosine"], epochs=4, learning_rate=0.01)
+    trainer = flow.parser.get_parsed_content("train#trainer")
+    trainer.add_event_handler(Events.EPOCH_COMPLETED(once=3), lambda engine: engine.terminate())
+    flow.run()
+    content = state(tmp_path)
+    done = content["trainer"]["iteration"]
+    rate = content["state"]["optimizer"]["param_groups"][0]["lr"]
+    assert done == 15 and rate == pytest.approx(0.01 * (1 + math.cos(math.pi * 15 / 20)) / 2)
+    workflow(volumes, tmp_path, ["cosine"], epochs=4, learning_rate=0.01, resume=True).run()
+    content = state(tmp_path)
+    assert content["trainer"]["iteration"] == 20
+    assert content["state"]["optimizer"]["param_groups"][0]["lr"] == pytest.approx(0, abs=1e-9)
+
+
+def test_degradation_varies_as_the_configuration_says(volumes, tmp_path):
+    flow = workflow(volumes, tmp_path, degradation="gaussian", fwhm=[2, 6], noise_std=[0.01, 0.05], max_steps=1)
+    degrade = flow.parser.get_parsed_content("train#dataset").transform.transforms[-1]
+    drawn = []
+    for number in range(8):
+        flow.parser.get_parsed_content("train#dataset")[number]
+        drawn.append((degrade.params["fwhm"], degrade.params["noise_std"]))
+    assert len(set(drawn)) == 8 and all(2 <= width <= 6 and 0.01 <= noise <= 0.05 for width, noise in drawn)
 
 
 def test_early_stop(volumes, tmp_path):

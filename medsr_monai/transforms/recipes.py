@@ -156,6 +156,7 @@ def training_patches(
     method: str = "bicubic",
     intensity_factor: float = 0.5,
     noise_std: Sequence[float] = (0.0, 0.0),
+    fwhm: Sequence[float] | None = None,
 ) -> Compose:
     """Random HR patches ``label`` of 2D slices and their degraded versions ``image``.
 
@@ -165,12 +166,17 @@ def training_patches(
         method: see :func:`medsr_monai.transforms.degradation.degrade`.
         intensity_factor: intensities are multiplied by 1 + u, u uniform in [-intensity_factor, 0.2], since the scaled
             range of a new scanner's volume is not that of the training volumes; 0 turns this off.
-        noise_std: range of the LR noise level.
+        noise_std: range of the LR noise level, as a fraction of the volume's intensity range.
+        fwhm: range of the Gaussian's width in HR pixels, with the method "gaussian" only; None for the factor.
     """
     steps = [RandSpatialCropd("label", roi_size=patch_size, random_size=False), *_flips(["label"], patch_size)]
     if intensity_factor:
         steps.append(RandScaleIntensityd("label", factors=(-intensity_factor, 0.2), prob=1.0))
-    return Compose([*steps, RandDegraded("label", "image", factors=scale, method=method, noise_std=tuple(noise_std))])
+    fwhm = None if fwhm is None else tuple(fwhm)
+    noise_std = tuple(noise_std)
+    return Compose(
+        [*steps, RandDegraded("label", "image", factors=scale, method=method, fwhm=fwhm, noise_std=noise_std)]
+    )
 
 
 def image_patches(patch_size: int | Sequence[int] = 64, flips: bool = True, key: str = "image") -> Compose:
