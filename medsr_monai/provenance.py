@@ -240,7 +240,7 @@ def check_sidecar(output: str | os.PathLike, overwrite: bool) -> None:
 
 
 def why_redo(output: str | os.PathLike, inputs: Sequence[Mapping], identity: Mapping[str, Any]) -> str | None:
-    """Why an output is not what a new run would make; None if it is, and complete.
+    """Why an output is not what a new run would make, empty if there is none; None if it is, and complete.
 
     Args:
         output: file that may be there, with its sidecar.
@@ -250,7 +250,7 @@ def why_redo(output: str | os.PathLike, inputs: Sequence[Mapping], identity: Map
     output = Path(output)
     old = read_sidecar(output)
     if old is None:
-        return "no output yet" if not output.exists() else "replaced: no sidecar of ours"
+        return "replaced: was not written by medsr" if output.exists() else ""
     if [one.get("SHA256") for one in old.get("Inputs", [])] != [one["SHA256"] for one in inputs]:
         return "redone: the input has changed"
     for part in IDENTITY:

@@ -442,7 +442,7 @@ def test_a_dicom_image_becomes_a_picture_or_a_volume(medsr, bundle, tmp_path):
     np.testing.assert_allclose(result.affine.diagonal()[:2], [-0.1, -0.125], rtol=1e-4)
     code, out, err = medsr("upscale", "in.dcm", "volume.nii.gz", "--bundle", bundle)
     assert (code, err) == (0, "") and "plane coronal (auto)" in out
-    volume = nib.load(tmp_path / "out.nii.gz")
+    volume = nib.load(tmp_path / "volume.nii.gz")
     assert volume.shape == (144, 96, 1)
     np.testing.assert_allclose(np.linalg.norm(volume.affine[:3, :3], axis=0)[:2], [0.1, 0.125], rtol=1e-5)
     values = volume.get_fdata()[..., 0].T  # in rescaled units

@@ -102,7 +102,7 @@ def _work_off(plan: Plan, ranks: Ranks, upscaler: Upscaler, table: StatusTable, 
                 reason = why_redo(case.output, inputs, upscaler.identity)
                 if reason is not None or plan.overwrite:
                     upscaler.upscale(case, inputs)
-                    row |= {"status": DONE, "reason": reason or "redone: --overwrite"}
+                    row |= {"status": DONE, "reason": "redone: --overwrite" if reason is None else reason}
             if "status" not in row:
                 row = plan.row(case) | {"status": KEPT, "reason": ""}  # with the figures of when it was made
                 say(f"{case.output}: kept, complete and made by the same settings")
