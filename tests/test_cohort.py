@@ -354,15 +354,20 @@ LAUNCHERS = {
 }
 
 
-@pytest.mark.parametrize("launcher", LAUNCHERS)
+@pytest.mark.parametrize(
+    ("launcher", "resumed"),
+    [
+        *((launcher, "alone") for launcher in LAUNCHERS),
+        *(pytest.param(launcher, launcher, marks=pytest.mark.slow) for launcher in LAUNCHERS),
+    ],
+)
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds the processes in /proc")
-def test_two_processes_killed_and_resumed(bundle, tmp_path, launcher):
+def test_two_processes_killed_and_resumed(medsr, bundle, tmp_path, launcher, resumed):
     before, after, begun = LAUNCHERS[launcher]
     names = [f"s{n}" for n in range(4)]
     make_cohort(tmp_path / "in", names, shape=(48, 48, 16))
-    options = ("--bundle", bundle, "--device", "cpu", *after)
-    command = (*before, "upscale", tmp_path / "in", tmp_path / "out", *options)
-    running = start(*command)
+    upscale = ("upscale", tmp_path / "in", tmp_path / "out", "--bundle", bundle, "--device", "cpu")
+    running = start(*before, *upscale, *after)
     lines = []
     while sum("plane axial" in line for line in lines) < begun:  # both are at work
         lines.append(running.stdout.readline())
@@ -384,9 +389,13 @@ def test_two_processes_killed_and_resumed(bundle, tmp_path, launcher):
     made = snapshot(tmp_path / "out")
     assert all(nib.load(p).get_fdata().shape == (192, 192, 16) for p in made if p.endswith(".gz"))
     assert {Path(p).name.split("_")[0] for p in made if p.endswith(".gz")} >= set(complete)
-    running = start(*command)
-    out, err = running.communicate(timeout=120)
-    assert running.returncode == 0, err
+    if resumed == "alone":
+        code, out, err = medsr(*upscale)
+    else:
+        running = start(*before, *upscale, *after)
+        out, err = running.communicate(timeout=120)
+        code = running.returncode
+    assert code == 0, err
     table = statuses(tmp_path / "out")
     assert sorted(table) == names and {name for name in names if table[name] == "kept"} >= set(complete)
     assert set(table.values()) == {"kept", "done"} and f"{len(complete)} kept" in out

@@ -112,7 +112,8 @@ def test_a_volumes_sidecar_by_hand(medsr, bundle, tmp_path):
     ranges = content["IntensityRange"]
     np.testing.assert_allclose(ranges["Input"], [[values.min(), values.max()]], rtol=1e-4)
     np.testing.assert_allclose(ranges["Output"], [[made.min(), made.max()]], rtol=1e-5)
-    np.testing.assert_allclose(ranges["Scaled"], [np.percentile(values, [0.1, 99.9])], rtol=1e-2)
+    ends = np.percentile(values, [0.1, 99.9], method="nearest")
+    np.testing.assert_allclose(ranges["Scaled"], [ends], rtol=1e-5)
     assert content["Seconds"] > 0 and content["Warnings"] == []
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", content["Created"])
 
@@ -138,6 +139,7 @@ def make_dicom(folder):
 
 def test_a_series_is_summed_by_the_stated_command_and_names_nobody(medsr, bundle, tmp_path):
     make_dicom(tmp_path / "secret" / "series")
+    Path("out").mkdir()
     assert medsr("upscale", tmp_path / "secret" / "series", "out", "--bundle", bundle)[0] == 0
     text = Path("out/series_sr.json").read_text()
     (record,) = json.loads(text)["Inputs"]
@@ -189,7 +191,7 @@ def test_bundles_state_the_degradation_that_they_train_for(name):
     assert "noise" not in json.dumps(train)
 
 
-def test_unknown_degradations_are_said(medsr, bundle, tmp_path):
+def test_unknown_degradations_are_said(medsr, bundle, tmp_path, caplog):
     nib.save(nib.Nifti1Image(image(20, 18, 5), np.diag([1, 1, 4, 1])), "in.nii.gz")
     shutil.copy(bundle / "models" / "model.pt", "mine.pt")
     shutil.copytree(bundle, "silent")
@@ -203,11 +205,12 @@ def test_unknown_degradations_are_said(medsr, bundle, tmp_path):
             (("--bundle", "silent"), "bundle silent does not state what degradation its weights were trained for"),
         ]
     ):
-        code, _, err = medsr("upscale", "in.nii.gz", f"out{number}.nii.gz", *options)
-        assert code == 0 and err.count("\n") == 1 and err.startswith(f"medsr: {reason}")
+        caplog.clear()
+        assert medsr("upscale", "in.nii.gz", f"out{number}.nii.gz", *options)[0] == 0
+        assert [m.startswith(reason) for m in caplog.messages] == [True]
         content = json.loads(Path(f"out{number}.json").read_text())
         assert content["Bundle"]["Degradation"] is None
-        assert content["Warnings"] == [err.removeprefix("medsr: ").rstrip()]
+        assert content["Warnings"] == caplog.messages
         assert str(tmp_path) not in json.dumps(content)
 
 
