@@ -87,7 +87,7 @@ def source_record(source: str | os.PathLike, files: Sequence[str | os.PathLike])
     and their order do not matter. In a shell: ``sha256sum * | cut -c-64 | LC_ALL=C sort | sha256sum``.
     """
     sums = [sha256(file) for file in files]
-    if len(sums) == 1 and Path(source).is_file():
+    if len(sums) == 1 and not Path(source).is_dir():
         return {"Name": Path(source).name, "SHA256": sums[0], "Files": 1}
     lines = "".join(f"{one}\n" for one in sorted(sums))
     return {"Name": Path(source).name, "SHA256": hashlib.sha256(lines.encode()).hexdigest(), "Files": len(sums)}

@@ -7,6 +7,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from medsr_monai.commands.files import ERRORS, Case, naming, reason_of
@@ -88,7 +89,7 @@ def _begin(plan: Plan, table: StatusTable) -> None:
 def _work_off(plan: Plan, ranks: Ranks, upscaler: Upscaler, table: StatusTable, progress=lambda count: None) -> None:
     """Do the cases that no other process has claimed; a bad one does not stop the others."""
     from medsr_monai.cohort import DONE, FAILED, KEPT, measured
-    from medsr_monai.provenance import remove_partial, source_files, source_record, why_redo, without_folders
+    from medsr_monai.provenance import remove_partial, source_record, why_redo, without_folders
 
     for index in ranks.order([_size(case) for case in plan.cases]):
         case = plan.cases[index]
@@ -98,7 +99,7 @@ def _work_off(plan: Plan, ranks: Ranks, upscaler: Upscaler, table: StatusTable, 
         try:
             with measured(row, upscaler.device), naming(case.source):
                 remove_partial(case.output)
-                inputs = [source_record(case.source, source_files(case.source))]
+                inputs = [source_record(case.source, case.files)]
                 reason = why_redo(case.output, inputs, upscaler.identity)
                 if reason is not None or plan.overwrite:
                     upscaler.upscale(case, inputs)
@@ -121,10 +122,8 @@ def _work_off(plan: Plan, ranks: Ranks, upscaler: Upscaler, table: StatusTable, 
 
 def _size(case: Case) -> int:
     """Bytes of a case's files; 0 where they cannot be seen, which is told when its turn comes."""
-    from medsr_monai.provenance import source_files
-
     try:
-        return sum(file.stat().st_size for file in source_files(case.source))
+        return sum(Path(file).stat().st_size for file in case.files)
     except OSError:
         return 0
 

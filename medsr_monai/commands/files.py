@@ -24,6 +24,18 @@ class Case(NamedTuple):
     source: str
     output: Path
 
+    @property
+    def input(self) -> str:
+        """What a bundle reads."""
+        return self.source
+
+    @property
+    def files(self) -> list[Path]:
+        """Paths on disk of what is read."""
+        from medsr_monai.provenance import source_files
+
+        return source_files(self.source)
+
 
 def nifti_output(path: str, overwrite: bool, source: str) -> Path:
     out = Path(path)

@@ -92,7 +92,6 @@ class Upscaler:
             grid_record,
             intensity_record,
             recorded,
-            source_files,
             source_record,
         )
 
@@ -100,8 +99,8 @@ class Upscaler:
         path, out = case.source, case.output
         with naming(path), Warnings(self.warnings) as warnings:
             if inputs is None:
-                inputs = [source_record(path, source_files(path))]
-            item = self.runner.read(path)
+                inputs = [source_record(path, case.files)]
+            item = self.runner.read(case.input)
             image = item["image"]
             record = self.record | {"Sources": [one["Name"] for one in inputs], "Inputs": inputs}
             record["InputGrid"] = grid_record(image)
