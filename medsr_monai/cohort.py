@@ -146,6 +146,8 @@ class Ranks:
         if not dist.is_torchelastic_launched():
             return cls(dist.HashStore())
         store, rank, size = next(dist.rendezvous("env://"))
+        # torchrun may keep one store for all its attempts: what died in one is claimed anew in the next
+        store = dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
         return cls(store, rank, size, int(os.environ["LOCAL_RANK"]))
 
     def order(self, sizes: Sequence[int]) -> list[int]:

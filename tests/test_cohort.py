@@ -419,7 +419,7 @@ def test_torchrun_restarts_and_resumes_by_itself(bundle, tmp_path):
     os.kill(workers(running.pid)[0], signal.SIGKILL)
     out, err = running.communicate(timeout=120)
     assert running.returncode == 0, err
-    assert set(statuses(tmp_path / "out").values()) == {"kept", "done"} and "2 kept" in out
+    assert set(statuses(tmp_path / "out").values()) == {"kept", "done"} and re.search("[23] kept", out), out
 
 
 @pytest.mark.slow
