@@ -424,17 +424,18 @@ def test_torchrun_restarts_and_resumes_by_itself(bundle, tmp_path):
 
 @pytest.mark.slow
 def test_kills_at_any_moment_leave_nothing_half(bundle, tmp_path):
-    """One process and the parent of two, killed a little later every time, until the cohort is done."""
+    """One process and the parent of two in turn, killed at a random moment each time; the last one is left alone."""
     make_cohort(tmp_path / "in", [f"s{n}" for n in range(6)], shape=(64, 64, 12))
     rng, kills, code = np.random.default_rng(0), 0, None
-    for attempt in range(30):
+    for attempt in range(attempts := 6):
         more = ("--jobs", 2) if attempt % 2 else ()
         running = start(
             "medsr_monai", "upscale", tmp_path / "in", tmp_path / "out", "--bundle", bundle, "--device", "cpu", *more
         )
         try:
             running.stdout.readline()  # the first case has begun, or is kept
-            code = running.wait(timeout=float(rng.random() * 0.5 + 0.02 * attempt))
+            last = attempt == attempts - 1
+            code = running.wait(timeout=120 if last else float(rng.random() * 0.4))
         except subprocess.TimeoutExpired:
             kills += 1
             running.kill()
@@ -449,5 +450,5 @@ def test_kills_at_any_moment_leave_nothing_half(bundle, tmp_path):
             assert len(status(tmp_path / "out")) in (0, 6)
         if code == 0:
             break
-    assert code == 0 and kills > 2
+    assert code == 0 and kills > 0
     assert set(statuses(tmp_path / "out").values()) <= {"kept", "done"}
