@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
 import sys
-import warnings
 
 from medsr_monai.commands.benchmark import benchmark
 from medsr_monai.commands.compare import compare
@@ -21,8 +19,11 @@ COMMANDS = {f.__name__: f for f in (upscale, degrade, evaluate, convert, prepare
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Run ``medsr``: exit code 0, 1 for an error (one line on stderr), 2 for a wrong command line."""
-    from medsr_monai.command_line import parse
+    """Run ``medsr``: exit code 0, 1 for an error (one line on stderr), 2 for a wrong command line (with the usage).
+
+    ``upscale`` of a folder ends with 1 if some cases failed, and with 2 if all did.
+    """
+    from medsr_monai.command_line import parse, quiet_libraries
 
     arguments = sys.argv[1:] if argv is None else argv
     if arguments == ["--version"]:
@@ -30,13 +31,7 @@ def main(argv: list[str] | None = None) -> None:
 
         print(__version__)
         return
-    logging.basicConfig(level=logging.WARNING, format="medsr: %(message)s")
-    # headers are checked by medsr_monai.data, in words for users
-    logging.getLogger("nibabel.global").setLevel(logging.CRITICAL)
-    # an optional GPU decoder of MONAI's that nobody asked for
-    logging.getLogger("monai.data.nvimgcodec_pydicom_plugin").setLevel(logging.ERROR)
-    if not sys.warnoptions:
-        warnings.simplefilter("ignore")  # of libraries, for developers; ours are logged
+    quiet_libraries()
     try:
         call = parse(COMMANDS, arguments, "medsr")
         code = None

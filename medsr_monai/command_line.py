@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import functools
 import inspect
+import logging
+import sys
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -102,3 +105,14 @@ def parse(
 
 def _text(result: object) -> str | None:
     return result if isinstance(result, str) else None  # Fire's completion script
+
+
+def quiet_libraries() -> None:
+    """Leave to a command's process what is said to users: this package's warnings, a line each."""
+    logging.basicConfig(level=logging.WARNING, format="medsr: %(message)s")
+    # headers are checked by medsr_monai.data, in words for users
+    logging.getLogger("nibabel.global").setLevel(logging.CRITICAL)
+    # an optional GPU decoder of MONAI's that nobody asked for
+    logging.getLogger("monai.data.nvimgcodec_pydicom_plugin").setLevel(logging.ERROR)
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")  # of libraries, for developers; ours are logged

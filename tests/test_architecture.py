@@ -25,6 +25,8 @@ ALLOWED = {
     "handlers": {"handlers", "metrics", "networks.arguments", "atomic"},
     "command_line": set(),
     "cli": {"command_line", "commands"},
+    "provenance": {"atomic", "data", "metrics", "transforms.geometry"},
+    "cohort": {"atomic", "metrics"},
     "compare": {"atomic", "handlers", "inferers", "metrics", "networks", "transforms"},
     "__main__": {"cli"},
 }

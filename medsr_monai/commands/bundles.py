@@ -29,11 +29,12 @@ def bundle_folder(bundle: str) -> Path:
     return folder
 
 
-def choose_device(device: str) -> str:
+def choose_device(device: str, local_rank: int = 0) -> str:
+    """A device that is here; auto is the GPU of a process, by its rank on this machine, or the CPU."""
     import torch
 
     if device == "auto":
-        return "cuda:0" if torch.cuda.is_available() else "cpu"
+        return f"cuda:{local_rank % torch.cuda.device_count()}" if torch.cuda.is_available() else "cpu"
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:

@@ -24,6 +24,18 @@ class Case(NamedTuple):
     source: str
     output: Path
 
+    @property
+    def input(self) -> str:
+        """What a bundle reads."""
+        return self.source
+
+    @property
+    def files(self) -> list[Path]:
+        """Paths on disk of what is read."""
+        from medsr_monai.provenance import source_files
+
+        return source_files(self.source)
+
 
 def nifti_output(path: str, overwrite: bool, source: str) -> Path:
     out = Path(path)
@@ -71,19 +83,24 @@ def check_input(path: str) -> None:
 
 
 def write_volume(volume: MetaTensor, path: Path) -> None:
+    with naming(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_voxels(volume, path)
+
+
+def write_voxels(volume: MetaTensor, path: Path) -> None:
+    """Write a volume as the path's suffix says; errors do not name the file, which may be a temporary one."""
     import numpy as np
 
     from medsr_monai.data import NiftiWriter, write_picture
 
-    with naming(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if not path.name.endswith(NIFTI_SUFFIXES):
-            write_picture(volume, path)
-            return
-        writer = NiftiWriter(output_dtype=np.float32)
-        writer.set_data_array(volume, channel_dim=0)
-        writer.set_metadata(volume.meta, resample=False)
-        writer.write(path)
+    if not path.name.endswith(NIFTI_SUFFIXES):
+        write_picture(volume, path)
+        return
+    writer = NiftiWriter(output_dtype=np.float32)
+    writer.set_data_array(volume, channel_dim=0)
+    writer.set_metadata(volume.meta, resample=False)
+    writer.write(path)
 
 
 def describe(volume: MetaTensor) -> str:
@@ -103,11 +120,16 @@ def find_cases(source: str, target: str, overwrite: bool) -> list[Case]:
     if path.is_file() and not out.is_dir():
         return [Case(source, output_file(target, overwrite, source))]
     from medsr_monai.data import list_volumes, volume_name
+    from medsr_monai.provenance import is_ours
 
     found = [source] if path.is_file() else [item["image"] for item in list_volumes(source)]
     single = found == [source]
     if single and not out.is_dir():
         return [Case(source, nifti_output(target, overwrite, source))]
+    # what an earlier run has written there is no input of this one
+    found = [f for f in found if not Path(os.path.abspath(f)).is_relative_to(os.path.abspath(out)) or not is_ours(f)]
+    if not found:
+        raise FileNotFoundError(f"{path}: nothing but results of medsr, give the folder of their inputs")
     if out.is_file() or (not out.is_dir() and out.name.endswith(NIFTI_SUFFIXES)):
         raise ValueError(f"{path}: is a folder of volumes, give an output folder, {out} is the name of a file")
     if single:
@@ -122,7 +144,8 @@ def find_cases(source: str, target: str, overwrite: bool) -> list[Case]:
         if file.resolve() in inputs:
             raise ValueError(f"{file}: is an input too, choose another output folder")
         written[file] = name
-        check_output(file, overwrite)
+        # a cohort goes on where it stopped
+        check_output(file, overwrite or (path.is_dir() and is_ours(file)))
     return cases
 
 

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from medsr_monai.commands.bundles import DEFAULT_BUNDLE, BundleRunner, bundle_folder, choose_device
-from medsr_monai.commands.files import NIFTI_SUFFIXES, describe, find_cases, naming, reason_of, write_volume
-
-if TYPE_CHECKING:
-    from monai.data import MetaTensor
+from medsr_monai.commands.bundles import DEFAULT_BUNDLE, bundle_folder, choose_device
+from medsr_monai.commands.cohorts import upscale_cohort, upscale_in_processes
+from medsr_monai.commands.files import NIFTI_SUFFIXES, find_cases
+from medsr_monai.commands.upscaler import Plan, Upscaler
 
 
 def upscale(
@@ -27,6 +24,7 @@ def upscale(
     target_spacing: float | None = None,
     refine: str = "both",
     force: bool = False,
+    jobs: int = 1,
     overwrite: bool = False,
 ) -> int:
     """Super-resolve a volume or a picture, or all of a folder, with a bundle.
@@ -36,6 +34,13 @@ def upscale(
 
     Most bundles enlarge the slices of one plane; a bundle for thick slices, such as transmrsr, makes them thin.
 
+    Beside every output stands a JSON file of the same name: what it was made of, with what and how.
+
+    A folder goes on after a bad case and where an earlier run has stopped: an output that is complete and that this run
+    would make again is kept. The output folder's status.csv says what became of every case. The exit code is 0 if all
+    cases are done or kept, 1 if some are, 2 if none is; of a single input 0 or 1. torchrun shares a folder out, too:
+    torchrun --nproc_per_node 2 -m medsr_monai upscale FOLDER OUT
+
     Args:
         input: NIfTI file (.nii, .nii.gz), FreeSurfer file (.mgz), folder of such files, or folder with a DICOM series;
             PNG, TIFF, JPEG or single DICOM file, or a folder of these without volumes.
@@ -43,7 +48,7 @@ def upscale(
             missing), in which pictures are written as PNG, those of TIFF files as TIFF.
         bundle: name of a bundle (see `medsr models`) or path of its folder.
         plane: axial, coronal or sagittal: the plane whose slices are enlarged; auto is the one with the finest pixels.
-        device: auto, cpu, cuda:0.
+        device: auto, cpu, cuda:0; auto gives each process of several the next GPU.
         weights: another weights file than the bundle's models/model.pt.
         frame: of a 4D file, counted from 0.
         slice_batch: slices computed at a time.
@@ -55,63 +60,66 @@ def upscale(
         refine: of thick slices: both planes that contain the thick axis, averaged, or one of them, in half the time:
             axial, coronal or sagittal.
         force: of thick slices: refine voxels that are nearly isotropic, too.
-        overwrite: replace existing outputs.
+        jobs: processes on this machine that share a folder's cases, each with its share of the cores.
+        overwrite: replace existing outputs, also those that medsr has not written; of a folder, make all of them anew.
     """
     bundle_folder(bundle)
     cases = find_cases(input, output, overwrite)
+    from medsr_monai.cohort import Ranks
     from medsr_monai.data import is_dicom_file
+    from medsr_monai.provenance import check_sidecar
     from medsr_monai.transforms import PLANES
 
     if plane not in ("auto", *PLANES):
         raise ValueError(f"plane is {plane!r}, expected auto, {', '.join(PLANES)}")
     if slice_batch < 1 or (tile is not None and tile < 32):
         raise ValueError("slice_batch must be at least 1 and tile at least 32 pixels")
-    device = choose_device(device)
-    overrides = {"frame": frame, "sw_batch_size": slice_batch, "device": f"$torch.device('{device}')"}
+    if jobs < 1:
+        raise ValueError(f"jobs is {jobs}, expected at least 1")
+    choose_device(device)
     # what is not given is left to the bundle, which has some of these
+    options = {"frame": frame}
     if plane != "auto":
-        overrides["plane"] = plane
+        options["plane"] = plane
     if thick_axis != "auto":
-        overrides["thick_axis"] = thick_axis
+        options["thick_axis"] = thick_axis
     if target_spacing is not None:
-        overrides["target_spacing"] = target_spacing
+        options["target_spacing"] = target_spacing
     if refine != "both":
-        overrides["refine"] = refine
+        options["refine"] = refine
     if force:
-        overrides["force"] = True
+        options["force"] = True
     if tile is not None:
-        overrides["inferer#roi_size"] = [tile, tile]
-    if any(is_dicom_file(path) and out.name.endswith(NIFTI_SUFFIXES) for path, out in cases):
-        overrides["preprocessing#pictures"] = False  # it is a volume of one slice then
-    runner = BundleRunner(bundle, weights, **overrides)
-    inferer = runner["inferer"]  # checks its options
-    failed = 0
-    for path, out in cases:
-        try:
-            with naming(path):
-                item = runner.read(path)
-                what = describe(item["image"])
-                if "picture" in item["image"].meta:
-                    _check_picture(runner, item["image"], out, plane)
-                else:
-                    what += f", {inferer.describe(item['image'])}"
-                print(f"{path}: {what}", flush=True)
-                result = runner.run(item)
-                write_volume(result, out)
-                print(f"{out}: {describe(result)}", flush=True)
-        except ValueError as error:
-            failed += 1
-            print(f"medsr: error: {reason_of(error)}", file=sys.stderr, flush=True)
-    if failed and len(cases) > 1:
-        print(f"medsr: error: {failed} of {len(cases)} volumes failed", file=sys.stderr)
-    return 1 if failed else 0
+        options["inferer#roi_size"] = [tile, tile]
+    if any(is_dicom_file(case.source) and case.output.name.endswith(NIFTI_SUFFIXES) for case in cases):
+        options["preprocessing#pictures"] = False  # it is a volume of one slice then
+    written: dict[Path, Path] = {}
+    for case in cases:
+        check_sidecar(case.output, overwrite)
+        _claim_sidecar(case.output, written)
+    # a folder's outputs lie in the output; a single one is the output
+    many = len(cases) > 1 or not Path(input).is_file()
+    folder = Path(output) if many and all(case.output != Path(output) for case in cases) else None
+    plan = Plan(cases, Path(input), folder, bundle, weights, device, slice_batch, options, overwrite)
+    ranks = Ranks.from_environment()
+    if folder is None:
+        if jobs > 1 or ranks.size > 1:
+            raise ValueError(f"{input}: processes share the cases of a folder, run a single one without --jobs")
+        upscaler = Upscaler(plan)
+        upscaler.warn()
+        upscaler.upscale(cases[0])
+        return 0
+    if jobs > 1 and ranks.size > 1:
+        raise ValueError("torchrun has started several processes already, leave --jobs out")
+    return upscale_in_processes(plan, jobs) if jobs > 1 else upscale_cohort(plan, ranks)
 
 
-def _check_picture(runner: BundleRunner, image: MetaTensor, out: Path, plane: str) -> None:
-    """Refuse a picture that was asked for as if it were a volume, or that the output's format cannot hold."""
-    from medsr_monai.data import check_format
+def _claim_sidecar(output: Path, written: dict[Path, Path]) -> None:
+    """Refuse two outputs that would share a sidecar, as those of a.png and a.tif do."""
+    from medsr_monai.provenance import sidecar_path
 
-    if "plane" not in runner.parser or plane not in ("auto", "axial"):
-        asked = f"plane is {plane!r}" if "plane" in runner.parser else f"{Path(runner.folder).name} is for thick slices"
-        raise ValueError(f"{asked}, but a picture has one slice, which is enlarged in its own plane")
-    check_format(out, image)
+    sidecar = sidecar_path(output)
+    if sidecar in written:
+        raise ValueError(f"{sidecar}: would be the sidecar of {written[sidecar].name} and of {output.name}, rename one "
+                         "of their inputs")  # fmt: skip
+    written[sidecar] = output

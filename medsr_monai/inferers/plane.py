@@ -90,6 +90,10 @@ class PlaneInferer(SliceInferer):
             return plane
         return next(name for name in PLANES if name != self.through)
 
+    def planes(self, image: MetaTensor) -> list[str]:
+        """Planes whose slices the network sees of a volume [C, X, Y, Z]."""
+        return [self.resolve(image.affine, image.shape[1:])]
+
     def describe(self, image: MetaTensor) -> str:
         """What will be done to a volume [C, X, Y, Z], in words."""
         return f"plane {self.resolve(image.affine, image.shape[1:])}{' (auto)' if self.plane == 'auto' else ''}"

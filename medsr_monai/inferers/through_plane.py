@@ -147,6 +147,10 @@ class ThroughPlaneInferer(Inferer):
             )
         return ThroughPlanePlan(axis_name, axis, planes, size, edge, new_size, size * edge / new_size)
 
+    def planes(self, image: MetaTensor) -> list[str]:
+        """Planes whose slices the network sees of a volume [C, X, Y, Z]; raises the errors of :meth:`plan`."""
+        return list(self.plan(image.affine, image.shape[1:]).planes)
+
     def describe(self, image: MetaTensor) -> str:
         """What will be done to a volume [C, X, Y, Z], in words; raises the errors of :meth:`plan`."""
         plan = self.plan(image.affine, image.shape[1:])

@@ -6,6 +6,7 @@ from .benchmark import (
     benchmark_network,
     matmul_rate,
     network_figures,
+    peak_resident_mib,
     write_benchmark,
 )
 from .complexity import (

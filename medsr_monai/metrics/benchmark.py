@@ -25,6 +25,7 @@ __all__ = [
     "benchmark_network",
     "matmul_rate",
     "network_figures",
+    "peak_resident_mib",
     "write_benchmark",
 ]
 
@@ -155,7 +156,7 @@ def _measure(build: Callable[[], nn.Module], shape: tuple[int, ...], device: str
             peak = torch.cuda.max_memory_allocated(place) / 2**20
             name = torch.cuda.get_device_name(place)
         else:
-            peak, name = _peak_resident_mib(), place.type
+            peak, name = peak_resident_mib(), place.type
         before = matmul_rate(place, runs)
         times = _seconds(lambda: network(image), place, runs)
         after = matmul_rate(place, runs)
@@ -171,7 +172,8 @@ def _measure(build: Callable[[], nn.Module], shape: tuple[int, ...], device: str
     }
 
 
-def _peak_resident_mib() -> float:
+def peak_resident_mib() -> float:
+    """Greatest resident memory of this process so far, in MiB, as the operating system counts it."""
     status = Path("/proc/self/status")
     if status.is_file():
         # not getrusage: what it tells on Linux begins with the peak of the process that started this one

@@ -1,0 +1,272 @@
+"""Cohorts: cases shared out over processes through torch.distributed, and a table of what became of each."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import datetime
+import heapq
+import json
+import os
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from multiprocessing.connection import wait
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from filelock import FileLock
+from torch import multiprocessing
+
+from medsr_monai.atomic import written_atomically
+from medsr_monai.metrics import peak_resident_mib, write_rows
+
+__all__ = [
+    "COLUMNS",
+    "DONE",
+    "FAILED",
+    "KEPT",
+    "PENDING",
+    "Ranks",
+    "StatusTable",
+    "exit_code",
+    "join_processes",
+    "measured",
+    "run_processes",
+    "share_out",
+    "summary_line",
+]
+
+COLUMNS = ("case", "input", "output", "status", "reason", "seconds", "peak_mib")
+DONE, KEPT, FAILED, PENDING = "done", "kept", "failed", "pending"
+LONG = datetime.timedelta(days=365)
+"""For which a process waits for the others; what ends one of them ends the waiting, too."""
+
+GRACE = 2.0
+"""Seconds that processes have to end by themselves after an interruption."""
+
+
+class StatusTable:
+    """``status.csv``: a row a case, by its output, whole at any moment and shared by several processes.
+
+    ``status.json`` sums a finished run up.
+
+    Args:
+        folder: that holds them, made if missing.
+
+    Raises:
+        ValueError: there are such files of another kind.
+    """
+
+    def __init__(self, folder: str | os.PathLike) -> None:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        self.path = Path(folder) / "status.csv"
+        self.summary = Path(folder) / "status.json"
+        self.lock = FileLock(self.path.with_name(".status.csv.lock"))
+        self.read()
+        if self.summary.exists() and not self.path.exists():
+            raise ValueError(f"{self.summary}: is no summary of medsr, without a table beside it: move it away")
+
+    def read(self) -> dict[str, dict[str, str]]:
+        """Rows by output."""
+        if not self.path.exists():
+            return {}
+        try:
+            with self.path.open(newline="") as file:
+                reader = csv.DictReader(file)
+                if tuple(reader.fieldnames or ()) != COLUMNS:
+                    raise ValueError("its columns are others")
+                return {row["output"]: row for row in reader}
+        except (ValueError, csv.Error) as error:
+            raise ValueError(f"{self.path}: is no table of medsr ({error}): move it away") from error
+
+    def update(self, rows: Iterable[dict]) -> dict[str, dict]:
+        """Add rows, or change those of the same outputs, and return all of them.
+
+        What a row does not name, such as the seconds of a case that is kept, stays as it was.
+        """
+        with self.lock:
+            table = self.read()
+            for row in rows:
+                table[row["output"]] = table.get(row["output"], {}) | row
+            with written_atomically(self.path) as partial:
+                write_rows(list(table.values()), partial, COLUMNS)
+        return table
+
+    def close(self, rows: Iterable[dict], **facts: object) -> None:
+        """Write the summary and remove the lock's file, once no process writes any more.
+
+        Args:
+            rows: of the cases of this run.
+            facts: for the summary, beside the number of cases by status.
+        """
+        counts = Counter(row["status"] for row in rows)
+        numbers = {"Cases": counts.total()} | {s.capitalize(): counts[s] for s in (DONE, KEPT, FAILED, PENDING)}
+        with written_atomically(self.summary) as partial:
+            partial.write_text(json.dumps(numbers | facts, indent=2) + "\n")
+        Path(self.lock.lock_file).unlink(missing_ok=True)
+
+
+def share_out(sizes: Sequence[int], parts: int) -> list[list[int]]:
+    """Indices of cases by part, the parts as equal in size as the largest cases first make them; always the same.
+
+    Args:
+        sizes: of the cases, in any unit.
+        parts: their number.
+    """
+    shares: list[list[int]] = [[] for _ in range(parts)]
+    loads = [(0, part) for part in range(parts)]
+    for index in sorted(range(len(sizes)), key=lambda i: (-sizes[i], i)):
+        load, part = heapq.heappop(loads)
+        shares[part].append(index)
+        heapq.heappush(loads, (load + sizes[index], part))
+    return [sorted(share) for share in shares]
+
+
+class Ranks:
+    """One of several processes that work on a cohort, or the only one.
+
+    They meet in a key-value store of torch.distributed, nothing else: a process that dies keeps no other waiting. A
+    case is claimed there before work begins, by an atomic counter, so none is done twice.
+
+    Args:
+        store: of all processes of this run.
+        rank, size: this process and how many there are.
+        local_rank: this process on its machine.
+    """
+
+    def __init__(self, store: dist.Store, rank: int = 0, size: int = 1, local_rank: int = 0) -> None:
+        self.store, self.rank, self.size, self.local_rank = store, rank, size, local_rank
+
+    @classmethod
+    def from_environment(cls) -> Ranks:
+        """This process as torchrun has started it, else the only one."""
+        if not dist.is_torchelastic_launched():
+            return cls(dist.HashStore())
+        store, rank, size = next(dist.rendezvous("env://"))
+        # torchrun may keep one store for all its attempts: what died in one is claimed anew in the next
+        store = dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+        return cls(store, rank, size, int(os.environ["LOCAL_RANK"]))
+
+    def order(self, sizes: Sequence[int]) -> list[int]:
+        """Indices of all cases: this process's share, then those of the others, from their ends.
+
+        So what a slow or dead process leaves is done by the others.
+        """
+        shares = share_out(sizes, self.size)
+        others = (shares[(self.rank + step) % self.size] for step in range(1, self.size))
+        return shares[self.rank] + [index for share in others for index in reversed(share)]
+
+    def claim(self, name: str) -> bool:
+        """Whether this process is the first to ask for a case."""
+        return self.store.add(f"claim/{name}", 1) == 1
+
+    def claimed(self, name: str) -> bool:
+        """Whether any process has asked for a case."""
+        return self.store.check([f"claim/{name}"])
+
+    def begin(self, prepare: Callable[[], object]) -> None:
+        """Let the first process prepare what all need, while the others wait."""
+        if self.rank == 0:
+            prepare()
+            self.store.set("begun", "yes")
+        else:
+            self.store.wait(["begun"], LONG)
+
+    def count(self, cases: int = 1) -> int:
+        """Add to the number of cases that are finished, and return it."""
+        return self.store.add("finished", cases)
+
+    def leave(self) -> None:
+        """Say that this process has nothing left to do; the first waits until all have said so."""
+        self.store.set(f"left/{self.rank}", "yes")
+        if self.rank == 0:
+            self.store.wait([f"left/{rank}" for rank in range(self.size)], LONG)
+
+
+def run_processes(
+    work: Callable, arguments: tuple, processes: int, progress: Callable[[int], object] = lambda count: None
+) -> tuple[Ranks, dict[int, int]]:
+    """Run ``work(rank, processes, port, *arguments)`` in processes on this machine, and wait for all of them.
+
+    One that dies leaves the others at work. An interruption is handed on to all.
+
+    Args:
+        work: a function of a module; makes its :class:`Ranks` by :func:`join_processes`.
+        arguments: that can be pickled.
+        processes: their number.
+        progress: called with the number of finished cases, twice a second.
+
+    Returns:
+        The ranks' meeting place, and the exit codes of the processes that ended with another one than 0.
+    """
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    ranks = Ranks(store, 0, processes)
+    store.set("begun", "yes")
+    # spawn: CUDA cannot be used after a fork; not joined, since that would end all with the first that fails
+    context = multiprocessing.start_processes(work, (processes, store.port, *arguments), processes, join=False)
+    try:
+        alive = {process.sentinel for process in context.processes}
+        while alive:
+            alive -= set(wait(alive, timeout=0.5))
+            progress(ranks.count(0))
+    except BaseException:
+        # a terminal interrupts all of them, and a second signal would interrupt their tidying
+        deadline = time.monotonic() + GRACE
+        for process in context.processes:
+            process.join(max(0.0, deadline - time.monotonic()))
+        for process in context.processes:
+            if process.is_alive():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(process.pid, signal.SIGINT)
+        for process in context.processes:
+            process.join()
+        raise
+    return ranks, {rank: p.exitcode for rank, p in enumerate(context.processes) if p.exitcode}
+
+
+def join_processes(rank: int, processes: int, port: int) -> Ranks:
+    """Ranks of a process that :func:`run_processes` has started; its share of the cores is set.
+
+    ``OMP_NUM_THREADS``, where it is set, counts for each process.
+    """
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, torch.get_num_threads() // processes))
+    store = dist.TCPStore("127.0.0.1", port, is_master=False, wait_for_workers=False)
+    return Ranks(store, rank, processes, rank)
+
+
+@contextlib.contextmanager
+def measured(row: dict, device: torch.device) -> Iterator[None]:
+    """Write the seconds and the peak memory of what happens inside to a row.
+
+    The memory is this process's, resident, where the operating system can forget an earlier peak (Linux), else the peak
+    since the start; on CUDA it is what torch's allocator has handed out there.
+    """
+    cuda = device.type == "cuda"
+    if cuda:
+        torch.cuda.reset_peak_memory_stats(device)
+    else:
+        with contextlib.suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")
+    start = time.perf_counter()
+    try:
+        yield
+    finally:
+        row["seconds"] = round(time.perf_counter() - start, 3)
+        row["peak_mib"] = round(torch.cuda.max_memory_allocated(device) / 2**20 if cuda else peak_resident_mib(), 1)
+
+
+def exit_code(rows: Iterable[dict]) -> int:
+    """0 if all cases are done or kept, 1 if some are, 2 if none is."""
+    complete = [row["status"] in (DONE, KEPT) for row in rows]
+    return 0 if all(complete) else 1 if any(complete) else 2
+
+
+def summary_line(rows: Iterable[dict]) -> str:
+    """How many cases have come to what: ``4 cases: 3 done, 1 failed``."""
+    counts = Counter(row["status"] for row in rows)
+    parts = (f"{counts[status]} {status}" for status in (DONE, KEPT, FAILED, PENDING) if counts[status])
+    return f"{counts.total()} cases: {', '.join(parts)}"

@@ -1,0 +1,159 @@
+"""One case after the other through a bundle's network, each output with its sidecar."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
+
+from medsr_monai.commands.bundles import BundleRunner, choose_device
+from medsr_monai.commands.files import Case, describe, naming, write_voxels
+
+if TYPE_CHECKING:
+    import torch
+    from monai.data import MetaTensor
+
+logger = logging.getLogger(__name__)
+
+
+class Plan(NamedTuple):
+    """What a command line asks for, checked: the same in all processes."""
+
+    cases: list[Case]
+    source: Path
+    folder: Path | None
+    """Of a cohort's outputs; None for a single case."""
+    bundle: str
+    weights: str | None
+    device: str
+    slice_batch: int
+    options: dict[str, Any]
+    """Ids of the bundle's inference.json that the result depends on, and their values."""
+    overwrite: bool
+
+    def row(self, case: Case) -> dict[str, str]:
+        """Start of a case's row in the status table: paths below the folders that were given."""
+        from medsr_monai.data import volume_name
+
+        source = Path(os.path.relpath(case.source, self.source)).as_posix()
+        source = self.source.name if source in (".", "..") or source.startswith("../") else source
+        name = source.removesuffix(Path(source).name) + volume_name(source)
+        return {"case": name, "input": source, "output": case.output.relative_to(self.folder).as_posix()}
+
+
+class Upscaler:
+    """A bundle's network, loaded once, and what the sidecars of all its outputs say."""
+
+    def __init__(self, plan: Plan, local_rank: int = 0) -> None:
+        from medsr_monai.provenance import INTENDED_USE, bundle_record, versions
+
+        device = choose_device(plan.device, local_rank)
+        overrides = plan.options | {"sw_batch_size": plan.slice_batch, "device": f"$torch.device('{device}')"}
+        if plan.folder is not None:
+            overrides["inferer#progress"] = False  # there is a bar of the cases
+        self.runner = BundleRunner(plan.bundle, plan.weights, **overrides)
+        self.inferer = self.runner["inferer"]  # checks its options
+        self.device = self.runner["device"]
+        bundle, self.warnings = bundle_record(self.runner.folder, self.runner.weights)
+        self.identity = {
+            "GeneratedBy": [{"Name": "medsr_monai", "Version": versions()["medsr_monai"], "Command": "upscale"}],
+            "Bundle": bundle,
+            "Options": plan.options,
+        }
+        self.record = {
+            "Description": f"Super-resolved by bundle {bundle['Name']} of medsr_monai",
+            "IntendedUse": INTENDED_USE,
+            **self.identity,
+            "Versions": versions(),
+            "Device": _device_name(self.device),
+        }
+
+    def warn(self) -> None:
+        """Log what every sidecar of this run will say."""
+        for warning in self.warnings:
+            logger.warning(warning)
+
+    def upscale(self, case: Case, inputs: list[dict] | None = None) -> None:
+        """Read a case, super-resolve it, and write the output with its sidecar.
+
+        Args:
+            case: source and output.
+            inputs: the source's entry in the sidecar, if its sums are known already.
+
+        Raises:
+            ValueError: one line that names the file.
+        """
+        from medsr_monai.provenance import (
+            Warnings,
+            grid_record,
+            intensity_record,
+            recorded,
+            source_record,
+        )
+
+        start = time.perf_counter()
+        path, out = case.source, case.output
+        with naming(path), Warnings(self.warnings) as warnings:
+            if inputs is None:
+                inputs = [source_record(path, case.files)]
+            item = self.runner.read(case.input)
+            image = item["image"]
+            record = self.record | {"Sources": [one["Name"] for one in inputs], "Inputs": inputs}
+            record["InputGrid"] = grid_record(image)
+            what = describe(image)
+            if "picture" in image.meta:
+                _check_picture(self.runner, image, out, self.identity["Options"].get("plane", "auto"))
+                record["Plan"], record["Planes"] = "the picture's only slice", ["axial"]
+            else:
+                record["Plan"], record["Planes"] = self.inferer.describe(image), self.inferer.planes(image)
+                what += f", {record['Plan']}"
+            say(f"{path}: {what}")
+            result = self.runner.run(item)
+            slices = getattr(self.inferer, "slices", self.inferer)  # smaller ones where memory was short
+            record["SliceBatch"], record["Tile"] = slices.sw_batch_size, _tile(slices.orig_roi_size)
+            record["OutputGrid"] = grid_record(result)
+            record["Scale"] = [round(b / a, 6) for a, b in zip(image.shape[1:], result.shape[1:], strict=True)]
+            record["IntensityRange"] = intensity_record(image, result)
+            record["Warnings"], record["Seconds"] = warnings, round(time.perf_counter() - start, 3)
+            with naming(out), recorded(out, record) as partial:
+                write_voxels(result, partial)
+            say(f"{out}: {describe(result)}")
+
+
+def _check_picture(runner: BundleRunner, image: MetaTensor, out: Path, plane: str) -> None:
+    """Refuse a picture that was asked for as if it were a volume, or that the output's format cannot hold."""
+    from medsr_monai.data import check_format
+
+    if "plane" not in runner.parser or plane not in ("auto", "axial"):
+        asked = f"plane is {plane!r}" if "plane" in runner.parser else f"{Path(runner.folder).name} is for thick slices"
+        raise ValueError(f"{asked}, but a picture has one slice, which is enlarged in its own plane")
+    check_format(out, image)
+
+
+def _device_name(device: torch.device) -> str:
+    import torch
+
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def _tile(roi_size: Sequence[int]) -> list[int] | None:
+    """Side lengths of tiles; None for whole slices."""
+    return None if min(roi_size) < 1 else [int(n) for n in roi_size]
+
+
+def say(text: str, file: TextIO | None = None) -> None:
+    """Print a line, above a progress bar if there is one."""
+    from tqdm import tqdm
+
+    file = sys.stdout if file is None else file
+    with tqdm.external_write_mode(file=file):
+        print(text, file=file, flush=True)
+
+
+def complain(reason: str) -> None:
+    """Print an error as the command line does."""
+    say(f"medsr: error: {reason}", sys.stderr)
