@@ -125,7 +125,7 @@ def find_cases(
     """
     check_input(source)
     path, out = Path(source), Path(target)
-    if path.is_dir() or zipfile.is_zipfile(path):
+    if path.is_dir() or path.name.lower().endswith(".zip") or zipfile.is_zipfile(path):
         from medsr_monai.commands.studies import find_study
 
         if (study := find_study(source, series, all_series)) is not None:
