@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -156,10 +157,9 @@ class DicomSeries:
 
 
 def _frame_header(whole: pydicom.Dataset, item: DicomSlice) -> pydicom.Dataset:
-    header = pydicom.Dataset()
-    header.file_meta = whole.file_meta
     groups = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence", "NumberOfFrames")
-    header.update({element.tag: element for element in whole if element.keyword not in groups})
+    header = pydicom.Dataset({element.tag: copy.copy(element) for element in whole if element.keyword not in groups})
+    header.file_meta = whole.file_meta
     header.ImagePositionPatient, header.ImageOrientationPatient = list(item.position), list(item.orientation)
     header.PixelSpacing, header.ImageType = list(item.pixel_spacing), list(item.image_type)
     lengths = {"SliceThickness": item.thickness, "SpacingBetweenSlices": item.gap}

@@ -13,11 +13,11 @@ import pydicom
 import pytest
 from pydicom import Dataset
 from pydicom.dataset import FileDataset, FileMetaDataset
+from pydicom.encaps import encapsulate
 from pydicom.uid import (
     CTImageStorage,
     EnhancedMRImageStorage,
     ExplicitVRLittleEndian,
-    JPEG2000Lossless,
     JPEGLSLossless,
     MRImageStorage,
     RLELossless,
@@ -73,6 +73,16 @@ def write_series(folder, edit=lambda number, header: None, count=8):
 def setting(tag, choose):
     """An edit that sets a tag by slice number."""
     return lambda number, header: setattr(header, tag, choose(number))
+
+
+def coded(syntax):
+    """An edit that claims pixels of a compressed transfer syntax."""
+
+    def edit(number, header):
+        header.PixelData, header.file_meta.TransferSyntaxUID = encapsulate([b"\0" * 64]), syntax
+        header["PixelData"].is_undefined_length = True
+
+    return edit
 
 
 def refused(folder, *words):
@@ -408,11 +418,15 @@ def test_volume_loader_takes_the_one_usable_series(tmp_path):
 
 def write_phases(folder, mark, values, drop=()):
     """A series with the same 8 positions once for each value of a tag."""
-    uid = generate_uid()
+    uid, study = generate_uid(), generate_uid()
     for index, value in enumerate(values):
 
         def edit(number, header, index=index, value=value):
-            header.SeriesInstanceUID, header.InstanceNumber = uid, 8 * index + number + 1
+            header.StudyInstanceUID, header.SeriesInstanceUID, header.InstanceNumber = (
+                study,
+                uid,
+                8 * index + number + 1,
+            )
             setattr(header, mark, value)
             header.PixelData = (pixels(number) + index).tobytes()
 
@@ -516,10 +530,11 @@ def test_several_lacks_are_named_together(tmp_path):
         (setting("ImageOrientationPatient", lambda n: [1, 0, 0, 1, 0, 0]), ("not of two perpendicular unit vectors",)),
         (setting("RescaleSlope", lambda n: 0), ("RescaleSlope 0",)),
         (setting("ModalityLUTSequence", lambda n: [Dataset()]), ("lookup table",)),
-        (lambda n, h: setattr(h.file_meta, "TransferSyntaxUID", "1.2.840.10008.1.2.4.100"), ("MPEG2", "decompress")),
+        (coded("1.2.840.10008.1.2.4.100"), ("MPEG2", "decompress the series first")),
+        (coded("1.2.840.113619.5.3"), ("unknown transfer syntax 1.2.840.113619.5.3",)),
         (lambda n, h: setattr(h, "ImagePositionPatient", [0, 8.0 * (n == 3), 4.0 * n]), ("shifted within its plane",)),
     ],
-    ids=["thickness", "units", "mosaic", "dose", "palette", "spacing", "orientation", "slope", "lut", "video", "aside"],
+    ids=["thickness", "units", "mosaic", "dose", "palette", "spacing", "orientation", "slope", "lut", "video", "private", "aside"],
 )  # fmt: skip
 def test_refused_too(tmp_path, edit, words):
     refused(write_series(tmp_path / "bad", edit), *words)
@@ -603,26 +618,27 @@ def same_as_dcm2niix(volume, folder, out):
         assert float(volume[(0, *index)]) == pytest.approx(float(values[i, j, k]), abs=1e-3)
 
 
-def as_jpeg_lossless(header):
-    """By ITK, since pydicom does not write it."""
+def by_itk(header, compression):
+    """JPEG lossless, which pydicom does not write, and JPEG 2000 of small images."""
     path = Path(header.filename).with_suffix(".tmp")
     image_io = itk.GDCMImageIO.New()
-    image_io.SetCompressionType(itk.GDCMImageIOEnums.Compression_JPEG)
+    image_io.SetCompressionType(getattr(itk.GDCMImageIOEnums, f"Compression_{compression}"))
     itk.imwrite(itk.image_from_array(header.pixel_array), str(path), imageio=image_io, compression=True)
     written = pydicom.dcmread(path)
     path.unlink()
-    assert "JPEG Lossless" in written.file_meta.TransferSyntaxUID.name
     header.PixelData, header.file_meta.TransferSyntaxUID = written.PixelData, written.file_meta.TransferSyntaxUID
     header["PixelData"].is_undefined_length = True
+    for tag in ("BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation"):
+        setattr(header, tag, written[tag].value)
 
 
 CODECS = {
-    "JPEG lossless": as_jpeg_lossless,
-    "JPEG 2000": lambda header: header.compress(JPEG2000Lossless, generate_instance_uid=False),
+    "JPEG Lossless": lambda header: by_itk(header, "JPEG"),
+    "JPEG 2000": lambda header: by_itk(header, "JPEG2000"),
     "JPEG-LS": lambda header: header.compress(JPEGLSLossless, generate_instance_uid=False),
     "RLE": lambda header: header.compress(RLELossless, generate_instance_uid=False),
 }
-NEEDED = {"JPEG lossless": "libjpeg", "JPEG 2000": "openjpeg", "JPEG-LS": "jpeg_ls"}
+NEEDED = {"JPEG Lossless": "libjpeg", "JPEG 2000": "openjpeg", "JPEG-LS": "jpeg_ls"}
 
 
 @pytest.mark.parametrize("codec", CODECS)
@@ -642,7 +658,7 @@ def test_compressed_equals_uncompressed(tmp_path, codec, edit, monkeypatch):
         header = pydicom.dcmread(path)
         CODECS[codec](header)
         header.save_as(path)
-        assert header.file_meta.TransferSyntaxUID.is_compressed
+        assert header.file_meta.TransferSyntaxUID.name.startswith(codec)
     compressed = LoadVolumed("image").load(folder)
     assert (compressed == plain).all() and (compressed.affine == plain.affine).all()
     monkeypatch.setattr(dicom_pixels, "_pydicom_decodes", lambda syntax: False)
@@ -655,9 +671,7 @@ def test_compressed_equals_uncompressed(tmp_path, codec, edit, monkeypatch):
 
 
 def test_syntax_without_codec(tmp_path, monkeypatch):
-    folder = write_series(
-        tmp_path / "s", lambda n, h: setattr(h.file_meta, "TransferSyntaxUID", "1.2.840.10008.1.2.4.201")
-    )
+    folder = write_series(tmp_path / "s", coded("1.2.840.10008.1.2.4.201"))
     monkeypatch.setattr(dicom_pixels, "_pydicom_decodes", lambda syntax: False)
     refused(folder, "High-Throughput JPEG 2000", 'pip install "medsr_monai[dicom]"')
 
