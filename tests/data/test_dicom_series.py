@@ -394,15 +394,16 @@ def test_nothing_but_derived_series(tmp_path):
 def test_several_studies_and_equal_names(tmp_path):
     root, out, plain = tmp_path / "cohort", tmp_path / "out", lambda n, header: None
     study(root / "sub-01", ("a", 3, "t1", plain), ("b", 3, "t1", plain))
-    study(root / "sub-02", ("a", 3, "t1", plain))
+    pseudonym = setting("PatientID", lambda n: "Phantom")
+    study(root / "sub-02", ("phantom", 3, "t1", pseudonym))
     study(root / "PHANTOM^A", ("a", 3, "t1", plain))
     cases = find_cases(str(root), str(out), False)
     assert {c.series.study for c in cases} == {c.series.study for c in cases if c.output.parent != out}
     found = sorted(names(cases, out))
-    assert [n for n in found if n.startswith("sub")] == [
+    assert [n for n in found if n.startswith("sub-")] == [
         "sub-01/003_t1_2_sr.nii.gz",
         "sub-01/003_t1_sr.nii.gz",
-        "sub-02/a/003_t1_sr.nii.gz",
+        "sub-02/phantom/003_t1_sr.nii.gz",
     ]
     assert sum(n.startswith("study-") for n in found) == 1 and not any("PHANTOM" in n for n in found)
 
@@ -534,7 +535,8 @@ def test_several_lacks_are_named_together(tmp_path):
         (coded("1.2.840.113619.5.3"), ("unknown transfer syntax 1.2.840.113619.5.3",)),
         (lambda n, h: setattr(h, "ImagePositionPatient", [0, 8.0 * (n == 3), 4.0 * n]), ("shifted within its plane",)),
     ],
-    ids=["thickness", "units", "mosaic", "dose", "palette", "spacing", "orientation", "slope", "lut", "video", "private", "aside"],
+    ids=["thickness", "units", "mosaic", "dose", "palette", "spacing", "orientation", "slope", "lut", "video", "private",
+         "aside"],
 )  # fmt: skip
 def test_refused_too(tmp_path, edit, words):
     refused(write_series(tmp_path / "bad", edit), *words)
