@@ -29,7 +29,15 @@ from pydicom.uid import (
 )
 
 from medsr_monai.commands.files import find_cases
-from medsr_monai.data import LoadVolumed, dicom_pixels, find_series, is_dicom_folder, list_volumes, one_series
+from medsr_monai.data import (
+    LoadVolumed,
+    NiftiWriter,
+    dicom_pixels,
+    find_series,
+    is_dicom_folder,
+    list_volumes,
+    one_series,
+)
 from medsr_monai.transforms import outer_corners, sharp_plane, spacing
 
 DATA = Path(__file__).parents[2].parent / "shared" / "data" / "test"
@@ -132,6 +140,18 @@ def test_one_slice(tmp_path):
     volume = LoadVolumed("image").load(write_series(tmp_path / "one", count=1))
     assert tuple(volume.shape) == (1, 16, 16, 1)
     np.testing.assert_allclose(volume.affine, expected_affine(), atol=1e-4)
+
+
+def test_one_coronal_slice_is_written_as_a_volume(tmp_path):
+    edit = setting("ImageOrientationPatient", lambda n: [1, 0, 0, 0, 0, -1])
+    volume = LoadVolumed("image").load(write_series(tmp_path / "one", edit, count=1))
+    writer = NiftiWriter(output_dtype=np.float32)
+    writer.set_data_array(volume, channel_dim=0)
+    writer.set_metadata(volume.meta, resample=False)
+    writer.write(tmp_path / "one.nii.gz")
+    image = nibabel.load(tmp_path / "one.nii.gz")
+    assert image.shape == (16, 16, 1)
+    np.testing.assert_allclose(image.affine, volume.affine, atol=1e-4)
 
 
 def test_rescale_slopes_that_differ_by_slice(tmp_path):
