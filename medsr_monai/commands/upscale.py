@@ -24,6 +24,8 @@ def upscale(
     target_spacing: float | None = None,
     refine: str = "both",
     force: bool = False,
+    series: str | None = None,
+    all_series: bool = False,
     jobs: int = 1,
     overwrite: bool = False,
 ) -> int:
@@ -42,8 +44,8 @@ def upscale(
     torchrun --nproc_per_node 2 -m medsr_monai upscale FOLDER OUT
 
     Args:
-        input: NIfTI file (.nii, .nii.gz), FreeSurfer file (.mgz), folder of such files, or folder with a DICOM series;
-            PNG, TIFF, JPEG or single DICOM file, or a folder of these without volumes.
+        input: NIfTI file (.nii, .nii.gz), FreeSurfer file (.mgz), folder of such files, or DICOM study (a folder with
+            those below it, or a zip); PNG, TIFF, JPEG or single DICOM file, or a folder of these without volumes.
         output: NIfTI file, or PNG, TIFF or JPEG file for a picture (of a DICOM file either), or a folder (made if
             missing), in which pictures are written as PNG, those of TIFF files as TIFF.
         bundle: name of a bundle (see `medsr models`) or path of its folder.
@@ -60,11 +62,14 @@ def upscale(
         refine: of thick slices: both planes that contain the thick axis, averaged, or one of them, in half the time:
             axial, coronal or sagittal.
         force: of thick slices: refine voxels that are nearly isotropic, too.
+        series: of a DICOM study: number or SeriesInstanceUID of the series to take, several behind commas. Default:
+            all but localisers, derived series and secondary captures, which are named and left out.
+        all_series: of a DICOM study: take those too.
         jobs: processes on this machine that share a folder's cases, each with its share of the cores.
         overwrite: replace existing outputs, also those that medsr has not written; of a folder, make all of them anew.
     """
     bundle_folder(bundle)
-    cases = find_cases(input, output, overwrite)
+    cases = find_cases(input, output, overwrite, series, all_series)
     from medsr_monai.cohort import Ranks
     from medsr_monai.data import is_dicom_file
     from medsr_monai.provenance import check_sidecar
