@@ -22,8 +22,8 @@ ZOO_LIMIT = 25 * 2**20
 PATHS_OF_A_CHECKOUT = "Paths are those of a checkout; `medsr models` prints them for an installed package."
 FROM_ANY_FOLDER = " `--bundle_root` lets every command run\nfrom any folder."
 PATHS_OF_A_PACKAGE = (
-    "Run the commands from this folder, so that Python finds the code in `scripts/`; `medsr_monai` need not be installed,\n"
-    "only what `required_packages_version` in `configs/metadata.json` names."
+    "Run the commands from this folder, so that Python finds the code in `scripts/`. `medsr_monai` need not be\n"
+    "installed, only what `required_packages_version` in `configs/metadata.json` names."
 )
 BY_MONAI = ("ignite", "nibabel", "itk", "pydicom", "tensorboard", "tqdm", "einops")
 """What MONAI's engines, handlers and readers import when a bundle uses them."""
@@ -189,15 +189,16 @@ def _vendor(files: dict[str, bytes], name: str, metadata: dict, black: bool) -> 
 def _versions(names: set[str], required: bool) -> dict[str, str]:
     """Distributions that give importable names, with the installed versions: the Zoo's checks pin them exactly."""
     distributions = importlib.metadata.packages_distributions()
+    installed = {d.metadata["Name"] for d in importlib.metadata.distributions()}
     versions = {}
     for name in names:
-        if name not in distributions:
-            if required:
-                raise ValueError(f"{name} is not installed, so that its version cannot be stated: pip install -e .")
-            continue
-        # itk, for one, is spread over several: its own name, else the shortest
-        given = min(set(distributions[name]), key=lambda d: (d.lower() != name, len(d), d))
-        if given.lower() not in IN_METADATA:
+        # itk, for one, is spread over several: that of its own name, else the shortest
+        given = name if name in installed else min(distributions.get(name, []), key=lambda d: (len(d), d), default=None)
+        if given is None and required:
+            raise ValueError(
+                f"{name} is not installed, so that its version cannot be stated: install medsr_monai whole"
+            )
+        if given is not None and given.lower() not in IN_METADATA:
             versions[given] = importlib.metadata.version(given).partition("+")[0]  # without +cpu
     return dict(sorted(versions.items(), key=lambda item: item[0].lower()))
 
@@ -228,7 +229,8 @@ def _zipped(files: dict[str, bytes]) -> bytes:
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=6) as archive:
         for path, content in sorted(files.items()):
             info = zipfile.ZipInfo(path, date_time=(1980, 1, 1, 0, 0, 0))
-            info.compress_type = zipfile.ZIP_DEFLATED
+            # numbers hardly shrink
+            info.compress_type = zipfile.ZIP_STORED if path.endswith(".pt") else zipfile.ZIP_DEFLATED
             info.create_system = 3  # Unix, on every system
             info.external_attr = 0o644 << 16
             archive.writestr(info, content)
