@@ -8,6 +8,7 @@ network by ``medsr_monai.networks.RDST``, wherever the code lies.
 from __future__ import annotations
 
 import ast
+import functools
 import re
 import sys
 from collections.abc import Iterable, Iterator
@@ -89,8 +90,13 @@ def _file(module: str) -> Path | None:
     return next((f for f in (inner / "__init__.py", inner.with_suffix(".py")) if f.is_file()), None)
 
 
-def _imported(module: str, file: Path) -> Iterator[tuple[str, bool]]:
+@functools.cache
+def _imported(module: str, file: Path) -> tuple[tuple[str, bool], ...]:
     """Absolute names that a module's imports may mean, and whether importing the module imports them."""
+    return tuple(_import_statements(module, file))
+
+
+def _import_statements(module: str, file: Path) -> Iterator[tuple[str, bool]]:
     package = module.split(".") if file.name == "__init__.py" else module.split(".")[:-1]
     for node, at_once in _statements(ast.parse(file.read_text()), True):
         if isinstance(node, ast.Import):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib.metadata
 import io
@@ -188,12 +189,12 @@ def _vendor(files: dict[str, bytes], name: str, metadata: dict, black: bool) -> 
 
 def _versions(names: set[str], required: bool) -> dict[str, str]:
     """Distributions that give importable names, with the installed versions: the Zoo's checks pin them exactly."""
-    distributions = importlib.metadata.packages_distributions()
-    installed = {d.metadata["Name"] for d in importlib.metadata.distributions()}
+    distributions = _distributions()
     versions = {}
     for name in names:
         # itk, for one, is spread over several: that of its own name, else the shortest
-        given = name if name in installed else min(distributions.get(name, []), key=lambda d: (len(d), d), default=None)
+        own = next(iter(importlib.metadata.distributions(name=name)), None)
+        given = name if own else min(distributions.get(name, []), key=lambda d: (len(d), d), default=None)
         if given is None and required:
             raise ValueError(
                 f"{name} is not installed, so that its version cannot be stated: install medsr_monai whole"
@@ -201,6 +202,12 @@ def _versions(names: set[str], required: bool) -> dict[str, str]:
         if given is not None and given.lower() not in IN_METADATA:
             versions[given] = importlib.metadata.version(given).partition("+")[0]  # without +cpu
     return dict(sorted(versions.items(), key=lambda item: item[0].lower()))
+
+
+@functools.cache
+def _distributions() -> dict[str, list[str]]:
+    """Which distributions give an importable name; a second's work."""
+    return dict(importlib.metadata.packages_distributions())
 
 
 def _formatted(code: dict[str, bytes]) -> dict[str, bytes]:
