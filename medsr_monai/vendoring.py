@@ -13,20 +13,12 @@ import re
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
 
-__all__ = ["PACKAGE", "SCRIPTS", "Imports", "imports_of", "needed_modules", "renamed_config", "renamed_source"]
+__all__ = ["PACKAGE", "SCRIPTS", "imports_of", "needed_modules", "renamed_config", "renamed_source"]
 
 PACKAGE, SCRIPTS = "medsr_monai", "scripts"
 ROOT = Path(__file__).parent
 NAME = re.compile(rf"\b{PACKAGE}((?:\.\w+)*)")
-
-
-class Imports(NamedTuple):
-    """Top-level names of other packages that some modules import."""
-
-    always: set[str]  # when the module is imported
-    later: set[str]  # inside functions, when they are needed
 
 
 def needed_modules(configs: Iterable[str]) -> dict[str, Path]:
@@ -47,18 +39,14 @@ def needed_modules(configs: Iterable[str]) -> dict[str, Path]:
         for module, file in found:
             if file and module not in needed:
                 needed[module] = file
-                waiting += [(inner, module) for inner, _ in _imported(module, file) if inner.split(".")[0] == PACKAGE]
+                waiting += [(name, module) for name in _imported(module, file) if name.split(".")[0] == PACKAGE]
     return dict(sorted(needed.items()))
 
 
-def imports_of(modules: dict[str, Path]) -> Imports:
-    """What modules import besides this package and Python's own library."""
-    always, later = set(), set()
-    for module, file in modules.items():
-        for name, at_once in _imported(module, file):
-            (always if at_once else later).add(name.split(".")[0])
-    ours = {PACKAGE, *sys.stdlib_module_names}
-    return Imports(always - ours, later - always - ours)
+def imports_of(modules: dict[str, Path]) -> set[str]:
+    """Top-level names of what modules import besides this package and Python's own library."""
+    names = {name.split(".")[0] for module, file in modules.items() for name in _imported(module, file)}
+    return names - {PACKAGE, *sys.stdlib_module_names}
 
 
 def renamed_config(text: str) -> str:
@@ -91,30 +79,16 @@ def _file(module: str) -> Path | None:
 
 
 @functools.cache
-def _imported(module: str, file: Path) -> tuple[tuple[str, bool], ...]:
-    """Absolute names that a module's imports may mean, and whether importing the module imports them."""
-    return tuple(_import_statements(module, file))
-
-
-def _import_statements(module: str, file: Path) -> Iterator[tuple[str, bool]]:
+def _imported(module: str, file: Path) -> frozenset[str]:
+    """Absolute names that the imports of a module, at its top and in functions, may mean."""
     package = module.split(".") if file.name == "__init__.py" else module.split(".")[:-1]
-    for node, at_once in _statements(ast.parse(file.read_text()), True):
+    names = set()
+    for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.Import):
-            yield from ((alias.name, at_once) for alias in node.names)
+            names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             base = package[: len(package) - node.level + 1] if node.level else []
             base = ".".join([*base, *([node.module] if node.module else [])])
-            yield base, at_once
-            # modules among the imported names
-            yield from ((f"{base}.{a.name}", at_once) for a in node.names if _file(f"{base}.{a.name}"))
-
-
-def _statements(node: ast.AST, at_once: bool) -> Iterator[tuple[ast.AST, bool]]:
-    for child in ast.iter_child_nodes(node):
-        yield child, at_once
-        later = isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)) or _for_types_only(child)
-        yield from _statements(child, at_once and not later)
-
-
-def _for_types_only(node: ast.AST) -> bool:
-    return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+            # with the modules among the imported names
+            names |= {base, *(f"{base}.{a.name}" for a in node.names if _file(f"{base}.{a.name}"))}
+    return frozenset(names)

@@ -164,7 +164,7 @@ def test_required_packages(shipped):
         assert metadata["required_packages_version"] == {"medsr_monai": medsr_monai.__version__}
         return
     # the Zoo pins them exactly
-    pins = metadata["required_packages_version"] | metadata["optional_packages_version"]
+    pins = metadata["required_packages_version"] | metadata.get("optional_packages_version", {})
     assert {"pytorch-ignite", "nibabel", "itk", "torchvision", "scikit-image"} <= pins.keys()
     assert "medsr_monai" not in pins
     for name, version in pins.items():
@@ -179,6 +179,7 @@ def test_card(shipped):
     assert "research use only" in text.lower()
     # those that the Zoo's checks leave out have to say so
     assert re.search(r"TorchScript:\s(not )?supported", text) and "TensorRT" in text
+    assert not of_latents(bundle) or "`verify_net_in_out`" in text
     if form == "self-contained":
         assert "`scripts/`" in text and f"bundles/{bundle.name}/" not in text
         assert "from medsr_monai" not in text and "Paths are those of a checkout" not in text

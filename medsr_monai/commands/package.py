@@ -13,6 +13,7 @@ import tempfile
 import zipfile
 from pathlib import Path
 
+from medsr_monai import __version__
 from medsr_monai.commands.bundles import bundle_folder
 from medsr_monai.commands.fetch import fetch_file
 from medsr_monai.commands.files import check_output
@@ -28,6 +29,8 @@ PATHS_OF_A_PACKAGE = (
 )
 BY_MONAI = ("ignite", "nibabel", "itk", "pydicom", "tensorboard", "tqdm", "einops")
 """What MONAI's engines, handlers and readers import when a bundle uses them."""
+OPTIONAL = ("spandrel",)
+"""Of the extra `compare` in setup.cfg, for some of the comparison networks."""
 IN_METADATA = ("monai", "torch", "numpy")
 """They have fields of their own."""
 
@@ -45,7 +48,8 @@ def package(
 
     The zip holds the code that the bundle needs, in scripts/, so that it runs where medsr_monai is not installed: from
     its own folder, or with it on PYTHONPATH. The same bundle gives the same bytes. Beside it are written
-    <...>.zip.sha256 and <...>.json, the entry for the Zoo's models/model_info.json, with sha1 as checksum and sha256.
+    <...>.zip.sha256 and <...>.json, the entry for the Zoo's models/model_info.json, with sha1 as checksum and sha256;
+    its source is for whoever hosts the zip.
 
     Args:
         bundle: name of a bundle (see `medsr models`) or path of its folder.
@@ -69,7 +73,7 @@ def package(
     files = _own_files(folder, keep_large_files)
     files |= _weights_files(folder, weights, keep_large_files)
     if thin:
-        metadata["required_packages_version"] = {"medsr_monai": importlib.metadata.version("medsr_monai")}
+        metadata["required_packages_version"] = {"medsr_monai": __version__}
     else:
         _vendor(files, name, metadata, black)
     hashes = {p: hashlib.sha256(content).hexdigest() for p, content in files.items() if p.startswith("models/")}
@@ -181,9 +185,9 @@ def _vendor(files: dict[str, bytes], name: str, metadata: dict, black: bool) -> 
     card = card.replace(PATHS_OF_A_CHECKOUT, PATHS_OF_A_PACKAGE).replace(f"from {PACKAGE}.", f"from {SCRIPTS}.")
     card = card.replace(f"--bundle_root bundles/{name} ", "--bundle_root . ").replace(f"bundles/{name}/", "")
     files["docs/README.md"] = card.encode()
-    imports = imports_of(modules)
-    metadata["required_packages_version"] = _versions(imports.always | set(BY_MONAI), required=True)
-    if optional := _versions(imports.later - set(BY_MONAI), required=False):
+    imports = imports_of(modules) | set(BY_MONAI)
+    metadata["required_packages_version"] = _versions(imports - set(OPTIONAL), required=True)
+    if optional := _versions(imports & set(OPTIONAL), required=False):
         metadata["optional_packages_version"] = optional
 
 
