@@ -178,6 +178,7 @@ def test_evaluation_is_that_of_the_saved_weights(trained, volumes, tmp_path):
     flow = workflow(volumes, tmp_path, ("train", "evaluate"), ckpt_dir=str(out / "models"))
     assert flow.check_properties() == []
     flow.run()
+    flow.finalize()
     table = {row["class"]: row for row in rows(tmp_path / "eval" / "dice.csv")}
     assert list(table) == ["1", "2", "all"]
     assert float(table["all"]["pooled"]) == pytest.approx(max(d["val_dice"] for d in dices), abs=1e-9)

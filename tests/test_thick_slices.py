@@ -4,7 +4,6 @@ import itertools
 import json
 import os
 import re
-import shutil
 from pathlib import Path
 
 import nibabel as nib
@@ -32,7 +31,9 @@ BICUBIC = {"_target_": "medsr_monai.networks.Bicubic", "scale": "@scale"}
 def make_bundle(folder, network_def=None, weighted=True, **ids):
     """The bundle's inference.json with a miniature of its network, or with another one, and random weights."""
     (folder / "configs").mkdir(parents=True)
-    shutil.copy(ROOT / "bundles/transmrsr/configs/metadata.json", folder / "configs")
+    metadata = json.loads((ROOT / "bundles/transmrsr/configs/metadata.json").read_text())
+    del metadata["weights"]  # of the published ones, from which these differ
+    (folder / "configs" / "metadata.json").write_text(json.dumps(metadata))
     content = json.loads((ROOT / "bundles/transmrsr/configs/inference.json").read_text()) | ids
     content["network_def"] = content["network_def"] | TINY if network_def is None else network_def
     if network_def == BICUBIC:

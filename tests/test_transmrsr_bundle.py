@@ -197,6 +197,7 @@ def test_evaluation_beside_the_spline(files, tmp_path):
     flow = workflow(files, tmp_path, ["evaluate"], "evaluating", drop=("prior",), **more, padded_size=32)
     assert flow.check_properties() == []
     flow.run()
+    flow.finalize()
     summary = json.loads((tmp_path / "eval" / "summary.json").read_text())
     hr, spline, network = summary["pooled"]
     assert [row["method"] for row in (hr, spline, network)] == ["HR", "spline", "network"]

@@ -115,6 +115,7 @@ def trained(volumes, tmp_path_factory):
     flow = workflow(volumes, out)
     assert flow.check_properties() == []
     flow.run()
+    flow.finalize()
     return out
 
 
@@ -292,6 +293,7 @@ def sample(weights, out, **more):
     flow.initialize()
     assert flow.check_properties() == []
     flow.run()
+    flow.finalize()
     return {p.name.split(".")[0]: p for p in sorted(out.iterdir())}
 
 
@@ -371,6 +373,7 @@ def test_fid_of_the_validation_part(volumes, clustered, tmp_path):
     flow = workflow(volumes, tmp_path, ("evaluate",), "evaluating", weights=str(clustered), **FLAT)
     assert flow.check_properties() == []
     flow.run()
+    flow.finalize()
     name, value = (tmp_path / "eval" / "metrics.csv").read_text().split(",")
     slices = get(flow, "validate#dataset")
     items = [slices[i] for i in range(len(slices))]

@@ -60,6 +60,7 @@ class BundleRunner:
         from monai.bundle import ConfigParser
 
         from medsr_monai.handlers import load_weights
+        from medsr_monai.weights import examine
 
         self.parser = ConfigParser()
         self.parser.read_config(folder / "configs" / "inference.json")
@@ -77,6 +78,7 @@ class BundleRunner:
         self.network = self["network"].eval()
         if self.weights:
             load_weights(self.network, self.weights)
+            self.weights = str(examine(self.weights).file)  # it may lie in the offline folder
             numbers = self.network.state_dict().items()
             if broken := [name for name, tensor in numbers if not tensor.isfinite().all()]:
                 raise ValueError(

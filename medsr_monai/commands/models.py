@@ -5,30 +5,39 @@ from __future__ import annotations
 import json as jsonlib
 
 from medsr_monai.commands.bundles import bundle_folders
+from medsr_monai.weights import MAIN_WEIGHTS, examine, file_hash
+
+USABLE = ("verified", "own", "unverified")
 
 
 def models(json: bool = False) -> None:
-    """List the bundles, whether their weights are here, and where missing ones belong.
+    """List the bundles, whether their weights are here and verified, and where missing ones belong.
+
+    The state of a bundle's weights: verified (their checksum is the one that the bundle states), own (complete, but
+    not the published file: trained here, or another version), unverified (the bundle states no checksum), mismatch
+    (damaged, or not the stated file in the folder MEDSR_WEIGHTS: refused) or missing.
 
     Args:
         json: print JSON.
     """
-    import hashlib
-
     rows = []
     for name, folder in bundle_folders().items():
         metadata = jsonlib.loads((folder / "configs" / "metadata.json").read_text())
-        weights = folder / "models" / "model.pt"
-        there = weights.is_file()
+        found = examine(folder / MAIN_WEIGHTS)
         rows.append(
             {
                 "bundle": name,
                 "version": metadata["version"],
                 "task": metadata["task"],
                 "folder": str(folder),
-                "weights": str(weights),
-                "trained": there,
-                "sha256": hashlib.sha256(weights.read_bytes()).hexdigest() if there else None,
+                "weights": str(found.file or folder / MAIN_WEIGHTS),
+                "trained": found.state in USABLE,
+                "state": found.state,
+                "reason": found.reason or None,
+                "sha256": file_hash(found.file) if found.file else None,
+                "expected": found.stated.hash_val if found.stated else None,
+                "expected_hash_type": found.stated.hash_type if found.stated else None,
+                "url": found.stated.url if found.stated else None,
             }
         )
     if json:
@@ -36,7 +45,12 @@ def models(json: bool = False) -> None:
         return
     for row in rows:
         print(f"{row['bundle']} {row['version']}: {row['task']}")
-        if row["trained"]:
-            print(f"  weights {row['weights']}, sha256 {row['sha256'][:16]}")
+        if row["sha256"]:
+            reason = f": {row['reason']}" if row["reason"] else ""
+            print(f"  weights {row['weights']}, sha256 {row['sha256'][:16]}, {row['state']}{reason}")
+        elif row["url"]:
+            print(f"  weights missing: `medsr fetch {row['bundle']}`, or put model.pt at {row['weights']}")
+        elif row["expected"]:
+            print(f"  weights missing: put model.pt (sha256 {row['expected'][:16]}) at {row['weights']}")
         else:
             print(f"  no trained weights: train the bundle, or put model.pt at {row['weights']}")

@@ -39,10 +39,17 @@ class Plan(NamedTuple):
         """Start of a case's row in the status table: paths below the folders that were given."""
         from medsr_monai.data import volume_name
 
+        output = case.output.relative_to(self.folder).as_posix()
+        if case.series is not None:  # named as the output, which leaves the patient's name out
+            return {
+                "case": output.removesuffix(".nii.gz").removesuffix("_sr"),
+                "input": self.source.name,
+                "output": output,
+            }
         source = Path(os.path.relpath(case.source, self.source)).as_posix()
         source = self.source.name if source in (".", "..") or source.startswith("../") else source
         name = source.removesuffix(Path(source).name) + volume_name(source)
-        return {"case": name, "input": source, "output": case.output.relative_to(self.folder).as_posix()}
+        return {"case": name, "input": source, "output": output}
 
 
 class Upscaler:

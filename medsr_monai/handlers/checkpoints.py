@@ -15,6 +15,7 @@ from monai.utils import ensure_tuple
 
 from medsr_monai.atomic import written_atomically
 from medsr_monai.networks.arguments import NetworkArguments, build_network
+from medsr_monai.weights import LARGE_FILES, OFFLINE_FOLDER, StatedFile, bundle_of, examine
 
 __all__ = [
     "EarlyStop",
@@ -43,7 +44,8 @@ def load_weights(network: torch.nn.Module, path: str | os.PathLike) -> None:
     """Load ``{"model": state dict, "network": constructor arguments}`` into ``network``, strictly.
 
     Switches without parameters (a bicubic residual, a scale of attention) would load strictly and give wrong pixels,
-    so the arguments are compared too.
+    so the arguments are compared too. A bundle's weights are compared with the checksum that it states, see
+    :func:`medsr_monai.weights.examine`: damaged files are refused, own ones in its folder are used with a warning.
 
     Args:
         network: built with the arguments that the weights were trained with; may be wrapped for several processes.
@@ -51,7 +53,7 @@ def load_weights(network: torch.nn.Module, path: str | os.PathLike) -> None:
 
     Raises:
         FileNotFoundError: no file.
-        ValueError: no such dictionary in it, other arguments, or other parameters.
+        ValueError: a damaged file, no such dictionary in it, other arguments, or other parameters.
     """
     path = Path(path)
     _fill(network, path, read_weights(path))
@@ -117,12 +119,14 @@ def load_trained_part(network: torch.nn.Module, path: str | os.PathLike | None, 
 
 def read_weights(path: Path) -> Mapping:
     """The dictionary in a weights file, with at least "model" and "network"; raises the errors of load_weights."""
-    if not path.is_file():
-        bundle = path.parent.parent
-        if (bundle / "configs" / "metadata.json").is_file():
-            name = bundle.resolve().name
-            raise FileNotFoundError(f"bundle {name} has no trained weights: train it, or put them at {path}")
-        raise FileNotFoundError(f"{path}: no such weights file")
+    found = examine(path)
+    if found.file is None:
+        raise FileNotFoundError(_missing(path, found.stated))
+    if found.state == "mismatch":
+        raise ValueError(f"{found.file}: {found.reason}")
+    if found.state == "own":
+        logger.warning("%s: %s", found.file, found.reason)
+    path = found.file
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # pickle, zip and torch raise many kinds
@@ -130,6 +134,26 @@ def read_weights(path: Path) -> Mapping:
     if not isinstance(content, Mapping) or not {"model", "network"} <= set(content):
         raise ValueError(f'{path}: no {{"model", "network"}} dictionary; official weights: `medsr convert` first')
     return content
+
+
+def _missing(path: Path, stated: StatedFile | None) -> str:
+    bundle = bundle_of(path)
+    if bundle is None:
+        return f"{path}: no such weights file"
+    name = bundle.resolve().name
+    if stated is None:
+        return f"bundle {name} has no trained weights: train it, or put them at {path}"
+    checksum = f" ({stated.hash_type} {stated.hash_val})" if stated.hash_val else ""
+    if stated.url:
+        return (
+            f"bundle {name} has no trained weights here: `medsr fetch {name}` (or `python -m monai.bundle "
+            f"download_large_files --bundle_path {bundle}`) gets what {LARGE_FILES} lists, or put them at {path} or in "
+            f"${OFFLINE_FOLDER}/{name}/models{checksum}"
+        )
+    return (
+        f"bundle {name} has no trained weights here: put those it was published with at {path} or in "
+        f"${OFFLINE_FOLDER}/{name}/models{checksum}, or train it"
+    )
 
 
 def _fill(network: torch.nn.Module, path: Path, content: Mapping) -> None:

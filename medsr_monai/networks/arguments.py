@@ -51,11 +51,11 @@ def build_network(arguments: dict[str, Any]) -> nn.Module:
             come from anywhere, so nothing else is called.
         TypeError: the network does not take these arguments.
     """
-    import medsr_monai.networks
+    from medsr_monai import networks
 
     target = arguments.get("_target_")
     package, _, name = str(target).rpartition(".")
-    cls = getattr(medsr_monai.networks, name, None) if package == "medsr_monai.networks" else None
+    cls = getattr(networks, name, None) if package == "medsr_monai.networks" else None
     if not (isinstance(cls, type) and getattr(cls.__init__, "records_arguments", False)):
         raise ValueError(f"_target_ is {target!r}: expected a network of medsr_monai.networks, such as its RDST.")
     return cls(**{name: value for name, value in arguments.items() if name != "_target_"})

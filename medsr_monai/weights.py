@@ -1,0 +1,170 @@
+"""A bundle's weights files: where they lie, what the bundle says of them, and whether they are that.
+
+A bundle states the sha256 of the weights that it was published with under ``"weights"`` of its metadata.json, as
+``[{"path": "models/model.pt", "sha256": "..."}]``, or, of files that are downloaded, in the Model Zoo's
+``large_files.yml`` (``path``, ``url``, ``hash_val``, ``hash_type``).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import zipfile
+import zlib
+from pathlib import Path
+from typing import NamedTuple
+
+__all__ = ["LARGE_FILES", "MAIN_WEIGHTS", "OFFLINE_FOLDER", "Examined", "StatedFile", "examine", "stated_files"]
+
+OFFLINE_FOLDER = "MEDSR_WEIGHTS"
+"""Environment variable: a folder with ``<bundle>/models/model.pt``, searched where a bundle's own folder has none."""
+MAIN_WEIGHTS = "models/model.pt"
+METADATA, LARGE_FILES = "configs/metadata.json", "large_files.yml"
+HASH_TYPES = ("md5", "sha1", "sha256", "sha512")  # MONAI's
+
+
+class StatedFile(NamedTuple):
+    """What a bundle says of one of its files."""
+
+    path: str  # relative to the bundle
+    hash_type: str
+    hash_val: str | None  # None: the bundle does not say it
+    url: str | None  # URL, or a path, relative to the bundle, of a local file
+
+    def fits(self, file: Path) -> bool:
+        """Whether ``file`` has the stated checksum."""
+        return self.hash_val is not None and file_hash(file, self.hash_type) == self.hash_val
+
+
+class Examined(NamedTuple):
+    """What was found of a weights file; ``state`` is one of
+
+    - ``verified``: its checksum is the one that the bundle states;
+    - ``own``: in the bundle's own folder, complete, but not the stated file: trained here, or another version;
+    - ``unverified``: no checksum is stated, as for any file outside bundles;
+    - ``mismatch``: to be refused: damaged, or, in a folder of downloads, not the stated file;
+    - ``missing``.
+    """
+
+    state: str
+    file: Path | None
+    stated: StatedFile | None
+    reason: str  # of "own" and "mismatch", in words for users
+
+
+def file_hash(file: Path, hash_type: str = "sha256") -> str:
+    """Hexadecimal checksum of a file."""
+    with open(file, "rb") as stream:
+        return hashlib.file_digest(stream, hash_type).hexdigest()
+
+
+def bundle_of(path: Path) -> Path | None:
+    """The bundle in whose ``models/`` a file lies, or would lie."""
+    bundle = path.parent.parent
+    return bundle if path.parent.name == "models" and (bundle / METADATA).is_file() else None
+
+
+def offline_file(bundle: Path, path: str) -> Path | None:
+    """Where a file of a bundle lies in the offline folder, whether it is there or not; None without such a folder."""
+    folder = os.environ.get(OFFLINE_FOLDER)
+    return Path(folder) / bundle.resolve().name / path if folder else None
+
+
+def stated_files(bundle: str | os.PathLike) -> dict[str, StatedFile]:
+    """What a bundle says of its weights and large files, by path.
+
+    Raises:
+        ValueError: an entry that cannot be read, a path outside the bundle, or two checksums for a file.
+    """
+    bundle = Path(bundle)
+    stated = {}
+    for entry in json.loads((bundle / METADATA).read_text()).get("weights", []):
+        file = _stated(bundle, METADATA, entry | {"hash_val": entry.get("sha256"), "hash_type": "sha256"})
+        stated[file.path] = file
+    for entry in _large_files(bundle):
+        file = _stated(bundle, LARGE_FILES, entry)
+        known = stated.get(file.path)
+        if known is None or known.hash_val is None:
+            stated[file.path] = file
+        elif file.hash_type == known.hash_type and file.hash_val not in (None, known.hash_val):
+            raise ValueError(
+                f"{bundle}: {METADATA} and {LARGE_FILES} state different checksums of {file.path}: "
+                f"{known.hash_val} and {file.hash_val}"
+            )
+        else:
+            stated[file.path] = known._replace(url=file.url)
+    return stated
+
+
+def _large_files(bundle: Path) -> list[dict]:
+    if not (bundle / LARGE_FILES).is_file():
+        return []
+    import yaml
+
+    try:
+        content = yaml.safe_load((bundle / LARGE_FILES).read_text())
+        return list(content["large_files"])
+    except (yaml.YAMLError, KeyError, TypeError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(
+            f"{bundle / LARGE_FILES}: expected a list large_files of path, url, hash_val: {reason}"
+        ) from error
+
+
+def _stated(bundle: Path, source: str, entry: dict) -> StatedFile:
+    path, hash_type = entry.get("path"), entry.get("hash_type") or "sha256"  # MONAI's default
+    root = bundle.resolve()
+    if not path or not (root / path).resolve().is_relative_to(root):
+        raise ValueError(f"{bundle / source}: path is {path!r}, expected one inside the bundle, such as {MAIN_WEIGHTS}")
+    if hash_type not in HASH_TYPES:
+        raise ValueError(f"{bundle / source}: hash_type is {hash_type!r}, expected one of {', '.join(HASH_TYPES)}")
+    hash_val = str(entry.get("hash_val") or "").lower()
+    return StatedFile(Path(path).as_posix(), hash_type, hash_val or None, entry.get("url") or None)
+
+
+def examine(path: str | os.PathLike) -> Examined:
+    """Find a weights file and compare it with what its bundle says of it; nothing is unpickled.
+
+    A file in a bundle's ``models/`` that is not there is looked for in the folder that the environment variable
+    MEDSR_WEIGHTS names. A bundle's own folder is where training, and MONAI Label's, puts weights too: what differs from
+    the stated checksum there is refused only if it is damaged, which the CRC of every part of a PyTorch file tells.
+    """
+    path = Path(path)
+    bundle = bundle_of(path)
+    inner = f"models/{path.name}"
+    stated = stated_files(bundle).get(inner) if bundle else None
+    file, offline = path, False
+    if bundle and not path.is_file():
+        file, offline = offline_file(bundle, inner), True
+    if file is None or not file.is_file():
+        return Examined("missing", None, stated, "")
+    if stated and stated.fits(file):
+        return Examined("verified", file, stated, "")
+    expected = bool(stated and stated.hash_val)
+    damage = _damage(file, expected)
+    if not expected:
+        return Examined("mismatch" if damage else "unverified", file, stated, damage)
+    values = (
+        f"its {stated.hash_type} is {file_hash(file, stated.hash_type)}, "
+        f"bundle {bundle.resolve().name} states {stated.hash_val}"
+    )
+    if damage:
+        return Examined("mismatch", file, stated, f"{damage}; {values}: get it again")
+    if offline:
+        reason = f"{values}: put the stated file there, or give your own as --weights FILE (monai.bundle: --ckpt_dir)"
+        return Examined("mismatch", file, stated, reason)
+    return Examined("own", file, stated, f"not the published weights but trained here, or another version: {values}")
+
+
+def _damage(file: Path, expected: bool) -> str:
+    """What is broken in a file of torch.save, which is a zip whose parts have a CRC that torch.load does not check."""
+    if not zipfile.is_zipfile(file):
+        # of torch before 1.6, or none at all: torch.load finds out
+        return "not a PyTorch file, or a part of one" if expected else ""
+    try:
+        with zipfile.ZipFile(file) as parts:
+            broken = parts.testzip()
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+        return f"damaged ({error})"
+    return f"damaged (CRC of {broken.partition('/')[2] or broken})" if broken else ""
