@@ -56,7 +56,9 @@ class ExportedNetwork(nn.Module):
         super().__init__()
         self.path = Path(path)
         if not is_exported(path):
-            raise ValueError(f"{path}: expected an exported network, a name that ends in {' or '.join(SUFFIXES.values())}")
+            raise ValueError(
+                f"{path}: expected an exported network, a name that ends in {' or '.join(SUFFIXES.values())}"
+            )
         if not self.path.is_file():
             raise FileNotFoundError(f"{path}: no such exported network, write one with `medsr export`")
         self.script: nn.Module | None = None

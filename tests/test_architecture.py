@@ -26,6 +26,8 @@ ALLOWED = {
     "command_line": set(),
     "cli": {"command_line", "commands"},
     "compare": {"atomic", "handlers", "inferers", "metrics", "networks", "transforms"},
+    "exported": set(),
+    "exchange": {"atomic", "exported", "networks.blocks.deformable"},
     "__main__": {"cli"},
 }
 MODULES = {".".join(p.relative_to(PACKAGE).with_suffix("").parts): p for p in PACKAGE.rglob("*.py")}
