@@ -196,7 +196,7 @@ def _write_torchscript(network: nn.Module, path: Path, record: Mapping[str, Any]
             warnings.simplefilter("ignore", FutureWarning)
             script = torch.jit.script(network)
             torch.jit.save(script, archive, _extra_files={TORCHSCRIPT_RECORD: json.dumps(record)})
-    except (RuntimeError, TypeError) as error:
+    except Exception as error:  # torch.jit's have no common class
         raise ValueError(
             f"{_name(record)} has no TorchScript form: it is made of another library's parts, which torch.jit.script "
             "does not compile, see README"

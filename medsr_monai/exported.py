@@ -26,7 +26,7 @@ def is_exported(path: str | os.PathLike) -> bool:
 
 
 class ExportedNetwork(nn.Module):
-    """A network in an ONNX or TorchScript file: images [B, in_channels, H, W] -> [B, out_channels, H * rows, W * columns].
+    """A network in an ONNX or TorchScript file: [B, in_channels, H, W] -> [B, out_channels, H * rows, W * columns].
 
     Nothing of medsr_monai.networks is needed. TorchScript runs on the device and with the autocast of its input; ONNX
     is run by onnxruntime, as precisely as it was exported, on as many threads as torch uses.

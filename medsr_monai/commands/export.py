@@ -61,7 +61,7 @@ def export(
     sizes = ", ".join(f"{batch}x{height}x{width}" for batch, height, width in parity.sizes)
     size = Path(output).stat().st_size / 1e6
     print(
-        f"{output}: {format} {precision}, {size:.1f} MB, differs from the network by at most {parity.difference:.1e} of "
-        f"{parity.largest:.2g} (images of {sizes})"
+        f"{output}: {format} {precision}, {size:.1f} MB, differs from the network by {parity.difference:.1e} at most "
+        f"(outputs up to {parity.largest:.2g}, images of {sizes})"
     )
     return 0
