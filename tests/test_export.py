@@ -92,18 +92,18 @@ class Refuse:
 sys.meta_path.insert(0, Refuse())
 commands = json.loads(sys.argv[1])
 for sys.argv in commands:
+    code = 0
     try:
         runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
     except SystemExit as end:
-        assert not end.code, sys.argv
-    except AssertionError as error:
-        print("REFUSED", sys.argv[-1], error)
+        code = end.code or 0
+    print("ended with", code)
 """
 
 
 @pytest.fixture(scope="module")
 def without_networks(place):
-    """What a process that cannot import medsr_monai.networks says: both commands on both formats, then on weights."""
+    """Both commands run on both formats in a process that cannot import medsr_monai.networks, then one on weights."""
     folder, volumes = place / "tiny", place / "volumes"
     upscale = ["medsr_monai", "upscale", volumes / "a.nii.gz", "--bundle", folder]
     configs = [str(folder / "configs" / f"{name}.json") for name in OVERLAID]
@@ -121,15 +121,15 @@ def without_networks(place):
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, line], env=environment, capture_output=True, text=True, timeout=300
     )
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-    return done.stdout
+    codes = list(map(int, re.findall("ended with (.*)", done.stdout)))
+    assert codes == [0] * (len(commands) - 1), done.stdout[-2000:] + done.stderr[-2000:]
+    # the guard works: the bundle's own weights need the network's class
+    assert done.returncode == 1 and "medsr_monai.networks is imported" in done.stderr
 
 
 @pytest.mark.parametrize("suffix", FORMATS)
 def test_upscale_from_the_exported_file(place, without_networks, suffix):
     assert_same_volume(place / f"upscale.{suffix}.nii.gz", place)
-    # the guard works: the weights need the network's class
-    assert re.findall("REFUSED (.*) medsr_monai.networks", without_networks) == [str(place / "never.nii.gz")]
 
 
 @pytest.mark.parametrize("suffix", FORMATS)
