@@ -52,7 +52,7 @@ NOT_SUPER_RESOLUTION = {"StyleSwinGenerator", "StyleSwinDiscriminator"}
 # README's table says the same
 NO_TORCHSCRIPT = ("SwinIR", "SwinIRLite", "GFPGAN", "Restormer")
 NO_ONNX = ("SwinIR", "SwinIRLite", "GFPGAN")
-QUICK = ("RDSTE", "LGSRLight", "Bicubic", "EDSRLite")
+QUICK = ("Bicubic", "EDSRLite")
 NEEDS = {"SwinIR": "spandrel", "SwinIRLite": "spandrel", "GFPGAN": "spandrel", "Restormer": "einops"}
 
 
