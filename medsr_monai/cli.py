@@ -10,6 +10,7 @@ from medsr_monai.commands.convert import convert
 from medsr_monai.commands.degrade import degrade
 from medsr_monai.commands.demo import demo
 from medsr_monai.commands.evaluate import evaluate
+from medsr_monai.commands.export import export
 from medsr_monai.commands.fetch import fetch
 from medsr_monai.commands.files import ERRORS, reason_of
 from medsr_monai.commands.models import models
@@ -19,7 +20,7 @@ from medsr_monai.commands.upscale import upscale
 
 COMMANDS = {
     f.__name__: f
-    for f in (upscale, degrade, evaluate, convert, prepare, models, fetch, package, demo, benchmark, compare)
+    for f in (upscale, degrade, evaluate, convert, prepare, models, fetch, package, export, demo, benchmark, compare)
 }
 
 

@@ -49,7 +49,7 @@ class BundleRunner:
 
     Args:
         bundle: name or folder.
-        weights: file, or None for the bundle's own.
+        weights: file, or None for the bundle's own; one that `medsr export` wrote takes the place of the network.
         overrides: ids of the bundle's inference.json and their values.
     """
 
@@ -59,8 +59,7 @@ class BundleRunner:
             raise FileNotFoundError(f"{weights}: no such weights file")
         from monai.bundle import ConfigParser
 
-        from medsr_monai.handlers import load_weights
-        from medsr_monai.weights import examine
+        from medsr_monai.exported import is_exported
 
         self.parser = ConfigParser()
         self.parser.read_config(folder / "configs" / "inference.json")
@@ -71,12 +70,19 @@ class BundleRunner:
         for name in overrides:
             if name.partition("#")[0] not in self.parser:
                 raise ValueError(f"bundle {bundle} has no option --{name.replace('_', '-')}: {self._use()}")
+        exported = weights is not None and is_exported(weights)
+        if exported:
+            target = {"_target_": "medsr_monai.exported.ExportedNetwork", "path": weights, "scale": "@scale"}
+            overrides["network_def"] = target
         progress = {"inferer#progress": sys.stderr.isatty()}
         self.parser.update({"bundle_root": str(folder), "output_dir": None} | progress | overrides)
         self.parser.parse()
         self.weights = weights or self["weights"]
         self.network = self["network"].eval()
-        if self.weights:
+        if self.weights and not exported:
+            from medsr_monai.handlers import load_weights
+            from medsr_monai.weights import examine
+
             load_weights(self.network, self.weights)
             self.weights = str(examine(self.weights).file)  # it may lie in the offline folder
             numbers = self.network.state_dict().items()

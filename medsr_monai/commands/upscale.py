@@ -51,7 +51,7 @@ def upscale(
         bundle: name of a bundle (see `medsr models`) or path of its folder.
         plane: axial, coronal or sagittal: the plane whose slices are enlarged; auto is the one with the finest pixels.
         device: auto, cpu, cuda:0; auto gives each process of several the next GPU.
-        weights: another weights file than the bundle's models/model.pt.
+        weights: another weights file than the bundle's models/model.pt, or a network that `medsr export` wrote.
         frame: of a 4D file, counted from 0.
         slice_batch: slices computed at a time.
         tile: side in pixels of tiles, to save memory; leaves faint seams. Default: whole slices.

@@ -11,7 +11,6 @@ import torch
 import torch.distributed as dist
 from ignite.engine import Engine, Events
 from monai.handlers import EarlyStopHandler
-from monai.utils import ensure_tuple
 
 from medsr_monai.atomic import written_atomically
 from medsr_monai.networks.arguments import NetworkArguments, build_network
@@ -174,7 +173,8 @@ class WeightsLoader:
 
     def __init__(self, path: str | None, network: torch.nn.Module | Sequence[torch.nn.Module]) -> None:
         self.path = path
-        self.networks = ensure_tuple(network)
+        # TorchScript modules look iterable
+        self.networks = (network,) if isinstance(network, torch.nn.Module) else tuple(network)
 
     def attach(self, engine: Engine) -> None:
         """Load at the engine's start."""

@@ -14,7 +14,7 @@ from medsr_monai.networks.blocks.padding import margins, pad_to_size
 from medsr_monai.networks.blocks.residual import ResidualBlock
 from medsr_monai.networks.blocks.style import StyleSwinDecoder, heads_per_width, truncate, widths
 from medsr_monai.networks.blocks.swin_layer import SwinLayer
-from medsr_monai.networks.blocks.tiles import tile_starts, tile_weights
+from medsr_monai.networks.blocks.tiles import axis_tiles, tile_starts, tile_weights
 from medsr_monai.networks.blocks.upsample import scale_per_axis
 from medsr_monai.networks.blocks.window_attention import shifted_windows, window_partition, window_reverse
 
@@ -288,6 +288,9 @@ class TransMRSR(nn.Module):
         height, width = x.shape[2] * rows, x.shape[3] * columns
         if rows * columns > 1:
             x = F.interpolate(x, size=(height, width), mode="bicubic", align_corners=False)
+        if not torch.jit.is_scripting():  # noqa: SIM102 (TorchScript looks into no `and`)
+            if torch.compiler.is_compiling():
+                return self._super_resolve_any_size(x)
         x = pad_to_size(x, self.size)
         if x.shape[2] == self.size and x.shape[3] == self.size:
             y = self._super_resolve(x)
@@ -307,6 +310,19 @@ class TransMRSR(nn.Module):
                 y[:, :, i : i + size, j : j + size] += weights * tile
                 total[i : i + size, j : j + size] += weights
         return y / total
+
+    @torch.jit.unused
+    def _super_resolve_any_size(self, x: Tensor) -> Tensor:
+        """Super-resolve padded images and tiles alike, all tiles of a batch at once, for export."""
+        b, c, size = x.shape[0], x.shape[1], self.size
+        rows, row_shares = axis_tiles(x.shape[2], size, size // 4, x.device)
+        columns, column_shares = axis_tiles(x.shape[3], size, size // 4, x.device)
+        down, right = rows.shape[0] // size, columns.shape[0] // size
+        tiles = x.index_select(2, rows).index_select(3, columns)
+        tiles = tiles.reshape(b, c, down, size, right, size).permute(0, 2, 4, 1, 3, 5).reshape(-1, c, size, size)
+        y = self._super_resolve(tiles).reshape(b, down, right, self.out_channels, size, size)
+        y = y.permute(0, 3, 1, 4, 2, 5).reshape(b, self.out_channels, down * size, right * size)
+        return row_shares.to(y.dtype) @ y @ column_shares.to(y.dtype).T
 
     def _super_resolve(self, x: Tensor) -> Tensor:
         """Super-resolve images of size x size."""

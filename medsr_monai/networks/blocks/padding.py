@@ -2,21 +2,39 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 
-def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
-    """Pad an image [B, C, H, W] at the bottom and right until `multiple` divides H and W.
+def pad_to_multiple(x: Tensor, multiple: int, least: int = 1) -> Tensor:
+    """Pad an image [B, C, H, W] at the bottom and right until H and W are multiples of `multiple`, `least` of them.
 
     An axis is reflected where it is longer than the padding, and its last line repeated otherwise.
     """
-    down, right = -x.shape[2] % multiple, -x.shape[3] % multiple
+    if not torch.jit.is_scripting():  # noqa: SIM102 (TorchScript looks into no `and`)
+        if torch.compiler.is_compiling():
+            rows = padded_places(x.shape[2], multiple, least, x.device)
+            return x.index_select(2, rows).index_select(3, padded_places(x.shape[3], multiple, least, x.device))
+    down = max(-x.shape[2] % multiple, least * multiple - x.shape[2])
+    right = max(-x.shape[3] % multiple, least * multiple - x.shape[3])
     if down > 0:
         x = F.pad(x, [0, 0, 0, down], mode="reflect" if down < x.shape[2] else "replicate")
     if right > 0:
         x = F.pad(x, [0, right, 0, 0], mode="reflect" if right < x.shape[3] else "replicate")
     return x
+
+
+def padded_places(length: int, multiple: int, least: int = 1, device: torch.device | None = None) -> Tensor:
+    """Which of `length` lines each line shows after `pad_to_multiple`; without a condition, so that it is exported once
+    for all lengths.
+    """
+    count = (length + multiple - 1) // multiple
+    size = (count if least == 1 else torch.sym_max(count, least)) * multiple
+    places = torch.arange(size, device=device)
+    last = torch.full_like(places, length - 1)
+    reflects = torch.full_like(places, 2 * length - size) > 0
+    return torch.where(reflects, last - (places - last).abs(), torch.minimum(places, last))
 
 
 def margins(length: int, size: int) -> tuple[int, int]:

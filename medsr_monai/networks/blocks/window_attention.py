@@ -120,7 +120,8 @@ def attend(qkv: Tensor, bias: Tensor, scale: float | None = None) -> Tensor:
 def attend_masked(qkv: Tensor, bias: Tensor, mask: Tensor, scale: float | None = None) -> Tensor:
     """`attend` with a bias [1, heads, N, N], and a mask [m, N, N] added to the scores of the last m windows."""
     count = qkv.shape[1]
-    if mask.shape[0] == count:
+    # A network that is exported for all sizes can have no branch that depends on one.
+    if not torch.compiler.is_compiling() and mask.shape[0] == count:
         return attend(qkv, bias + mask.unsqueeze(1), scale)
     # All unmasked windows share one small bias, where one per window would be read from memory in every layer.
     free = count - mask.shape[0]

@@ -93,5 +93,4 @@ class Restormer(nn.Module):
         x = enlarge(x, rows, columns)
         height, width = x.shape[2:]
         # MONAI's code wants more than one pixel at the lowest level.
-        multiple = self.size_multiple if min(height, width) > self.size_multiple else 2 * self.size_multiple
-        return self.network(pad_to_multiple(x, multiple))[:, :, :height, :width] + x
+        return self.network(pad_to_multiple(x, self.size_multiple, least=2))[:, :, :height, :width] + x

@@ -1,0 +1,67 @@
+"""Write a bundle's network for other runtimes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from medsr_monai.commands.bundles import BundleRunner, bundle_folder
+from medsr_monai.commands.files import check_output
+
+
+def export(
+    bundle: str,
+    output: str,
+    format: str | None = None,
+    weights: str | None = None,
+    precision: str = "float32",
+    overwrite: bool = False,
+) -> int:
+    """Write a bundle's network with its weights as ONNX or TorchScript, for slices of any number, height and width.
+
+    The file is compared with the network on random images of several sizes before it gets its name. `medsr upscale
+    --weights FILE` runs it, and so does anything that reads the format: image [B, C, H, W] in, pred out, float32, in
+    intensities as the bundle scales them. ONNX wants pip install "medsr_monai[export]".
+
+    Args:
+        bundle: name of a bundle that super-resolves (see `medsr models`) or path of its folder.
+        output: file that ends in .onnx or .ts.
+        format: onnx or torchscript; by default what the output's ending says.
+        weights: another weights file than the bundle's models/model.pt.
+        precision: float32, or float16 for half the size.
+        overwrite: replace an existing output.
+    """
+    folder = bundle_folder(bundle)
+    check_output(Path(output), overwrite, weights)
+    from medsr_monai.exported import SUFFIXES, is_exported
+
+    if not is_exported(output):
+        raise ValueError(f"{output}: give a name that ends in {' or '.join(SUFFIXES.values())}")
+    if weights is not None and is_exported(weights):
+        raise ValueError(f"{weights}: is an exported network, give the weights that it was made of")
+    if format is None:
+        format = next(name for name, suffix in SUFFIXES.items() if suffix == Path(output).suffix)
+    import hashlib
+    import json
+
+    from medsr_monai import __version__
+    from medsr_monai.exchange import export_network
+
+    runner = BundleRunner(bundle, weights, device="$torch.device('cpu')")
+    information = {
+        "bundle": folder.resolve().name,
+        "bundle_version": json.loads((folder / "configs" / "metadata.json").read_text())["version"],
+        "weights_sha256": runner.weights and hashlib.sha256(Path(runner.weights).read_bytes()).hexdigest(),
+        "medsr_monai": __version__,
+        "notice": "research use only, not for clinical use",
+    }
+    try:
+        parity = export_network(runner.network, output, format, precision=precision, information=information)
+    except ImportError as error:  # in one line
+        raise ValueError(str(error)) from error
+    sizes = ", ".join(f"{batch}x{height}x{width}" for batch, height, width in parity.sizes)
+    size = Path(output).stat().st_size / 1e6
+    print(
+        f"{output}: {format} {precision}, {size:.1f} MB, differs from the network by {parity.difference:.1e} at most "
+        f"(outputs up to {parity.largest:.2g}, images of {sizes})"
+    )
+    return 0

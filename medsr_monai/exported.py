@@ -1,0 +1,130 @@
+"""Networks that `medsr export` wrote, ONNX or TorchScript, run in the place of the Python class that they were."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["ONNX_PREFIX", "SUFFIXES", "TORCHSCRIPT_RECORD", "ExportedNetwork", "is_exported"]
+
+SUFFIXES = {"onnx": ".onnx", "torchscript": ".ts"}
+ONNX_PREFIX = "medsr_monai."
+"""Of the names under which an ONNX file keeps what it is, each value as JSON, in its metadata_props."""
+TORCHSCRIPT_RECORD = "medsr_monai.json"
+"""Extra file of a TorchScript archive that holds the same."""
+
+
+def is_exported(path: str | os.PathLike) -> bool:
+    """Whether a file's name is that of an exported network."""
+    return Path(path).suffix in SUFFIXES.values()
+
+
+class ExportedNetwork(nn.Module):
+    """A network in an ONNX or TorchScript file: [B, in_channels, H, W] -> [B, out_channels, H * rows, W * columns].
+
+    Nothing of medsr_monai.networks is needed. TorchScript runs on the device and with the autocast of its input; ONNX
+    is run by onnxruntime, as precisely as it was exported, on as many threads as torch uses.
+
+    Attributes:
+        information: what `medsr export` recorded: bundle, version, network, weights_sha256 and so on; empty of files
+            that others wrote.
+        scale_factors: (rows, columns) by which the output is larger; None where neither `scale` nor the file says it.
+
+    Args:
+        path: .onnx or .ts file.
+        scale: that the network must have; None takes any.
+        providers: of onnxruntime, in the order of preference. Images are handed over in the CPU's memory.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: another suffix, no such network in it, or one of another scale.
+        ImportError: onnxruntime is not installed.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike,
+        scale: int | Sequence[int] | None = None,
+        providers: Sequence[str] = ("CPUExecutionProvider",),
+    ) -> None:
+        super().__init__()
+        self.path = Path(path)
+        if not is_exported(path):
+            raise ValueError(
+                f"{path}: expected an exported network, a name that ends in {' or '.join(SUFFIXES.values())}"
+            )
+        if not self.path.is_file():
+            raise FileNotFoundError(f"{path}: no such exported network, write one with `medsr export`")
+        self.script: nn.Module | None = None
+        self.session: Any = None
+        if self.path.suffix == SUFFIXES["onnx"]:
+            self.session, self.information = _open_onnx(self.path, providers)
+            self.channels = self.session.get_inputs()[0].shape[1]
+        else:
+            self.script, self.information = _open_torchscript(self.path)
+            self.channels = self.information.get("in_channels")
+        recorded = self.information.get("scale")
+        self.scale_factors = None if recorded is None else tuple(recorded)
+        if scale is not None:
+            factors = (scale, scale) if isinstance(scale, int) else tuple(scale)
+            if self.scale_factors not in (None, factors):
+                raise ValueError(
+                    f"{path}: a network of scale {list(self.scale_factors)}, expected {list(factors)}: export the "
+                    "bundle that is run, or set its scale"
+                )
+            self.scale_factors = factors
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Super-resolve [B, in_channels, H, W].
+
+        Raises:
+            ValueError: the images have other channels, or the result another size than the scale says.
+        """
+        if isinstance(self.channels, int) and x.shape[1] != self.channels:
+            raise ValueError(f"{self.path}: takes images of {self.channels} channels, got {x.shape[1]}")
+        y = self._run(x) if self.script is None else self.script(x)
+        if self.scale_factors is not None:
+            expected = [size * factor for size, factor in zip(x.shape[2:], self.scale_factors, strict=True)]
+            if list(y.shape[2:]) != expected:
+                raise ValueError(
+                    f"{self.path}: made {list(y.shape[2:])} pixels of {list(x.shape[2:])}, expected {expected}: the "
+                    "network's scale is another"
+                )
+        return y
+
+    def _run(self, x: Tensor) -> Tensor:
+        image = x.detach().to("cpu", torch.float32).contiguous().numpy()
+        (pred,) = self.session.run(None, {self.session.get_inputs()[0].name: image})
+        return torch.from_numpy(pred).to(x.device)
+
+
+def _open_onnx(path: Path, providers: Sequence[str]) -> tuple[Any, dict[str, Any]]:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise ImportError(f"{path}: needs onnxruntime: pip install 'medsr_monai[export]'") from error
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    try:
+        session = onnxruntime.InferenceSession(path, options, providers=list(providers))
+    except Exception as error:  # onnxruntime has no common class for what it raises
+        raise ValueError(f"{path}: not a model that onnxruntime reads, or a damaged one") from error
+    properties = session.get_modelmeta().custom_metadata_map.items()
+    return session, {
+        name.removeprefix(ONNX_PREFIX): json.loads(value) for name, value in properties if name.startswith(ONNX_PREFIX)
+    }
+
+
+def _open_torchscript(path: Path) -> tuple[nn.Module, dict[str, Any]]:
+    extra = {TORCHSCRIPT_RECORD: ""}
+    try:
+        script = torch.jit.load(path, map_location="cpu", _extra_files=extra).eval()
+    except Exception as error:  # zip, pickle and torch raise many kinds
+        raise ValueError(f"{path}: not a TorchScript archive, or a damaged one") from error
+    return script, json.loads(extra[TORCHSCRIPT_RECORD] or "{}")
