@@ -68,7 +68,7 @@ FLOAT32_STEP = 2.0**-23
 MAX_INFLATION = 1100
 """By how much gzip's files can grow at most when they are unpacked."""
 MILLIMETRES = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}
-"""Of a length in a NIfTI file, by the code of its unit: unknown, metre, millimetre, micrometre."""
+"""In a unit of length of a NIfTI file, by its code: unknown, metre, millimetre, micrometre."""
 MAX_FORM_CODE = 5
 MAX_SHEAR = 0.01
 """Largest cosine between two voxel axes; above it slices are skewed and in-plane super-resolution shifts anatomy."""
@@ -213,8 +213,9 @@ def _check_codes(path: Path, image: nibabel.spatialimages.SpatialImage) -> None:
     if unit not in MILLIMETRES:
         raise ValueError(f"{path}: xyzt_units {unit} in the header, expected 2 for millimetres: correct it")
     if MILLIMETRES[unit] != 1:
-        name = image.header.get_xyzt_units()[0]
-        logger.warning("%s: voxel sizes in the header are in units of one %s, the output's are in mm", path, name)
+        logger.warning(
+            "%s: voxel sizes in the header are in units of %g mm, the output's are in mm", path, MILLIMETRES[unit]
+        )
     if not any(codes.values()):
         logger.warning("%s: neither qform nor sform in the header: left and right are a guess", path)
 
@@ -342,7 +343,8 @@ class LoadVolumed(MapTransform):
     """Read a volume, a NIfTI or FreeSurfer file or a folder with one DICOM series, as a float32 ``MetaTensor``.
 
     The result is [1, X, Y, Z] with the affine in RAS millimetres, also of files in metres or micrometres; integer files
-    have their slope and intercept applied. A list of files, such as the modalities of one patient, gives a channel each, [C, X, Y, Z].
+    have their slope and intercept applied. A list of files, such as the modalities of one patient, gives a channel
+    each, [C, X, Y, Z].
 
     An Analyze file (``.img`` beside its ``.hdr``) holds voxel sizes but neither orientation nor place. It is read only
     if the item states its ``orientation``, a letter an array axis for where that axis points to (``LAS``: left,

@@ -14,8 +14,8 @@ from monai.handlers import EarlyStopHandler
 from monai.utils import ensure_tuple
 
 from medsr_monai.atomic import written_atomically
-from medsr_monai.out_of_memory import is_out_of_memory
 from medsr_monai.networks.arguments import NetworkArguments, build_network
+from medsr_monai.out_of_memory import is_out_of_memory
 
 __all__ = [
     "EarlyStop",

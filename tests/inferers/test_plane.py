@@ -176,7 +176,7 @@ def test_out_of_memory_even_with_tiles_is_told_with_its_remedy():
     def full(x):
         raise torch.OutOfMemoryError("simulated")
 
-    with pytest.raises(MemoryError, match="out of memory even with one tile of 128x128 pixels.*--tile.*--device"):
+    with pytest.raises(MemoryError, match=r"out of memory even with one tile of 128x128 pixels.*--tile.*--device"):
         PlaneInferer("axial")(volume(), full)
 
 
