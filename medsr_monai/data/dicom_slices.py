@@ -28,6 +28,7 @@ STUDY_TAGS = (
     "PhotometricInterpretation Columns PixelSpacing BitsAllocated RescaleIntercept RescaleSlope ModalityLUTSequence "
     "PatientName PatientID PatientIdentityRemoved SharedFunctionalGroupsSequence PerFrameFunctionalGroupsSequence"
 )
+WHOLE_NUMBERS = ("Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "SeriesNumber")
 PRIVATE_B_VALUES = ((0x0019, 0x100C), (0x0043, 0x1039), (0x2001, 0x1003))
 """Of Siemens, GE and Philips, where the standard's DiffusionBValue is missing."""
 
@@ -143,7 +144,7 @@ def read_slices(files: DicomFiles) -> tuple[list[DicomSlice], dict[str, str]]:
         try:
             with files.open(name) as file:
                 header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=tags)
-                found = _of_header(name, header) if "Rows" in header else []
+                found = _of_header(name, header) if "Rows" in header and "Columns" in header else []
         except InvalidDicomError:
             if name.lower().endswith(SLICE_SUFFIXES):
                 damaged[name] = "does not begin as DICOM files do"
@@ -160,7 +161,7 @@ def read_slices(files: DicomFiles) -> tuple[list[DicomSlice], dict[str, str]]:
             damaged[name] = f"has a damaged header ({_first_line(error)})"
             continue
         if not found and "Image Storage" in getattr(header.get("SOPClassUID"), "name", ""):
-            damaged[name] = "is an image without Rows: truncated?"
+            damaged[name] = "is an image without Rows and Columns: truncated?"
         slices += found
     return slices, damaged
 
@@ -170,6 +171,8 @@ def _first_line(error: BaseException) -> str:
 
 
 def _of_header(name: str, header: pydicom.Dataset) -> list[DicomSlice]:
+    for keyword in WHOLE_NUMBERS:
+        int(header.get(keyword) or 1)  # of a damaged header here, where its file is named
     per_frame = header.get("PerFrameFunctionalGroupsSequence") or []
     if not per_frame:
         return [_slice(name, None, header, [])]

@@ -33,7 +33,7 @@ from medsr_monai.data.pictures import (
     write_picture,
 )
 from medsr_monai.out_of_memory import is_out_of_memory
-from medsr_monai.transforms.geometry import format_edges, outer_corners, spacing
+from medsr_monai.transforms.geometry import implausible_grid, outer_corners, spacing
 
 __all__ = [
     "DataLists",
@@ -64,15 +64,12 @@ MAX_FORMS_APART = 0.1
 """Largest distance, in voxels, between a volume's corners by qform and by sform."""
 QFORM_PRECISION = 5e-4
 """Radians by which a qform may be off unnoticed: of its quaternion, three numbers are stored, as float32."""
-MAX_EXTENT = 3000.0
-"""Largest extent of a volume in mm; what is longer has wrong voxel sizes, or wrong units."""
-FLOAT32_STEP = 2.0**-23
-"""Relative distance of neighbouring numbers in which a header holds places."""
 MAX_INFLATION = 1100
 """By how much gzip's files can grow at most when they are unpacked."""
 MILLIMETRES = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}
 """In a unit of length of a NIfTI file, by its code: unknown, metre, millimetre, micrometre."""
 MAX_FORM_CODE = 5
+NIFTI1_LONGEST = 32767
 MAX_SHEAR = 0.01
 """Largest cosine between two voxel axes; above it slices are skewed and in-plane super-resolution shifts anatomy."""
 
@@ -180,9 +177,13 @@ def check_nifti(path: str | os.PathLike, frame: int | None = None) -> None:
     while len(sizes) > 3 and sizes[-1] == 1:
         sizes = sizes[:-1]
     if len(sizes) < 3:
-        raise ValueError(f"{path}: the image has {len(sizes)} dimensions {sizes}, a 3D volume is needed")
+        raise ValueError(
+            f"{path}: the image has {len(sizes)} dimensions {sizes}, a 3D volume is needed: save it with a third axis of one slice, or as a picture"
+        )
     if len(sizes) > 4:
-        raise ValueError(f"{path}: the image has {len(sizes)} dimensions {sizes}, a 3D volume is needed")
+        raise ValueError(
+            f"{path}: the image has {len(sizes)} dimensions {sizes}, a 3D volume is needed: save one of them"
+        )
     frames = sizes[3] if len(sizes) == 4 else 1
     if frames > 1 and frame is None:
         raise ValueError(f"{path}: a series of {frames} frames {sizes}, choose one with --frame 0 to {frames - 1}")
@@ -247,17 +248,8 @@ def _check_geometry(path: Path, image: nibabel.spatialimages.SpatialImage, shape
     columns, edges = affine[:3, :3], spacing(affine)
     if not np.isfinite(affine).all() or edges.min() < 1e-9 or abs(np.linalg.det(columns / edges)) < 1e-6:
         raise ValueError(f"{path}: the affine {columns.tolist()} is singular or not finite, correct qform and sform")
-    extent, distance = (edges * shape).max(), np.abs(outer_corners(affine, shape)).max()
-    if extent > MAX_EXTENT:
-        raise ValueError(
-            f"{path}: the volume is {extent / 1000:.3g} m long by its voxel size of {format_edges(edges)} mm: correct "
-            "the header, pixdim or the unit in xyzt_units"
-        )
-    if distance * FLOAT32_STEP > MAX_FORMS_APART * edges.min():
-        raise ValueError(
-            f"{path}: voxels of {format_edges(edges)} mm, {distance:.3g} mm away from the origin: a header cannot tell "
-            "their places apart, correct the offset of qform and sform"
-        )
+    if reason := implausible_grid(affine, shape):
+        raise ValueError(f"{path}: {reason}")
     unit = columns / edges
     shear = np.abs(unit.T @ unit - np.eye(3)).max()
     if shear > MAX_SHEAR:
@@ -503,7 +495,7 @@ class NiftiWriter(NibabelWriter):
     """NIfTI writer that never leaves half a file: it writes to a temporary name and renames it when all is on disk.
 
     sform, qform and units (mm) are set; the code of the qform is 0 where it cannot hold the affine, which is slightly
-    sheared then.
+    sheared then. A side of more than 32767 voxels makes it NIfTI-2, since NIfTI-1 holds none.
     """
 
     def set_data_array(
@@ -516,7 +508,10 @@ class NiftiWriter(NibabelWriter):
 
     def write(self, filename: str | os.PathLike, verbose: bool = False, **kwargs: object) -> None:
         affine = np.eye(4) if self.affine is None else np.asarray(self.affine, dtype=float)
-        image = self.create_backend_obj(self.data_obj, affine=affine, dtype=self.output_dtype, **kwargs)
+        if max(self.data_obj.shape) > NIFTI1_LONGEST:
+            image = nibabel.Nifti2Image(np.asarray(self.data_obj, dtype=self.output_dtype), affine)
+        else:
+            image = self.create_backend_obj(self.data_obj, affine=affine, dtype=self.output_dtype, **kwargs)
         image.header.set_xyzt_units("mm")
         image.set_sform(affine, code=1)
         image.set_qform(affine, code=1)
