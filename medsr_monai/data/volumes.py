@@ -176,14 +176,9 @@ def check_nifti(path: str | os.PathLike, frame: int | None = None) -> None:
     sizes = tuple(int(n) for n in shape)
     while len(sizes) > 3 and sizes[-1] == 1:
         sizes = sizes[:-1]
-    if len(sizes) < 3:
-        raise ValueError(
-            f"{path}: the image has {len(sizes)} dimensions {sizes}, a 3D volume is needed: save it with a third axis of one slice, or as a picture"
-        )
-    if len(sizes) > 4:
-        raise ValueError(
-            f"{path}: the image has {len(sizes)} dimensions {sizes}, a 3D volume is needed: save one of them"
-        )
+    if not 3 <= len(sizes) <= 4:
+        remedy = "save one of its volumes" if len(sizes) > 4 else "give it a third axis of one slice"
+        raise ValueError(f"{path}: the image has {len(sizes)} dimensions {sizes}, a 3D volume is needed: {remedy}")
     frames = sizes[3] if len(sizes) == 4 else 1
     if frames > 1 and frame is None:
         raise ValueError(f"{path}: a series of {frames} frames {sizes}, choose one with --frame 0 to {frames - 1}")
