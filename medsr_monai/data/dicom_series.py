@@ -126,6 +126,8 @@ class DicomSeries:
         """
         if self.problem:
             raise ValueError(f"{self.source}: {self.problem}")
+        if reason := implausible_grid(self.affine, self.shape):
+            raise ValueError(f"{self.source}: {reason}: correct the headers")
 
     def read(self) -> np.ndarray:
         """Voxels [X, Y, Z] of ``shape``, float32, rescaled slice by slice.

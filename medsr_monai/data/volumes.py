@@ -244,7 +244,7 @@ def _check_geometry(path: Path, image: nibabel.spatialimages.SpatialImage, shape
     if not np.isfinite(affine).all() or edges.min() < 1e-9 or abs(np.linalg.det(columns / edges)) < 1e-6:
         raise ValueError(f"{path}: the affine {columns.tolist()} is singular or not finite, correct qform and sform")
     if reason := implausible_grid(affine, shape):
-        raise ValueError(f"{path}: {reason}")
+        raise ValueError(f"{path}: {reason}: correct voxel size, unit or origin")
     unit = columns / edges
     shear = np.abs(unit.T @ unit - np.eye(3)).max()
     if shear > MAX_SHEAR:

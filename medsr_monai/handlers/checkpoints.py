@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -125,11 +126,15 @@ def read_weights(path: Path) -> Mapping:
             raise FileNotFoundError(f"bundle {name} has no trained weights: train it, or put them at {path}")
         raise FileNotFoundError(f"{path}: no such weights file")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        # torch writes checksums, and does not look at them when it reads
+        broken = zipfile.ZipFile(path).testzip() if zipfile.is_zipfile(path) else None
+        content = None if broken else torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # pickle, zip and torch raise many kinds
         if is_out_of_memory(error):
             raise
         raise ValueError(f"{path}: not a PyTorch weights file, or a damaged one") from error
+    if broken:
+        raise ValueError(f"{path}: damaged weights, {broken} fails its checksum: copy the file again")
     if not isinstance(content, Mapping) or not {"model", "network"} <= set(content):
         raise ValueError(f'{path}: no {{"model", "network"}} dictionary; official weights: `medsr convert` first')
     return content

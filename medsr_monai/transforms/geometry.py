@@ -189,15 +189,15 @@ def describe_grid(affine: np.ndarray | torch.Tensor, shape: Sequence[int]) -> st
 
 
 def implausible_grid(affine: np.ndarray | torch.Tensor, shape: Sequence[int]) -> str | None:
-    """What makes a finite, regular affine one that no scanner has, and what to do, in words; None where it may be."""
+    """What makes a finite, regular affine one that no scanner has, in words; None where it may be."""
     edges = spacing(affine)
     extent, distance = (edges * shape).max(), np.abs(outer_corners(affine, shape)).max()
     if extent > MAX_EXTENT:
-        return f"voxels of {format_edges(edges)} mm make it {extent / 1000:.3g} m long: correct their size or its unit"
+        return f"voxels of {format_edges(edges)} mm make it {extent / 1000:.3g} m long"
     if distance * np.finfo(np.float32).eps > MAX_ROUNDING * edges.min():
         return (
             f"voxels of {format_edges(edges)} mm, {distance:.3g} mm away from the origin: headers cannot tell their "
-            "places apart, correct voxel size or origin"
+            "places apart"
         )
     return None
 
