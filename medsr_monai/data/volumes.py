@@ -188,6 +188,8 @@ def check_nifti(path: str | os.PathLike, frame: int | None = None) -> None:
         raise ValueError(f"{path}: a side of the volume {sizes} is empty")
     _check_size(path, image)
     _check_geometry(path, image, sizes[:3])
+    if isinstance(image.header, nibabel.Nifti1Header):
+        _warn_of_header(path, image.header)
 
 
 def _check_size(path: Path, image: nibabel.spatialimages.SpatialImage) -> None:
@@ -219,11 +221,13 @@ def _check_codes(path: Path, image: nibabel.spatialimages.SpatialImage) -> None:
     unit = int(header["xyzt_units"]) & 7
     if unit not in MILLIMETRES:
         raise ValueError(f"{path}: xyzt_units {unit} in the header, expected 2 for millimetres: correct it")
-    if MILLIMETRES[unit] != 1:
-        logger.warning(
-            "%s: voxel sizes in the header are in units of %g mm, the output's are in mm", path, MILLIMETRES[unit]
-        )
-    if not any(codes.values()):
+
+
+def _warn_of_header(path: Path, header: nibabel.Nifti1Header) -> None:
+    unit = MILLIMETRES[int(header["xyzt_units"]) & 7]
+    if unit != 1:
+        logger.warning("%s: lengths in the header are in units of %g mm, the output's in mm", path, unit)
+    if not (header["qform_code"] or header["sform_code"]):
         logger.warning("%s: neither qform nor sform in the header: left and right are a guess", path)
 
 
