@@ -7,9 +7,11 @@ import re
 
 __all__ = ["is_out_of_memory"]
 
-# CUDA and MPS; torch on a CPU, by system; C++; ITK
+# CUDA and MPS; torch on a CPU, by system; C++; cuBLAS; oneDNN
 PHRASES = re.compile(
-    r"out of memory|(can't|cannot|failed to) allocate memory|not enough memory|bad_alloc|ALLOC_FAILED", re.IGNORECASE
+    r"out of memory|(can't|cannot|failed to) allocate memory|not enough memory|bad_alloc|ALLOC_FAILED"
+    r"|could not (create|execute) a primitive",
+    re.IGNORECASE,
 )
 
 

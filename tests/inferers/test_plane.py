@@ -196,6 +196,7 @@ def test_a_small_volume_after_one_that_needed_tiles_is_cut_into_whole_slices():
         RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: Error code 12"),
         RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 8 bytes."),
         RuntimeError("MPS backend out of memory"),
+        RuntimeError("could not create a primitive"),
     ],
     ids=lambda error: str(error)[:12] or "bare",
 )
