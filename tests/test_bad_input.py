@@ -181,6 +181,8 @@ def told(result: Result, *patterns: str, code: int = 1) -> None:
 
 # ground
 
+SIZES = {"embed_dim": 12, "growth_rate": 6, "num_heads": 2, "num_blocks": 1, "num_dense_blocks": 1}
+
 
 def save_weights(network: torch.nn.Module, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -189,8 +191,7 @@ def save_weights(network: torch.nn.Module, path: Path) -> None:
 
 def tiny_network(**other: object) -> RDST:
     torch.manual_seed(0)
-    sizes = {"embed_dim": 12, "growth_rate": 6, "num_heads": 2, "num_blocks": 1, "num_dense_blocks": 1}
-    network = RDST(**({"in_channels": 1, "out_channels": 1, "scale": 4, "bicubic_residual": True} | sizes | other))
+    network = RDST(**({"in_channels": 1, "out_channels": 1, "scale": 4, "bicubic_residual": True} | SIZES | other))
     torch.nn.init.normal_(network.last.weight, std=0.02)  # zeros at the start of a training
     return network
 
@@ -201,14 +202,10 @@ def bundle(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("bundles") / "tiny"
     shutil.copytree(ROOT / "bundles" / "rdst_e", folder, ignore=shutil.ignore_patterns("models"))
     config = folder / "configs" / "inference.json"
-    network = tiny_network()
     content = json.loads(config.read_text())
-    numbers = NetworkArguments(network).state_dict()
-    content["network_def"] |= {"embed_dim": 12, "growth_rate": 6, "num_heads": 2, "num_blocks": 1}
-    content["network_def"]["num_dense_blocks"] = 1
-    assert numbers
+    content["network_def"] |= SIZES
     config.write_text(json.dumps(content))
-    save_weights(network, folder / "models" / "model.pt")
+    save_weights(tiny_network(), folder / "models" / "model.pt")
     return folder
 
 
@@ -222,6 +219,7 @@ def smooth(shape: tuple[int, ...]) -> np.ndarray:
 
 
 GOOD = smooth((16, 14, 5))
+EXTREME = np.linspace(-3.3e38, 3.3e38, GOOD.size, dtype=np.float32).reshape(GOOD.shape)
 
 
 def save(path: Path, values: np.ndarray = GOOD, affine: np.ndarray | None = THICK, **header: object) -> Path:
@@ -283,8 +281,7 @@ def placed(path: Path, *columns: tuple[float, float, float], qform: np.ndarray |
 
 
 COLOUR = np.zeros((8, 8, 4), dtype=[("R", "u1"), ("G", "u1"), ("B", "u1")])
-QFORM_CODE, SFORM_CODE, QFAC, PIXDIM, UNITS, OFFSET_X, MAGIC, DIM = 252, 254, 76, 80, 123, 292, 344, 40
-DAMAGED = "damaged"
+QFORM, SFORM, PIXDIM, UNITS, OFFSET_X, MAGIC, DIM = 252, 254, 80, 123, 292, 344, 40
 VOLUMES = {
     "missing file": ("a.nii.gz", lambda p: None, "no such file"),
     "folder where a file is expected": ("a.nii.gz", lambda p: p.mkdir(), "no volume .* in this folder|a folder"),
@@ -293,12 +290,12 @@ VOLUMES = {
     "truncated": ("a.nii.gz", cut, "cannot be read to its end .*damaged file"),
     "truncated, not compressed": ("a.nii", cut, "cannot be read to its end .*damaged file"),
     "header only": ("a.nii", lambda p: (save(p), p.write_bytes(p.read_bytes()[:352])), "cannot be read to its end"),
-    "promises a petabyte": ("a.nii", lambda p: write_bytes(p, DIM + 2, number([32767] * 3, "i2")), "to its end .*bytes"),
+    "promises a petabyte": ("a.nii", lambda p: write_bytes(p, DIM + 2, number([32767] * 3, "i2")), "its end .*bytes"),
     "uncompressed but named .gz": ("a.nii.gz", misnamed, "damaged or misnamed"),
     "text": ("a.nii", lambda p: p.write_text("voxels " * 100), "damaged or misnamed"),
     "another suffix": ("a.txt", lambda p: p.write_text("voxels"), "not a volume file, expected .nii"),
     "wrong magic": ("a.nii", lambda p: write_bytes(p, MAGIC, b"abcd"), "damaged or misnamed"),
-    "2D": ("a.nii", lambda p: save(p, GOOD[..., 0]), "2 dimensions .16, 14., a 3D volume is needed: give it a third axis"),
+    "2D": ("a.nii", lambda p: save(p, GOOD[..., 0]), "2 dimensions .16, 14., a 3D .*: give it a third axis"),
     "4D": ("a.nii.gz", lambda p: save(p, np.stack([GOOD] * 2, -1)), "2 frames .*choose one with --frame 0 to 1"),
     "5D": ("a.nii", lambda p: save(p, np.zeros((4, 4, 4, 2, 2), np.float32)), "5 dimensions .*save one"),
     "complex": ("a.nii.gz", lambda p: save(p, GOOD.astype(np.complex64)), "RGB and complex .*convert first"),
@@ -313,16 +310,16 @@ VOLUMES = {
         lambda p: placed(p, *np.eye(3), qform=np.diag([-1.0, -1, 1, 1])),
         "qform and sform place the volume up to .* mm apart: set the code of the wrong one to 0",
     ),
-    "qform code that is none": ("a.nii", lambda p: write_bytes(p, QFORM_CODE, number(99, "i2")), "qform_code 99 .*correct"),
-    "sform code that is none": ("a.nii", lambda p: write_bytes(p, SFORM_CODE, number(-1, "i2")), "sform_code -1.*correct"),
+    "qform code that is none": ("a.nii", lambda p: write_bytes(p, QFORM, number(99, "i2")), "qform_code 99 .*correct"),
+    "sform code that is none": ("a.nii", lambda p: write_bytes(p, SFORM, number(-1, "i2")), "sform_code -1.*correct"),
     "unit that is none": ("a.nii", lambda p: write_bytes(p, UNITS, b"\5"), "xyzt_units 5 .*expected 2 for millimetres"),
     "metres that are none": ("a.nii", lambda p: write_bytes(p, UNITS, b"\1"), "20 m long: correct voxel size, unit"),
     "far from the origin": ("a.nii", lambda p: write_bytes(p, OFFSET_X, number(1e9)), "mm away|mm apart"),
     "constant": ("a.nii.gz", lambda p: save(p, np.ones_like(GOOD)), "every voxel is 1: a constant volume"),
-    "NaN": ("a.nii.gz", lambda p: save(p, one_voxel(np.nan)), "1 of 1120 voxels are NaN or infinite: replace them"),
-    "infinite": ("a.nii.gz", lambda p: save(p, one_voxel(np.inf)), "1 of 1120 voxels are NaN or infinite: replace them"),
+    "NaN": ("a.nii.gz", lambda p: save(p, one_voxel(np.nan)), "1 of 1120 voxels are NaN or infinite: replace"),
+    "infinite": ("a.nii.gz", lambda p: save(p, one_voxel(np.inf)), "1 of 1120 voxels are NaN or infinite: replace"),
     "beyond 32 bits": ("a.nii.gz", lambda p: save(p, GOOD.astype(float) * 1e300), "NaN or infinite: replace them"),
-    "range beyond 32 bits": ("a.nii.gz", lambda p: save(p, np.linspace(-3.3e38, 3.3e38, 1120).reshape(GOOD.shape).astype(np.float32)), "too large"),
+    "range beyond 32 bits": ("a.nii.gz", lambda p: save(p, EXTREME), "too large"),
     "a single voxel": ("a.nii.gz", lambda p: save(p, GOOD[:1, :1, :1]), "a constant volume holds nothing"),
 }  # fmt: skip
 
@@ -528,7 +525,7 @@ DICOM = {
     "colour": (setting("PhotometricInterpretation", lambda n: "PALETTE COLOR"), "colour"),
     "no position": (lambda n, header: n == 1 and delattr(header, "ImagePositionPatient"), "ImagePositionPatient"),
     "no spacing": (lambda n, header: n == 1 and delattr(header, "PixelSpacing"), "PixelSpacing"),
-    "no columns": (lambda n, header: n == 1 and delattr(header, "Columns"), "1.dcm is an image without .*Columns"),
+    "no columns": (lambda n, header: n == 1 and delattr(header, "Columns"), "1.dcm .*image without .*Columns"),
     "no pixels": (lambda n, header: n == 1 and delattr(header, "PixelData"), "1.dcm: cannot be read"),
     "no image": (lambda n, header: delattr(header, "Rows"), "without"),
     "negative spacing": (raw("PixelSpacing", rb"-1\1.5 "), "1.dcm: PixelSpacing .*correct"),
@@ -542,6 +539,7 @@ DICOM = {
     "NaN slope": (raw("RescaleSlope", b"nan "), "not a number"),
     "infinite values": (raw("RescaleSlope", b"1e39"), "NaN or infinite"),
     "text for frames": (raw("NumberOfFrames", b"x ", "IS"), "1.dcm has a damaged header"),
+    "half the rows": (setting("Rows", lambda n: 4), "pixels, its header states .*damaged"),
     "wrong rows": (setting("Rows", lambda n: 9), "cannot be read to its end"),
     "no rows": (setting("Rows", lambda n: 0), "rows .*correct"),
     "65535 rows": (setting("Rows", lambda n: 65535), "m long|cannot be read to its end"),
@@ -662,11 +660,11 @@ WEIGHTS = {
     "no dictionary": (lambda p: torch.save([1, 2], p), "medsr convert"),
     "of another size": (
         lambda p: save_weights(tiny_network(growth_rate=12), p),
-        "growth_rate is 12 in the weights and 6",
+        "growth_rate is 12 in .* and 6",
     ),
     "of another switch": (lambda p: save_weights(tiny_network(bicubic_residual=False), p), "bicubic_residual is False"),
     "not finite": (not_finite, "not finite"),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("case", WEIGHTS)
@@ -843,7 +841,7 @@ def test_a_process_whose_memory_is_limited(medsr, bundle, tmp_path):
     run = functools.partial(medsr, "upscale", "a.nii.gz", "out.nii.gz", "--bundle", bundle, "--overwrite")
     expected = upscaled(medsr, bundle, "a.nii.gz")
     # how much is too little depends on torch
-    results = (run(limits={"AS": megabytes << 20}) for megabytes in (300, 220, 160, 130, 110, 95, 80, 70))
+    results = (run(limits={"AS": megabytes << 20}) for megabytes in (160, 120, 100, 85, 70))
     result = next(r for r in results if r.err)
     assert result.code == 0, result
     assert result.err.startswith("medsr: out of memory: going on with 2 slices at a time\n"), result
@@ -869,59 +867,15 @@ BUDGET = {
 }
 """The same examples in every run, and no time limit: a loaded machine is no flaw."""
 NUMBERS = (
-    0,
-    1,
-    -1,
-    2,
-    3,
-    4,
-    5,
-    7,
-    8,
-    16,
-    64,
-    127,
-    256,
-    352,
-    511,
-    512,
-    2048,
-    32767,
-    -32768,
-    0.5,
-    -0.5,
-    1e-30,
-    1e30,
-    -1e30,
+    *(0, 1, -1, 2, 3, 4, 5, 7, 8, 16, 64, 127, 256, 352, 511, 512, 2048, 32767, -32768),
+    *(0.5, -0.5, 1e-30, 1e30, -1e30, float("nan"), float("inf"), -float("inf")),
 )
-NUMBERS += (float("nan"), float("inf"), -float("inf"))
 HEADER = nib.nifti1.header_dtype
-FIELDS = [
-    "sizeof_hdr",
-    "dim",
-    "datatype",
-    "bitpix",
-    "pixdim",
-    "vox_offset",
-    "scl_slope",
-    "scl_inter",
-    "xyzt_units",
-    "qform_code",
-    "sform_code",
-    "quatern_b",
-    "quatern_c",
-    "quatern_d",
-    "qoffset_x",
-    "qoffset_y",
-    "qoffset_z",
-    "srow_x",
-    "srow_y",
-    "srow_z",
-    "magic",
-    "dim_info",
-    "intent_code",
-    "slice_code",
-]
+FIELDS = (
+    *("sizeof_hdr", "dim", "datatype", "bitpix", "pixdim", "vox_offset", "scl_slope", "scl_inter", "xyzt_units"),
+    *("qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z"),
+    *("srow_x", "srow_y", "srow_z", "magic", "dim_info", "intent_code", "slice_code"),
+)
 CODES = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}
 
 
@@ -965,7 +919,7 @@ def mutated_nifti(draw: st.DrawFn) -> bytes:
 
 
 def stated_grid(content: bytes) -> np.ndarray | None:
-    """Outer corners [8, 3] in mm by the words of the NIfTI-1 standard, without nibabel; None without qform and sform."""
+    """Outer corners [8, 3] in mm by the words of the NIfTI-1 standard, not nibabel; None without qform and sform."""
     order = "<" if 0 < np.frombuffer(content, "<i2", 1, 40)[0] < 8 else ">"
     header = np.frombuffer(content, HEADER.newbyteorder(order), 1)[0]
     unit = CODES[int(header["xyzt_units"]) & 7]
@@ -1012,7 +966,7 @@ def in_place(found: np.ndarray, stated: np.ndarray) -> None:
 
 
 @given(mutated_nifti())
-@settings(max_examples=400, **BUDGET)
+@settings(max_examples=300, **BUDGET)
 def test_a_mutated_nifti_file_is_refused_in_one_line_or_read_where_its_header_places_it(tmp_path_factory, content):
     path = tmp_path_factory.getbasetemp() / "mutated.nii"
     path.write_bytes(content)
@@ -1033,7 +987,7 @@ def scaled_by_nibabel(path: Path) -> np.ndarray:
 
 
 @given(mutated_nifti())
-@settings(max_examples=25, **BUDGET)
+@settings(max_examples=20, **BUDGET)
 def test_a_process_never_fails_at_a_mutated_nifti_file(processes, bundle, tmp_path_factory, content):
     folder = emptied(tmp_path_factory.getbasetemp() / "process")
     (folder / "a.nii").write_bytes(content)
@@ -1092,8 +1046,9 @@ TAGS = {
     "SOPClassUID": "UI",
     "PixelData": "OW",
 }
-WORDS = [
+WORDS = (
     "",
+    " ",
     "nan",
     "inf",
     "-inf",
@@ -1103,16 +1058,14 @@ WORDS = [
     "-1",
     "1.5",
     "2",
-    "3",
     "17",
     "1e9",
     "1e-9",
     "1e300",
     "abc",
     "1,5",
-    "\xfc",
-    " ",
-]
+    "ü",
+)
 
 
 @st.composite
@@ -1164,7 +1117,7 @@ def mutate(folder: Path, series: list[bytes], changes: list[tuple[str, bytes | N
 
 
 @given(mutations())
-@settings(max_examples=150, **BUDGET)
+@settings(max_examples=80, **BUDGET)
 def test_a_mutated_series_is_refused_in_one_line_or_read_where_its_tags_place_it(
     good_series, tmp_path_factory, changes
 ):
