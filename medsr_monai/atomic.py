@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,18 +10,32 @@ from pathlib import Path
 
 __all__ = ["written_atomically"]
 
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Disk full, quota used up, file larger than its system or a limit allows."""
+
 
 @contextmanager
 def written_atomically(path: str | os.PathLike) -> Iterator[Path]:
     """Give a temporary name beside ``path`` to write to, and rename it to ``path`` when all is on disk.
 
-    An error leaves neither a partial file nor a changed one. The suffix stays last, since writers choose the format by
-    it, and the name begins with a dot, so that searches for volumes pass it over.
+    An error leaves neither a partial file nor a changed one; of a process that is killed the partial file may stay. The
+    suffix stays last, since writers choose the format by it, and the name begins with a dot, so that searches for
+    volumes pass it over.
+
+    Raises:
+        OSError: as the writer does; where the disk is full or a quota used up, it says what to do.
     """
     path = Path(path)
     partial = path.with_name(f".partial-{os.getpid()}-{path.name}")
     try:
         yield partial
+        # network file systems tell only now that there was no room
+        with open(partial, "rb+") as file:
+            os.fsync(file.fileno())
         os.replace(partial, path)
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        raise OSError(f"{path}: no room for it ({error.strerror}): free disk space or choose another output") from error
     finally:
         partial.unlink(missing_ok=True)

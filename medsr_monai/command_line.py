@@ -111,7 +111,10 @@ def quiet_libraries() -> None:
     """Leave to a command's process what is said to users: this package's warnings, a line each."""
     logging.basicConfig(level=logging.WARNING, format="medsr: %(message)s")
     # headers are checked by medsr_monai.data, in words for users
-    logging.getLogger("nibabel.global").setLevel(logging.CRITICAL)
+    for library in ("nibabel.global", "pydicom"):
+        logging.getLogger(library).setLevel(logging.CRITICAL)
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files in another encoding
     # an optional GPU decoder of MONAI's that nobody asked for
     logging.getLogger("monai.data.nvimgcodec_pydicom_plugin").setLevel(logging.ERROR)
     if not sys.warnoptions:

@@ -121,7 +121,13 @@ class BundleRunner:
         # as MONAI's evaluator does it in `monai.bundle run`
         with torch.inference_mode(), torch.autocast(device.type, enabled=self["amp"]):
             pred = self["inferer"](item["image"][None].to(device), network or self.network)[0].cpu()
-        return self["postprocessing"](item | {"pred": pred})["pred"]
+        result = self["postprocessing"](item | {"pred": pred})["pred"]
+        if broken := int((~result.isfinite()).sum()):
+            raise ValueError(
+                f"{broken} of {result.numel()} voxels of the output are NaN or infinite: intensities too large for the "
+                "network's numbers, rescale the volume first"
+            )
+        return result
 
 
 # files

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from medsr_monai.out_of_memory import is_out_of_memory
+
 if TYPE_CHECKING:
     from monai.data import MetaTensor
 
@@ -86,6 +88,8 @@ def check_output(path: Path, overwrite: bool, source: str | None = None) -> None
 def check_input(path: str) -> None:
     if not Path(path).exists():
         raise FileNotFoundError(f"{path}: no such file or folder")
+    if not Path(path).is_file() and not Path(path).is_dir():
+        raise ValueError(f"{path}: neither a file nor a folder (a pipe?), save what it holds to a file first")
 
 
 def write_volume(volume: MetaTensor, path: Path) -> None:
@@ -199,10 +203,16 @@ def _suffix(source: str) -> str:
 
 
 def reason_of(error: BaseException) -> str:
-    """The innermost cause in one line: MONAI's Compose wraps what a transform raises."""
+    """The innermost cause in one line: MONAI's Compose wraps what a transform raises.
+
+    Of memory that has run out, which libraries tell in their own words, it says what to do.
+    """
     while error.__cause__ is not None and isinstance(error, RuntimeError):
         error = error.__cause__
-    return " ".join(str(error).split()) or type(error).__name__
+    reason = " ".join(str(error).split()) or type(error).__name__
+    if is_out_of_memory(error) and "--tile" not in reason:
+        return f"out of memory ({reason}): end other programs, or take a smaller volume, or a computer with more memory"
+    return reason
 
 
 @contextlib.contextmanager

@@ -86,6 +86,9 @@ def read_stack(files: DicomFiles, slices: Sequence[DicomSlice]) -> np.ndarray:
             with files.open(item.file) as file:
                 pixels, read = _decoded(pydicom.dcmread(file), item.file), item.file
         plane = pixels[item.frame] if item.frame is not None and pixels.ndim == 3 else pixels
+        stated = (item.rows, item.columns)
+        if plane.shape != stated:  # pydicom takes surplus pixels for further frames
+            raise ValueError(f"{item.file}: {plane.shape} pixels, its header states {stated}: damaged file?")
         if stack is None:
             stack = np.empty((*plane.shape[::-1], len(slices)), dtype=np.float32)
         # in double precision, as slopes of PET need it

@@ -16,6 +16,7 @@ from pydicom.uid import UID, SecondaryCaptureImageStorage
 
 from medsr_monai.data.dicom_pixels import codec_problem, read_stack
 from medsr_monai.data.dicom_slices import DicomFiles, DicomSlice, is_zip, read_slices
+from medsr_monai.transforms.geometry import implausible_grid
 
 __all__ = ["DicomSeries", "find_series", "one_series"]
 
@@ -125,6 +126,8 @@ class DicomSeries:
         """
         if self.problem:
             raise ValueError(f"{self.source}: {self.problem}")
+        if reason := implausible_grid(self.affine, self.shape):
+            raise ValueError(f"{self.source}: {reason}: correct the headers")
 
     def read(self) -> np.ndarray:
         """Voxels [X, Y, Z] of ``shape``, float32, rescaled slice by slice.
@@ -188,7 +191,11 @@ def find_series(path: str | os.PathLike) -> list[DicomSeries]:
         FileNotFoundError: no such path.
         ValueError: a damaged or encrypted zip.
     """
-    path = Path(path)
+    return _find_series(Path(path))[0]
+
+
+def _find_series(path: Path) -> tuple[list[DicomSeries], dict[str, str]]:
+    """Series, and the reasons of files that cannot be read, by name."""
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file or folder")
     with DicomFiles(path) as files:
@@ -200,7 +207,7 @@ def find_series(path: str | os.PathLike) -> list[DicomSeries]:
         for found in _series_of(str(path), group, twice | _damaged_beside(group, damaged))
     ]
     series.sort(key=lambda s: (s.study, s.number is None, s.number or 0, s.uid))
-    return [replace(s, source=f"{path}, series {s.label}") for s in series] if len(series) > 1 else series
+    return [replace(s, source=f"{path}, series {s.label}") for s in series] if len(series) > 1 else series, damaged
 
 
 def one_series(path: str | os.PathLike) -> DicomSeries:
@@ -209,7 +216,10 @@ def one_series(path: str | os.PathLike) -> DicomSeries:
     Raises:
         FileNotFoundError, ValueError: none or several; the series has a problem; see :func:`find_series`.
     """
-    series = find_series(path)
+    series, damaged = _find_series(Path(path))
+    if not series and damaged:
+        name, reason = next(iter(damaged.items()))
+        raise ValueError(f"{path}: {name} {reason}: damaged file?")
     if not series:
         what = (
             "a zip without a DICOM image" if is_zip(path) else "DICOM files without an image (a DICOMDIR or a report?)"
@@ -372,7 +382,10 @@ def _impossible_geometry(item: DicomSlice) -> str | None:
         return f"{item.rows} rows and {item.columns} columns"
     if item.slope == 0:
         return "RescaleSlope 0"
-    return None
+    alone = _affine([item])
+    if not np.isfinite(alone).all():
+        return "its thickness is not a number"
+    return implausible_grid(alone, (item.columns, item.rows, 1))
 
 
 def _has_geometry(item: DicomSlice) -> bool:
@@ -528,7 +541,7 @@ def _affine(slices: Sequence[DicomSlice]) -> np.ndarray | None:
     if len(slices) > 1:
         step = (np.array(last.position) - first.position) / (len(slices) - 1)
     else:
-        step = _normal(slices) * (first.gap or first.thickness or 1.0)
+        step = _normal(slices) * abs(first.gap or first.thickness or 1.0)
     affine = np.eye(4)
     affine[:3, 0] = np.array(first.orientation[:3]) * first.pixel_spacing[1]  # along a row, from column to column
     affine[:3, 1] = np.array(first.orientation[3:]) * first.pixel_spacing[0]

@@ -167,10 +167,10 @@ def _of_file(files: DicomFiles, name: str) -> list[DicomSlice]:
     tags = [*STUDY_TAGS.split(), *PRIVATE_B_VALUES]
     with files.open(name) as file:
         header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=tags)
-    if "Rows" in header:
+    if "Rows" in header and "Columns" in header:
         return _of_header(name, header)
     if "Image Storage" in getattr(header.get("SOPClassUID"), "name", ""):
-        raise ValueError("an image without Rows: truncated?")
+        raise ValueError("an image without Rows and Columns: truncated?")
     return []
 
 

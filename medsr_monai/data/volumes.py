@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+import math
 import os
 import re
 from collections.abc import Hashable, Mapping, Sequence
@@ -30,7 +32,8 @@ from medsr_monai.data.pictures import (
     with_slices,
     write_picture,
 )
-from medsr_monai.transforms.geometry import outer_corners, spacing
+from medsr_monai.out_of_memory import is_out_of_memory
+from medsr_monai.transforms.geometry import implausible_grid, outer_corners, spacing
 
 __all__ = [
     "DataLists",
@@ -52,6 +55,8 @@ __all__ = [
     "volume_name",
 ]
 
+logger = logging.getLogger(__name__)
+
 SUFFIXES = (".nii", ".nii.gz", ".mgz", ".mgh")
 PAIR_SUFFIX = ".img"
 """Of the voxels of an Analyze or NIfTI pair; read where it is named, never searched for."""
@@ -59,6 +64,12 @@ MAX_FORMS_APART = 0.1
 """Largest distance, in voxels, between a volume's corners by qform and by sform."""
 QFORM_PRECISION = 5e-4
 """Radians by which a qform may be off unnoticed: of its quaternion, three numbers are stored, as float32."""
+MAX_INFLATION = 1100
+"""By how much gzip's files can grow at most when they are unpacked."""
+MILLIMETRES = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}
+"""In a unit of length of a NIfTI file, by its code: unknown, metre, millimetre, micrometre."""
+MAX_FORM_CODE = 5
+NIFTI1_LONGEST = 32767
 MAX_SHEAR = 0.01
 """Largest cosine between two voxel axes; above it slices are skewed and in-plane super-resolution shifts anatomy."""
 
@@ -139,11 +150,14 @@ def check_nifti(path: str | os.PathLike, frame: int | None = None) -> None:
         frame: taken from a 4D file, counted from 0; None for 3D files.
 
     Raises:
-        FileNotFoundError, ValueError: one line: what is wrong, where, what to do.
+        FileNotFoundError, ValueError: one line: what is wrong, where, what to do. What is only doubtful (units other
+            than mm, no stated orientation) is logged as a warning.
     """
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file")
+    if not path.is_file() and not path.is_dir():
+        raise ValueError(f"{path}: neither a file nor a folder (a pipe?), save what it holds to a file first")
     if path.is_dir():
         raise ValueError(f"{path}: a folder without DICOM images, give a volume file or the folder of a DICOM series")
     if not path.name.lower().endswith((*SUFFIXES, PAIR_SUFFIX)):
@@ -154,16 +168,17 @@ def check_nifti(path: str | os.PathLike, frame: int | None = None) -> None:
         image = nibabel.load(path)
         dtype, shape = image.get_data_dtype(), image.shape
     except Exception as error:  # nibabel, gzip and zlib raise many kinds
+        if is_out_of_memory(error):
+            raise
         raise ValueError(f"{path}: cannot be read as a volume ({_first_line(error)}): damaged or misnamed?") from error
     if dtype.names or dtype.kind == "c":
         raise ValueError(f"{path}: voxels are {dtype}: RGB and complex volumes cannot be super-resolved, convert first")
     sizes = tuple(int(n) for n in shape)
     while len(sizes) > 3 and sizes[-1] == 1:
         sizes = sizes[:-1]
-    if len(sizes) < 3:
-        raise ValueError(f"{path}: the image has {len(sizes)} dimensions {sizes}, a 3D volume is needed")
-    if len(sizes) > 4:
-        raise ValueError(f"{path}: the image has {len(sizes)} dimensions {sizes}, a 3D volume is needed")
+    if not 3 <= len(sizes) <= 4:
+        remedy = "save one of its volumes" if len(sizes) > 4 else "give it a third axis of one slice"
+        raise ValueError(f"{path}: the image has {len(sizes)} dimensions {sizes}, a 3D volume is needed: {remedy}")
     frames = sizes[3] if len(sizes) == 4 else 1
     if frames > 1 and frame is None:
         raise ValueError(f"{path}: a series of {frames} frames {sizes}, choose one with --frame 0 to {frames - 1}")
@@ -171,22 +186,70 @@ def check_nifti(path: str | os.PathLike, frame: int | None = None) -> None:
         raise ValueError(f"{path}: frame {frame} asked for, it has frames 0 to {frames - 1}")
     if min(sizes) < 1:
         raise ValueError(f"{path}: a side of the volume {sizes} is empty")
+    _check_size(path, image)
     _check_geometry(path, image, sizes[:3])
+    if isinstance(image.header, nibabel.Nifti1Header):
+        _warn_of_header(path, image.header)
+
+
+def _check_size(path: Path, image: nibabel.spatialimages.SpatialImage) -> None:
+    """Refuse a file that is shorter than its header says, before memory is taken for it."""
+    voxels = image.dataobj
+    promised = math.prod(map(int, voxels.shape)) * voxels.dtype.itemsize
+    file = Path(image.file_map["image"].filename)
+    held = file.stat().st_size * (MAX_INFLATION if file.name.lower().endswith((".gz", ".mgz")) else 1) - voxels.offset
+    if held < promised:
+        raise ValueError(
+            f"{path}: cannot be read to its end ({tuple(voxels.shape)} voxels are {promised} bytes, the file holds "
+            f"{max(held, 0)} at most): damaged file?"
+        )
+
+
+def _check_codes(path: Path, image: nibabel.spatialimages.SpatialImage) -> None:
+    """Refuse a NIfTI header whose geometry other programs read in another way: nibabel mends it silently."""
+    with image.file_map.get("header", image.file_map["image"]).get_prepare_fileobj("rb") as file:
+        header = type(image.header).from_fileobj(file, check=False)
+    edges = np.asarray(header["pixdim"][1:4], dtype=float)
+    if not (np.isfinite(edges).all() and (edges > 0).all()):
+        raise ValueError(f"{path}: voxel size {edges.tolist()} mm in the header, correct pixdim before use")
+    codes = {name: int(header[name]) for name in ("qform_code", "sform_code")}
+    for name, code in codes.items():
+        if not 0 <= code <= MAX_FORM_CODE:
+            raise ValueError(f"{path}: {name} {code} in the header, expected 0 to {MAX_FORM_CODE}: correct it")
+    if codes["qform_code"] and float(header["pixdim"][0]) not in (-1, 0, 1):
+        raise ValueError(f"{path}: pixdim[0] {header['pixdim'][0]} in the header, expected 1 or -1: correct the qform")
+    unit = int(header["xyzt_units"]) & 7
+    if unit not in MILLIMETRES:
+        raise ValueError(f"{path}: xyzt_units {unit} in the header, expected 2 for millimetres: correct it")
+
+
+def _warn_of_header(path: Path, header: nibabel.Nifti1Header) -> None:
+    unit = MILLIMETRES[int(header["xyzt_units"]) & 7]
+    if unit != 1:
+        logger.warning("%s: lengths in the header are in units of %g mm, the output's in mm", path, unit)
+    if not (header["qform_code"] or header["sform_code"]):
+        logger.warning("%s: neither qform nor sform in the header: left and right are a guess", path)
+
+
+def _millimetre_affine(image: nibabel.spatialimages.SpatialImage) -> np.ndarray:
+    """Affine in mm, whatever the unit of a NIfTI file; nibabel leaves units alone."""
+    affine = np.asarray(image.affine, dtype=float)
+    if not isinstance(image.header, nibabel.Nifti1Header):
+        return affine
+    return np.diag([*[MILLIMETRES[int(image.header["xyzt_units"]) & 7]] * 3, 1]) @ affine
 
 
 def _check_geometry(path: Path, image: nibabel.spatialimages.SpatialImage, shape: tuple[int, ...]) -> None:
     header = image.header
     if isinstance(header, nibabel.Nifti1Header):
-        # nibabel mends zero and negative voxel sizes silently when it loads an image
-        with image.file_map.get("header", image.file_map["image"]).get_prepare_fileobj("rb") as file:
-            edges = np.asarray(type(header).from_fileobj(file, check=False)["pixdim"][1:4], dtype=float)
-        if not (np.isfinite(edges).all() and (edges > 0).all()):
-            raise ValueError(f"{path}: voxel size {edges.tolist()} mm in the header, correct pixdim before use")
-    affine = np.asarray(image.affine, dtype=float)
-    columns = affine[:3, :3]
-    if not np.isfinite(affine).all() or abs(np.linalg.det(columns)) < 1e-9:
+        _check_codes(path, image)
+    affine = _millimetre_affine(image)
+    columns, edges = affine[:3, :3], spacing(affine)
+    if not np.isfinite(affine).all() or edges.min() < 1e-9 or abs(np.linalg.det(columns / edges)) < 1e-6:
         raise ValueError(f"{path}: the affine {columns.tolist()} is singular or not finite, correct qform and sform")
-    unit = columns / np.linalg.norm(columns, axis=0)
+    if reason := implausible_grid(affine, shape):
+        raise ValueError(f"{path}: {reason}: correct voxel size, unit or origin")
+    unit = columns / edges
     shear = np.abs(unit.T @ unit - np.eye(3)).max()
     if shear > MAX_SHEAR:
         raise ValueError(
@@ -198,7 +261,7 @@ def _check_geometry(path: Path, image: nibabel.spatialimages.SpatialImage, shape
             distance = _forms_apart(header, shape)
         except (ValueError, nibabel.spatialimages.HeaderDataError) as error:
             raise ValueError(f"{path}: the qform cannot be read ({_first_line(error)}): set its code to 0") from error
-        if distance > MAX_FORMS_APART * np.linalg.norm(columns, axis=0).min():
+        if not distance <= MAX_FORMS_APART * edges.min():
             raise ValueError(
                 f"{path}: qform and sform place the volume up to {distance:.2f} mm apart: "
                 "set the code of the wrong one to 0"
@@ -209,7 +272,8 @@ def _forms_apart(header: nibabel.Nifti1Header, shape: tuple[int, ...]) -> float:
     """Largest distance in mm between the corners by qform and by sform, beyond a qform's precision."""
     by_qform, by_sform = (outer_corners(form, shape) for form in (header.get_qform(), header.get_sform()))
     diagonal = np.linalg.norm(by_sform[-1] - by_sform[0])
-    return float(np.linalg.norm(by_qform - by_sform, axis=1).max() - QFORM_PRECISION * diagonal)
+    apart = np.linalg.norm(by_qform - by_sform, axis=1).max() - QFORM_PRECISION * diagonal
+    return float(apart) * MILLIMETRES[int(header["xyzt_units"]) & 7]
 
 
 def _is_analyze(image: nibabel.spatialimages.SpatialImage) -> bool:
@@ -255,7 +319,7 @@ def read_grid(path: str | os.PathLike, orientation: str | None = None) -> tuple[
     shape = tuple(int(n) for n in image.shape[:3])
     if _is_analyze(image):
         return shape, _oriented_affine(path, shape, image.header.get_zooms(), orientation)
-    return shape, np.asarray(image.affine, dtype=float)
+    return shape, _millimetre_affine(image)
 
 
 def check_same_grid(path: str | os.PathLike, grid: tuple, ref_path: str | os.PathLike, ref_grid: tuple) -> None:
@@ -280,10 +344,10 @@ def _first_line(error: BaseException) -> str:
 class LoadVolumed(MapTransform):
     """Read a volume, a NIfTI or FreeSurfer file or a DICOM series, as a float32 ``MetaTensor``.
 
-    The result is [1, X, Y, Z] with the affine in RAS millimetres; integer files have their slope and intercept
-    applied. A list of files, such as the modalities of one patient, gives a channel each, [C, X, Y, Z]. A DICOM series
-    is a :class:`medsr_monai.data.DicomSeries`, or a folder or zip with one that is no localiser, derived series or
-    secondary capture, see :func:`medsr_monai.data.one_series`.
+    The result is [1, X, Y, Z] with the affine in RAS millimetres, also of files in metres or micrometres; integer files
+    have their slope and intercept applied. A list of files, such as the modalities of one patient, gives a channel
+    each, [C, X, Y, Z]. A DICOM series is a :class:`medsr_monai.data.DicomSeries`, or a folder or zip with one that is
+    no localiser, derived series or secondary capture, see :func:`medsr_monai.data.one_series`.
 
     An Analyze file (``.img`` beside its ``.hdr``) holds voxel sizes but neither orientation nor place. It is read only
     if the item states its ``orientation``, a letter an array axis for where that axis points to (``LAS``: left,
@@ -349,15 +413,15 @@ class LoadVolumed(MapTransform):
         check_nifti(path, self.frame)
         try:
             volume = self.loader(str(path), reader=NibabelReader(squeeze_non_spatial_dims=True))
-        except MemoryError:
-            raise
         except Exception as error:  # gzip, zlib and nibabel raise many kinds
+            if is_out_of_memory(error):
+                raise
             raise ValueError(f"{path}: cannot be read to its end ({_first_line(error)}): damaged file?") from error
         if self.frame is not None:
             volume = volume[self.frame : self.frame + 1]
-        if Path(path).name.lower().endswith(PAIR_SUFFIX):
-            volume.affine = torch.as_tensor(read_grid(path, orientation)[1])
-            volume.meta["original_affine"] = volume.affine.numpy().copy()
+        # of an Analyze file and of other units than mm the reader does not know it
+        volume.affine = torch.as_tensor(read_grid(path, orientation)[1])
+        volume.meta["original_affine"] = volume.affine.numpy().copy()
         return volume.to(torch.float32)
 
     def _load_series(self, series: DicomSeries) -> MetaTensor:
@@ -431,7 +495,7 @@ class NiftiWriter(NibabelWriter):
     """NIfTI writer that never leaves half a file: it writes to a temporary name and renames it when all is on disk.
 
     sform, qform and units (mm) are set; the code of the qform is 0 where it cannot hold the affine, which is slightly
-    sheared then.
+    sheared then. A side of more than 32767 voxels makes it NIfTI-2, since NIfTI-1 holds none.
     """
 
     def set_data_array(
@@ -444,7 +508,10 @@ class NiftiWriter(NibabelWriter):
 
     def write(self, filename: str | os.PathLike, verbose: bool = False, **kwargs: object) -> None:
         affine = np.eye(4) if self.affine is None else np.asarray(self.affine, dtype=float)
-        image = self.create_backend_obj(self.data_obj, affine=affine, dtype=self.output_dtype, **kwargs)
+        if max(self.data_obj.shape) > NIFTI1_LONGEST:
+            image = nibabel.Nifti2Image(np.asarray(self.data_obj, dtype=self.output_dtype), affine)
+        else:
+            image = self.create_backend_obj(self.data_obj, affine=affine, dtype=self.output_dtype, **kwargs)
         image.header.set_xyzt_units("mm")
         image.set_sform(affine, code=1)
         image.set_qform(affine, code=1)

@@ -14,6 +14,7 @@ from monai.handlers import EarlyStopHandler
 
 from medsr_monai.atomic import written_atomically
 from medsr_monai.networks.arguments import NetworkArguments, build_network
+from medsr_monai.out_of_memory import is_out_of_memory
 from medsr_monai.weights import LARGE_FILES, OFFLINE_FOLDER, StatedFile, bundle_of, examine
 
 __all__ = [
@@ -129,6 +130,8 @@ def read_weights(path: Path) -> Mapping:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # pickle, zip and torch raise many kinds
+        if is_out_of_memory(error):
+            raise
         raise ValueError(f"{path}: not a PyTorch weights file, or a damaged one") from error
     if not isinstance(content, Mapping) or not {"model", "network"} <= set(content):
         raise ValueError(f'{path}: no {{"model", "network"}} dictionary; official weights: `medsr convert` first')

@@ -10,6 +10,7 @@ from monai.data import MetaTensor
 from monai.inferers import SliceInferer
 from monai.utils import BlendMode, PytorchPadMode
 
+from medsr_monai.out_of_memory import is_out_of_memory
 from medsr_monai.transforms.geometry import PLANES, plane_axis, sharp_plane
 
 __all__ = ["PlaneInferer"]
@@ -24,8 +25,9 @@ MEMORY_TILES = (128, 128)
 class PlaneInferer(SliceInferer):
     """Run a 2D network on the slices of a volume, the plane named by anatomy instead of by array axis.
 
-    Whole slices by default, which leaves no seams. Slices are batched; a batch that does not fit into the
-    accelerator's memory is halved until it fits, and where not even one slice does, slices are tiled, with a warning.
+    Whole slices by default, which leaves no seams. Slices are batched; a batch that does not fit into memory is halved
+    until it fits, also for the volumes that follow, and where not even one slice does, the slices of this volume are
+    tiled, each time with a warning.
     The result differs between batch sizes by less than 1e-5 of the output's range (measured: 3e-7; the order of float32
     sums changes with the batch), and is bit-identical for the same batch size.
 
@@ -47,6 +49,7 @@ class PlaneInferer(SliceInferer):
 
     Raises:
         ValueError: for unknown planes, or ``through`` equal to the plane that is cut.
+        MemoryError: by a call, where not even tiles fit into memory.
     """
 
     def __init__(
@@ -133,15 +136,30 @@ class PlaneInferer(SliceInferer):
         return MetaTensor(out).copy_meta_from(inputs) if isinstance(inputs, MetaTensor) else out
 
     def _run(self, volume: torch.Tensor, network: Callable[..., torch.Tensor], *args, **kwargs) -> torch.Tensor:
-        while True:
-            try:
-                return super().__call__(volume, network, *args, **kwargs)
-            except torch.OutOfMemoryError:
-                if self.sw_batch_size > 1:
-                    self.sw_batch_size //= 2
-                    logger.warning("out of memory: going on with %d slices at a time", self.sw_batch_size)
-                elif self.orig_roi_size == WHOLE_SLICES:
-                    self.orig_roi_size, self.mode = MEMORY_TILES, BlendMode.GAUSSIAN
-                    logger.warning("out of memory with one slice: going on with tiles of %dx%d pixels", *MEMORY_TILES)
-                else:
-                    raise
+        tiles, mode = self.orig_roi_size, self.mode
+        try:
+            while True:
+                try:
+                    return super().__call__(volume, network, *args, **kwargs)
+                except (RuntimeError, MemoryError) as error:
+                    if not is_out_of_memory(error):
+                        raise
+                    self._save_memory(error)
+        finally:
+            # the next volume may be smaller, and tiles leave seams
+            self.orig_roi_size, self.mode = tiles, mode
+
+    def _save_memory(self, error: Exception) -> None:
+        """Take fewer slices at a time, then tiles; raise a MemoryError in words for users if that was done already."""
+        if self.sw_batch_size > 1:
+            self.sw_batch_size //= 2
+            logger.warning("out of memory: going on with %d slices at a time", self.sw_batch_size)
+        elif self.orig_roi_size == WHOLE_SLICES:
+            self.orig_roi_size, self.mode = MEMORY_TILES, BlendMode.GAUSSIAN
+            logger.warning("out of memory with one slice: going on with tiles of %dx%d pixels", *MEMORY_TILES)
+        else:
+            raise MemoryError(
+                f"out of memory even with one tile of {'x'.join(map(str, self.orig_roi_size))} pixels at a time: the "
+                "volume or its output is too large for this device, take a smaller --tile, another --device or a "
+                "cropped volume"
+            ) from error

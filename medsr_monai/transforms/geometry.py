@@ -27,6 +27,7 @@ __all__ = [
     "axis_factors",
     "describe_grid",
     "format_edges",
+    "implausible_grid",
     "outer_corners",
     "plane_axis",
     "resized_affine",
@@ -48,6 +49,12 @@ ISOTROPIC_RATIO = 1.25
 
 THICK_RATIO = 1.5
 """Slices are thick from this multiple of the other voxel edges on."""
+
+MAX_EXTENT = 3000.0
+"""Largest extent of a volume in mm; what is longer has wrong voxel sizes, or wrong units."""
+
+MAX_ROUNDING = 0.1
+"""Largest error, in voxels, of a place that is held in single precision, as in a NIfTI header."""
 
 SQUARE_RATIO = 1.05
 """Pixels whose longer edge is below this multiple of the shorter one count as square."""
@@ -179,6 +186,20 @@ def with_corners_of(ref: MetaTensor, volume: torch.Tensor, shape: Sequence[int] 
 def describe_grid(affine: np.ndarray | torch.Tensor, shape: Sequence[int]) -> str:
     """A grid in words: ``184x152x12 voxels of 1x1x5 mm``."""
     return f"{'x'.join(map(str, shape))} voxels of {format_edges(spacing(affine))} mm"
+
+
+def implausible_grid(affine: np.ndarray | torch.Tensor, shape: Sequence[int]) -> str | None:
+    """What makes a finite, regular affine one that no scanner has, in words; None where it may be."""
+    edges = spacing(affine)
+    extent, distance = (edges * shape).max(), np.abs(outer_corners(affine, shape)).max()
+    if extent > MAX_EXTENT:
+        return f"voxels of {format_edges(edges)} mm make it {extent / 1000:.3g} m long"
+    if distance * np.finfo(np.float32).eps > MAX_ROUNDING * edges.min():
+        return (
+            f"voxels of {format_edges(edges)} mm, {distance:.3g} mm away from the origin: headers cannot tell their "
+            "places apart"
+        )
+    return None
 
 
 class MatchCornersd(MapTransform):

@@ -172,12 +172,44 @@ def test_out_of_memory_with_one_slice_takes_tiles(caplog):
     assert "tiles of 128x128 pixels" in caplog.text
 
 
-def test_out_of_memory_even_with_tiles_is_raised():
+def test_out_of_memory_even_with_tiles_is_told_with_its_remedy():
     def full(x):
         raise torch.OutOfMemoryError("simulated")
 
-    with pytest.raises(torch.OutOfMemoryError):
+    with pytest.raises(MemoryError, match=r"out of memory even with one tile of 128x128 pixels.*--tile.*--device"):
         PlaneInferer("axial")(volume(), full)
+
+
+def test_a_small_volume_after_one_that_needed_tiles_is_cut_into_whole_slices():
+    network, small = ConvNet(), volume()
+    inferer = PlaneInferer("axial", sw_batch_size=1)
+    inferer(volume((1, 1, 150, 140, 2)), limited(network, pixels=128 * 128))
+    assert torch.equal(inferer(small, network).as_tensor(), PlaneInferer("axial", 1)(small, network).as_tensor())
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB."),
+        MemoryError(),
+        MemoryError("std::bad_alloc"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: Error code 12"),
+        RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 8 bytes."),
+        RuntimeError("MPS backend out of memory"),
+        RuntimeError("could not create a primitive"),
+    ],
+    ids=lambda error: str(error)[:12] or "bare",
+)
+def test_every_way_of_saying_out_of_memory_is_understood(error):
+    network, image = ConvNet(), volume()
+
+    def limited(x):
+        if x.shape[0] > 2:
+            raise error
+        return network(x)
+
+    expected = PlaneInferer("axial", sw_batch_size=2)(image, network)
+    assert torch.equal(PlaneInferer("axial")(image, limited).as_tensor(), expected.as_tensor())
 
 
 def test_other_errors_are_not_swallowed():
