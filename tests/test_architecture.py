@@ -16,7 +16,7 @@ ALLOWED = {
     "transforms.recipes": {"transforms", "data"},
     "transforms.thick_slices": {"transforms.degradation", "transforms.geometry", "transforms.interpolation"},
     "transforms": {"transforms.geometry"},
-    "inferers": {"inferers", "transforms.geometry", "transforms.interpolation"},
+    "inferers": {"inferers", "transforms.degradation", "transforms.geometry", "transforms.interpolation"},
     "atomic": set(),
     "data": {"data", "atomic", "transforms.geometry"},
     "losses": {"losses"},
@@ -25,6 +25,8 @@ ALLOWED = {
     "handlers": {"handlers", "metrics", "networks.arguments", "atomic"},
     "command_line": set(),
     "cli": {"command_line", "commands"},
+    "quality": {"atomic", "inferers", "metrics", "transforms"},
+    "report_page": {"atomic"},
     "compare": {"atomic", "handlers", "inferers", "metrics", "networks", "transforms"},
     "__main__": {"cli"},
 }
