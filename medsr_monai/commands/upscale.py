@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from medsr_monai.commands.bundles import DEFAULT_BUNDLE, BundleRunner, bundle_folder, choose_device
 from medsr_monai.commands.files import NIFTI_SUFFIXES, describe, find_cases, naming, reason_of, write_volume
+from medsr_monai.commands.quality import check_page, check_pictures, checked_quality, quality_options, write_page
 
 if TYPE_CHECKING:
     from monai.data import MetaTensor
@@ -27,6 +30,10 @@ def upscale(
     target_spacing: float | None = None,
     refine: str = "both",
     force: bool = False,
+    picture: bool = True,
+    enforce_consistency: bool = False,
+    consistency_bound: float | None = None,
+    noise: float | None = None,
     overwrite: bool = False,
 ) -> int:
     """Super-resolve a volume or a picture, or all of a folder, with a bundle.
@@ -55,11 +62,25 @@ def upscale(
         refine: of thick slices: both planes that contain the thick axis, averaged, or one of them, in half the time:
             axial, coronal or sagittal.
         force: of thick slices: refine voxels that are nearly isotropic, too.
+        picture: write a quality picture beside each output, NAME.quality.png, and of a folder index.html with all of
+            them: planes of input and output, and what the output, degraded again, differs from the input.
+        enforce_consistency: change the output as little as possible so that, degraded again, it equals the input up to
+            the bound or the input's noise, whichever is larger.
+        consistency_bound: for the RMS of this difference, in parts of the input's intensity range. Default: 0.001.
+        noise: standard deviation of the input's noise, in its units, where it is known, 0 for none; by default it is
+            estimated.
         overwrite: replace existing outputs.
     """
     bundle_folder(bundle)
+    quality = quality_options(picture, enforce_consistency, consistency_bound, noise)
     cases = find_cases(input, output, overwrite)
-    from medsr_monai.data import is_dicom_file
+    folder = Path(output) if cases[0].output != Path(output) else None
+    if picture:
+        check_pictures(cases, overwrite)
+        if folder is not None:
+            check_page(folder, overwrite)
+    from medsr_monai.data import is_dicom_file, volume_name
+    from medsr_monai.quality import sentence
     from medsr_monai.transforms import PLANES
 
     if plane not in ("auto", *PLANES):
@@ -86,7 +107,11 @@ def upscale(
     runner = BundleRunner(bundle, weights, **overrides)
     inferer = runner["inferer"]  # checks its options
     failed = 0
+    rows, figures = [], {}
     for path, out in cases:
+        start = time.perf_counter()
+        row = {"case": volume_name(path), "output": os.path.relpath(out, folder or "."), "status": "done", "reason": ""}
+        rows.append(row)
         try:
             with naming(path):
                 item = runner.read(path)
@@ -97,11 +122,19 @@ def upscale(
                     what += f", {inferer.describe(item['image'])}"
                 print(f"{path}: {what}", flush=True)
                 result = runner.run(item)
+                result, figures[out], write_picture = checked_quality(runner, item, result, out, quality)
                 write_volume(result, out)
-                print(f"{out}: {describe(result)}", flush=True)
+                if write_picture is not None:
+                    write_picture()
+                print(f"{out}: {describe(result)}, {sentence(figures[out])}", flush=True)
         except ValueError as error:
             failed += 1
+            row |= {"status": "failed", "reason": reason_of(error)}
             print(f"medsr: error: {reason_of(error)}", file=sys.stderr, flush=True)
+        row["seconds"] = time.perf_counter() - start
+    if picture and folder is not None:
+        note = f"{len(cases) - failed} of {len(cases)} cases done by bundle {Path(runner.folder).resolve().name}."
+        print(write_page(folder, rows, figures.get, note))
     if failed and len(cases) > 1:
         print(f"medsr: error: {failed} of {len(cases)} volumes failed", file=sys.stderr)
     return 1 if failed else 0

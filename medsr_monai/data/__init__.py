@@ -5,11 +5,13 @@ from .dicom import check_series, is_dicom_file, is_dicom_folder, is_flat_image, 
 from .labelled import list_pairs, split_labelled
 from .pictures import (
     PICTURE_SUFFIXES,
+    QUALITY_SUFFIX,
     check_format,
     find_pictures,
     is_picture,
     load_picture,
     output_suffix,
+    stored_values,
     with_slices,
     write_picture,
 )
