@@ -186,7 +186,7 @@ def test_every_plane_keeps_the_corners_and_enlarges_the_two_axes_of_its_slices(m
     assert result.shape == tuple(n * (1 if axis == across else 4) for axis, n in enumerate((20, 18, 5)))
     assert result.get_data_dtype() == np.float32
     assert_same_corners(source, tmp_path / "new/out.nii.gz")
-    assert os.listdir("new") == ["out.nii.gz"]
+    assert sorted(os.listdir("new")) == ["out.nii.gz", "out.quality.png"]
 
 
 def test_a_process_gives_what_the_bundle_gives_and_says_nothing_on_stderr(bundle, tmp_path):
@@ -212,7 +212,10 @@ def test_a_folder_keeps_its_subfolders_and_goes_on_after_a_bad_case(medsr, bundl
     assert first.startswith("medsr: error: in/sub-1/c.nii.gz: ") and "3D volume" in first
     assert last == "medsr: error: 1 of 4 volumes failed"
     written = sorted(str(p.relative_to("out")) for p in Path("out").rglob("*") if p.is_file())
-    assert written == ["a_sr.nii.gz", "sub-1/anat/b_sr.nii.gz", "sub-2/d_sr.nii.gz"]
+    assert written == [
+        "a_sr.nii.gz", "a_sr.quality.png", "index.html", "sub-1/anat/b_sr.nii.gz", "sub-1/anat/b_sr.quality.png",
+        "sub-2/d_sr.nii.gz", "sub-2/d_sr.quality.png",
+    ]  # fmt: skip
     assert out.count("plane axial (auto)") == 3
     refused(medsr("upscale", "in", "out", "--bundle", bundle), r"out/a_sr\.nii\.gz: exists.*--overwrite")
 
@@ -221,7 +224,7 @@ def test_a_file_goes_into_an_existing_folder(medsr, bundle, tmp_path):
     make_volume(tmp_path / "a.nii.gz")
     Path("out").mkdir()
     assert medsr("upscale", "a.nii.gz", "out", "--bundle", bundle)[0] == 0
-    assert os.listdir("out") == ["a_sr.nii.gz"]
+    assert sorted(os.listdir("out")) == ["a_sr.nii.gz", "a_sr.quality.png", "index.html"]
 
 
 def test_two_inputs_never_share_an_output(medsr, bundle, tmp_path):
@@ -236,7 +239,7 @@ def test_results_beside_their_inputs_are_not_taken_for_inputs(medsr, bundle, tmp
     assert medsr("upscale", "in", "in", "--bundle", bundle)[0] == 0
     before = Path("in/a_sr.nii.gz").read_bytes()
     refused(medsr("upscale", "in", "in", "--bundle", bundle, "--overwrite"), "in/a_sr.nii.gz: is an input too")
-    assert sorted(os.listdir("in")) == ["a.nii.gz", "a_sr.nii.gz"]
+    assert sorted(os.listdir("in")) == ["a.nii.gz", "a_sr.nii.gz", "a_sr.quality.png", "index.html"]
     assert Path("in/a_sr.nii.gz").read_bytes() == before
 
 
@@ -546,7 +549,8 @@ def test_a_cohort_of_bad_files_in_a_process_gives_one_line_each(bundle, tmp_path
     assert len(lines) == len(volumes) + 1, err
     for name in volumes:
         assert sum(f"/{name}: " in line for line in lines) == 1, err
-    assert [p.name for p in (tmp_path / "out").rglob("*") if p.is_file()] == ["good_sr.nii.gz"], out
+    written = sorted(p.name for p in (tmp_path / "out").rglob("*") if p.is_file())
+    assert written == ["good_sr.nii.gz", "good_sr.quality.png", "index.html"], out
 
 
 # the command line itself
@@ -583,7 +587,7 @@ def test_paths_and_ids_stay_strings(medsr, recorded, name):
 def test_a_folder_named_2024_is_upscaled_into_1e3(medsr, bundle, tmp_path):
     make_volume(tmp_path / "2024" / "7.nii.gz")
     assert medsr("upscale", "2024", "1e3", "--bundle", bundle)[0] == 0
-    assert os.listdir("1e3") == ["7_sr.nii.gz"]
+    assert sorted(os.listdir("1e3")) == ["7_sr.nii.gz", "7_sr.quality.png", "index.html"]
 
 
 @pytest.mark.parametrize(

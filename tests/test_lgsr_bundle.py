@@ -454,7 +454,9 @@ def test_a_dicom_image_becomes_a_picture_or_a_volume(medsr, bundle, tmp_path):
     for number in range(2):
         dicom(folder / f"IM{number}", corner(255, 3))
     assert medsr("upscale", folder, "out", "--bundle", bundle)[::2] == (0, "")
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["IM0_sr.png", "IM1_sr.png"]
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
+        "IM0_sr.png", "IM0_sr.quality.png", "IM1_sr.png", "IM1_sr.quality.png", "index.html",
+    ]  # fmt: skip
     assert read(tmp_path / "out" / "IM0_sr.png").shape == (96, 144, 3)
 
 
@@ -513,7 +515,9 @@ def test_a_bad_picture_does_not_stop_a_folder(medsr, bundle, tmp_path):
     save(folder / "c.png", corner())
     code, _, err = medsr("upscale", folder, "out", "--bundle", bundle)
     assert code == 1 and re.search(r"b.png: cannot be read", err) and "1 of 3" in err
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["a_sr.png", "c_sr.png"]
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
+        "a_sr.png", "a_sr.quality.png", "c_sr.png", "c_sr.quality.png", "index.html",
+    ]  # fmt: skip
 
 
 def test_pictures_are_evaluated(medsr, bundle, tmp_path):

@@ -75,7 +75,7 @@ def checked_quality(
     check = QualityCheck(image, runner.degradation, noise=options.noise)
     if options.bound is not None:
         result, figures = check.check(result, options.bound)
-    if "picture" in result.meta and out.suffix != ".gz":
+    if "picture" in result.meta:
         result = stored_values(result)
         measured = check.check(result)[1]
         if options.bound is not None:  # rounding and clipping come last

@@ -194,8 +194,8 @@ def _round_up(value: float, least: float = 0.1) -> float:
 
 SIDE, HEAD, FOOT, MARGIN, BAR = 3.6, 1.05, 0.4, 0.35, 1.15
 """Inches: longest side of a panel of `quality_grid`, above and below the panels, left of them, right of them."""
-THINNEST = 0.3
-"""Least height of a row in inches, for the letters beside a single thin slice."""
+THINNEST, LOWEST = 0.3, 0.95
+"""Inches: letters fit into an image twice as thick; least height of a row, for the name beside it."""
 LEAST_DIFFERENCE = 0.01
 """End of the scale of differences in parts of the window, at least: what is smaller is not blown up to look like an
 error, and the pictures of a cohort can be compared."""
@@ -248,7 +248,7 @@ def quality_grid(
     from matplotlib.patheffects import withStroke
 
     inch = SIDE / max(max(row.size) for row in rows)
-    heights = [max(THINNEST, row.size[0] * inch) for row in rows]
+    heights = [max(LOWEST, row.size[0] * inch) for row in rows]
     width = max(row.size[1] for row in rows) * inch
     cell = max(width, 2.4)  # a volume of narrow slices, too, has room for its title
     size = (MARGIN + 3 * (cell + GAP) + BAR, HEAD + sum(heights) + GAP * len(rows) + FOOT)
@@ -265,6 +265,17 @@ def quality_grid(
         fitting = points * min(1, 1.75 * 72 * (size[0] - x - 0.1) / (points * max(1, len(text))))
         figure.text(x / size[0], 1 - y / size[1], text, size=fitting, va="center", parse_math=False, **options)
 
+    def mark(ax: Axes, letter: str, edge: int, length: float) -> None:
+        """Letter at the left, right, upper or lower edge; beside an image that is too thin for it, none below one."""
+        inside = length > 2 * THINNEST
+        if not inside and edge >= 2:
+            return
+        u, v = ((0.02, 0.5), (0.98, 0.5), (0.5, 0.98), (0.5, 0.02))[edge] if inside else ((-0.1, 0.5), (1.1, 0.5))[edge]
+        ha = ("left", "right", "center", "center")[edge] if inside else ("right", "left")[edge]
+        style = {"color": "white", "path_effects": outline} if inside else {"color": "black"}
+        va = ("center", "center", "top", "bottom")[edge]
+        ax.text(u, v, letter, size=8, ha=ha, va=va, transform=ax.transAxes, **style)
+
     write(MARGIN, 0.17, title, 12, weight="bold")
     for number, note in enumerate(notes):
         write(MARGIN, 0.38 + 0.17 * number, note, 8.5)
@@ -273,7 +284,7 @@ def quality_grid(
     for column, name in enumerate(titles):
         x = MARGIN + column * (cell + GAP) + cell / 2
         write(x, HEAD - 0.1, name, 9, ha="center", weight="bold")
-    top, shown = HEAD, None
+    top, shown, widest = HEAD, None, max(rows, key=lambda row: row.size[1])
     for row, height in zip(rows, heights, strict=True):
         write(0.17, top + height / 2, row.name, 9, ha="center", rotation="vertical")
         h, w = (length * inch for length in row.size)
@@ -292,14 +303,10 @@ def quality_grid(
                 continue
             grey = np.clip((np.asarray(image, dtype=float) - window[0]) / span, 0, 1)
             ax.imshow(grey, cmap="gray", vmin=0, vmax=1, **options)
-            if column == 0 and row.letters:
-                places = ((0.02, 0.5, "left"), (0.98, 0.5, "right"), (0.5, 0.98, "top"), (0.5, 0.02, "bottom"))
-                # of a thin slice only the ends have room
-                count = 4 if h > 2 * THINNEST else 2
-                for letter, (u, v, side) in list(zip(row.letters, places, strict=True))[:count]:
-                    align = {"va": "center", "ha": side} if side in ("left", "right") else {"va": side, "ha": "center"}
-                    ax.text(u, v, letter, color="white", size=8, path_effects=outline, transform=ax.transAxes, **align)
-            if column == 1 and row is rows[0]:
+            if column == 0:
+                for letter, edge in zip(row.letters, range(4), strict=False):
+                    mark(ax, letter, edge, (w, h)[edge // 2])
+            if column == 1 and row is widest:
                 length = _bar_length(row.size[1])
                 place, level = 0.96 * row.size[1], 0.95 * row.size[0]
                 options = {"path_effects": outline, "solid_capstyle": "butt"}
