@@ -148,9 +148,8 @@ def test_slabs_do_not_show():
 
 
 def test_memory_is_that_of_a_slab():
-    slabs = DataConsistency("bicubic", slab_voxels=2 * 32 * 40)._slabs(
-        torch.zeros(IN_PLANE[0]), torch.zeros(IN_PLANE[1])
-    )
+    pred, image = map(torch.zeros, IN_PLANE)
+    slabs = DataConsistency("bicubic", slab_voxels=2 * 32 * 40)._slabs(pred, image)
     assert [tuple(slab.shape) for _, _, slab in slabs] == [(1, 32, 40, 2), (1, 32, 40, 2), (1, 32, 40, 1)]
 
 
@@ -158,9 +157,8 @@ def test_geometry_and_metadata_stay():
     consistency, _, pred, image = case("in-plane")
     turn = np.deg2rad(15)
     affine = np.eye(4)
-    affine[:3, :3] = np.array(
-        [[np.cos(turn), -np.sin(turn), 0], [np.sin(turn), np.cos(turn), 0], [0, 0, -1]]
-    ) @ np.diag([-0.7, 1.1, 5])
+    rotation = np.array([[np.cos(turn), -np.sin(turn), 0], [np.sin(turn), np.cos(turn), 0], [0, 0, -1]])
+    affine[:3, :3] = rotation @ np.diag([-0.7, 1.1, 5])
     affine[:3, 3] = 11, -7, 5
     volume = MetaTensor(pred, affine=torch.tensor(affine), meta={"filename_or_obj": "a.nii.gz"})
     result = consistency.project(volume, MetaTensor(image), 0)
