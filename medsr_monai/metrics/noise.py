@@ -25,11 +25,11 @@ def estimate_noise(volume: np.ndarray, axis: int = 2) -> float | None:
     """Standard deviation of a volume's noise, in its units; None where there are too few voxels to tell.
 
     Of each slice the finest diagonal wavelet coefficients are taken, in which white noise has its own deviation and
-    smooth anatomy next to nothing, and of these the median absolute deviation, which edges hardly move. This is done
-    for what lies above Otsu's threshold and for what lies below it, since air has no texture; texture only adds, so the
-    smaller one counts. The noise of magnitude MR is Rician: near zero signal its deviation is 0.655 times that of the
-    receiver's noise, which is corrected by the ratio of signal to deviation; where half of the air is negative, noise
-    is additive, and nothing is corrected. What a mask has made constant is left out.
+    smooth anatomy next to nothing, and of these the median absolute deviation. This is done for what lies above Otsu's
+    threshold, for the half of it with the weaker gradients, and for what lies below, since air has no texture; texture
+    only adds, so the smaller one counts. The noise of magnitude MR is Rician: near zero signal its deviation is 0.655
+    times that of the receiver's noise, which is corrected by the ratio of signal to deviation; where air has values on
+    both sides of zero, noise is additive, and nothing is corrected. What a mask has made constant is left out.
 
     Texture that fills a volume, as after a degradation without antialiasing, is taken for noise; noise that a scanner's
     filter has removed from the air, or that is stronger inside the body, is underestimated.
@@ -53,16 +53,19 @@ def estimate_noise(volume: np.ndarray, axis: int = 2) -> float | None:
         means.append(approximation / 2)
         details.append(diagonal)
     mean, detail = np.stack(means), np.stack(details)
+    steepness = np.hypot(*np.gradient(mean, axis=(1, 2)))
     noisy = np.abs(detail) > FLAT * span
     bright = mean > threshold_otsu(slices)
-    found = [_deviation(detail[part], mean[part]) for part in (noisy & bright, noisy & ~bright)]
-    return min((sigma for sigma in found if sigma is not None), default=None)
+    away = noisy & bright
+    if away.any():
+        away &= steepness <= np.median(steepness[away])
+    parts = [part for part in (away, noisy & ~bright) if part.sum() >= FEWEST]
+    found = [_deviation(detail[part], mean[part]) for part in parts]
+    return min(found, default=None)
 
 
-def _deviation(detail: np.ndarray, mean: np.ndarray) -> float | None:
+def _deviation(detail: np.ndarray, mean: np.ndarray) -> float:
     """Of the receiver's noise, from coefficients and the local means beside them."""
-    if detail.size < FEWEST:
-        return None
     measured = float(median_abs_deviation(detail, scale="normal"))
     ratio = float(np.median(mean)) / measured if measured else np.inf
     if not 1 < ratio < 10:  # additive, or so far above zero that Rician noise is Gaussian
