@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import torch
 from monai.data import MetaTensor
-from monai.transforms import Orientation
 from torch import nn
 
 from medsr_monai import __version__
@@ -32,11 +31,13 @@ from medsr_monai.metrics import (
     write_rows,
 )
 from medsr_monai.transforms import (
-    PLANES,
+    LEFT_EDGE,
     axis_factors,
     describe_grid,
+    displayed_slice,
     intensity_range,
     outer_corners,
+    pixel_edges,
     plane_axis,
     resized_affine,
     sharp_plane,
@@ -53,10 +54,6 @@ FILES = ("compare.md", "compare.csv", "compare.json", "slices.csv", "compare.png
 """What `Comparison.write` writes."""
 
 SLICE_COLUMNS = ("plane", "slice", "psnr", "ssim", "psnr_monai", "ssim_monai")
-
-LEFT_EDGE = {"sagittal": "A", "coronal": "R", "axial": "R"}
-"""Where a slice's left edge points to, as radiologists look at it (array axes to the left, posterior, superior)."""
-
 
 # A table's columns in Markdown: heading, and what prints a row's cell
 COLUMNS = {
@@ -316,27 +313,13 @@ class Comparison:
         if self.slice_number not in usable:
             raise ValueError(f"slice {slice_number} is not among those compared: {', '.join(map(str, usable))}")
         self.window = intensity_range(ref)
-        self.spacing = self._edges()
-        self.input_slice, self.ref_slice = self._slice(image), self._slice(self.ref)
+        self.spacing = pixel_edges(self.ref.affine, plane)
+        self.input_slice, self.ref_slice = (displayed_slice(v, plane, self.slice_number) for v in (image, self.ref))
         on_gpu = torch.device(device).type == "cuda"
         self.device = torch.cuda.get_device_name(device) if on_gpu else f"CPU (threads: {torch.get_num_threads()})"
         self.slices: dict[str, np.ndarray] = {}
         self.rows: list[dict[str, Any]] = []
         self.table = SliceTable(("system", "plane"), ("psnr", "ssim"))
-
-    def _slice(self, volume: MetaTensor) -> np.ndarray:
-        """The picture's slice, rows from top to bottom, as radiologists look at it."""
-        part = Orientation("LPS")(volume.narrow(self.axis + 1, self.slice_number, 1))[0]
-        image = part.as_tensor().select(PLANES.index(self.plane), 0).T
-        # rows of axial slices begin at the front, which is up; those of the others at the feet
-        return (image if self.plane == "axial" else image.flip(0)).numpy()
-
-    def _edges(self) -> tuple[float, float]:
-        """Pixel edges (rows, columns) of the picture's slice in mm."""
-        columns, rows = (
-            spacing(self.ref.affine)[plane_axis(self.ref.affine, name)] for name in PLANES if name != self.plane
-        )
-        return float(rows), float(columns)
 
     def add(self, name: str, runner: Runner) -> MetaTensor:
         """Run a system, measure it and return its result; its row is the last of `rows`.
@@ -357,7 +340,7 @@ class Comparison:
         row |= {"parameters": count_parameters(runner.network), "seconds": seconds}
         checksum = runner.weights and hashlib.sha256(Path(runner.weights).read_bytes()).hexdigest()
         self.rows.append(row | {"weights_sha256": checksum})
-        self.slices[name] = self._slice(result)
+        self.slices[name] = displayed_slice(result, self.plane, self.slice_number)
         return result
 
     def header(self) -> str:

@@ -51,7 +51,7 @@ LGSR_DIFFERENCES = frozenset(
     ]
 )
 SUPER_RESOLUTION = Kind(
-    ids=frozenset({"plane", "scale"}),
+    ids=frozenset({"plane", "scale", "degradation"}),
     intended_differences=frozenset(
         f"network_def#{name}"
         for name in ("_target_", "num_blocks", "bicubic_residual", "channels", "negative_slope", "res_scale")
@@ -67,7 +67,7 @@ SEGMENTATION = Kind(
     tiny={"encoder": "resnet18"},
 )
 THROUGH_PLANE = Kind(
-    ids=frozenset({"thick_axis", "scale"}),
+    ids=frozenset({"thick_axis", "scale", "degradation"}),
     intended_differences=frozenset(),
     training_only=frozenset(),
     tiny={"network_def#size": 16, "network_def#style_dim": 8, "network_def#channels": [8, 8, 8]},
@@ -195,6 +195,8 @@ def test_configs_are_self_contained(bundle):
             if key.endswith("_target_") and value[0].islower():
                 module = value.rsplit(".", 1)[0]
                 assert __import__(module.split(".")[0]), value
+    # by which an output is compared with its input
+    assert config(bundle, "inference").get("degradation") == config(bundle, "train").get("degradation")
     trained = config(bundle, "train")["network_def"]
     assert kind.training_only <= trained.keys()
     kept = {name: value for name, value in trained.items() if name not in kind.training_only}

@@ -385,7 +385,7 @@ def test_bundle_run_on_a_folder_equals_medsr_upscale(medsr, bundle, tmp_path):
     save(folder / "grey.png", corner(65535))
     save(folder / "photo.jpg", corner(255, 3))
     save(folder / "sub" / "deep.tif", corner(65535, 3), dpi=(100, 100))
-    code, _, err = medsr("upscale", folder, "by_medsr", "--bundle", bundle)
+    code, _, err = medsr("upscale", folder, "by_medsr", "--bundle", bundle, "--nopicture")
     assert (code, err) == (0, "")
     choices = {"bundle_root": str(bundle), "dataset_dir": str(folder), "output_dir": str(tmp_path / "by_run")}
     config = [str(bundle / "configs" / "inference.json")]

@@ -109,6 +109,11 @@ class BundleRunner:
 
         return ensure_tuple_rep(self["scale"], 2)
 
+    @property
+    def degradation(self) -> str | None:
+        """That the network was trained for; None where the bundle does not say."""
+        return self["degradation"] if "degradation" in self.parser else None
+
     def read(self, source: str | Path | DicomSeries) -> dict[str, MetaTensor]:
         """Preprocessed input."""
         return self["preprocessing"]({"image": str(source) if isinstance(source, Path) else source})

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from medsr_monai.commands.files import ERRORS, Case, naming, reason_of
+from medsr_monai.commands.quality import write_page
 from medsr_monai.commands.upscaler import Plan, Upscaler, complain, say
 
 if TYPE_CHECKING:
@@ -141,8 +142,18 @@ def _sum_up(plan: Plan, upscaler: Upscaler, table: StatusTable, rows: list[dict]
     facts = {name: upscaler.record[name] for name in ("IntendedUse", "GeneratedBy", "Bundle", "Options", "Versions")}
     table.close(rows, Seconds=seconds, **facts)
     say(f"{plan.folder}: {summary_line(rows)}, in {seconds:.0f} s; {table.path}")
+    if plan.quality.picture:
+        note = f"{summary_line(rows)}, by bundle {upscaler.record['Bundle']['Name']}.".capitalize()
+        say(str(write_page(plan.folder, rows, _figures, note)))
     if failed := sum(row["status"] not in (DONE, KEPT) for row in rows):
         complain(f"{failed} of {len(rows)} volumes failed")
+
+
+def _figures(output: Path) -> dict | None:
+    """What an output's sidecar says of its consistency."""
+    from medsr_monai.provenance import read_sidecar
+
+    return (read_sidecar(output) or {}).get("DataConsistency")
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ from pathlib import Path
 from medsr_monai.commands.bundles import DEFAULT_BUNDLE, bundle_folder, choose_device
 from medsr_monai.commands.cohorts import upscale_cohort, upscale_in_processes
 from medsr_monai.commands.files import NIFTI_SUFFIXES, find_cases
+from medsr_monai.commands.quality import check_page, check_pictures, quality_options
 from medsr_monai.commands.upscaler import Plan, Upscaler
 
 
@@ -27,6 +28,10 @@ def upscale(
     series: str | None = None,
     all_series: bool = False,
     jobs: int = 1,
+    picture: bool = True,
+    enforce_consistency: bool = False,
+    consistency_bound: float | None = None,
+    noise: float | None = None,
     overwrite: bool = False,
 ) -> int:
     """Super-resolve a volume or a picture, or all of a folder, with a bundle.
@@ -66,9 +71,17 @@ def upscale(
             all but localisers, derived series and secondary captures, which are named and left out.
         all_series: of a DICOM study: take those too.
         jobs: processes on this machine that share a folder's cases, each with its share of the cores.
+        picture: write a quality picture beside each output, NAME.quality.png, and of a folder index.html with all of
+            them: planes of input and output, and what the output, degraded again, differs from the input.
+        enforce_consistency: change the output as little as possible so that, degraded again, it equals the input up to
+            the bound or the input's noise, whichever is larger.
+        consistency_bound: for the RMS of this difference, in parts of the input's intensity range. Default: 0.001.
+        noise: standard deviation of the input's noise, in its units, where it is known, 0 for none; by default it is
+            estimated.
         overwrite: replace existing outputs, also those that medsr has not written; of a folder, make all of them anew.
     """
     bundle_folder(bundle)
+    quality = quality_options(picture, enforce_consistency, consistency_bound, noise)
     cases = find_cases(input, output, overwrite, series, all_series)
     from medsr_monai.cohort import Ranks
     from medsr_monai.data import is_dicom_file
@@ -105,7 +118,11 @@ def upscale(
     # a folder's outputs lie in the output; a single one is the output
     many = len(cases) > 1 or not Path(input).is_file()
     folder = Path(output) if many and all(case.output != Path(output) for case in cases) else None
-    plan = Plan(cases, Path(input), folder, bundle, weights, device, slice_batch, options, overwrite)
+    if picture:
+        check_pictures(cases, overwrite)
+        if folder is not None:
+            check_page(folder, overwrite)
+    plan = Plan(cases, Path(input), folder, bundle, weights, device, slice_batch, options, quality, overwrite)
     ranks = Ranks.from_environment()
     if folder is None:
         if jobs > 1 or ranks.size > 1:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 
 from medsr_monai.commands.bundles import BundleRunner, choose_device
 from medsr_monai.commands.files import Case, describe, naming, write_voxels
+from medsr_monai.commands.quality import QualityOptions, checked_quality
 
 if TYPE_CHECKING:
     import torch
@@ -33,6 +34,7 @@ class Plan(NamedTuple):
     slice_batch: int
     options: dict[str, Any]
     """Ids of the bundle's inference.json that the result depends on, and their values."""
+    quality: QualityOptions
     overwrite: bool
 
     def row(self, case: Case) -> dict[str, str]:
@@ -62,6 +64,7 @@ class Upscaler:
         overrides = plan.options | {"sw_batch_size": plan.slice_batch, "device": f"$torch.device('{device}')"}
         if plan.folder is not None:
             overrides["inferer#progress"] = False  # there is a bar of the cases
+        self.quality = plan.quality
         self.runner = BundleRunner(plan.bundle, plan.weights, **overrides)
         self.inferer = self.runner["inferer"]  # checks its options
         self.device = self.runner["device"]
@@ -69,7 +72,7 @@ class Upscaler:
         self.identity = {
             "GeneratedBy": [{"Name": "medsr_monai", "Version": versions()["medsr_monai"], "Command": "upscale"}],
             "Bundle": bundle,
-            "Options": plan.options,
+            "Options": plan.options | plan.quality.settings(),
         }
         self.record = {
             "Description": f"Super-resolved by bundle {bundle['Name']} of medsr_monai",
@@ -96,11 +99,13 @@ class Upscaler:
         """
         from medsr_monai.provenance import (
             Warnings,
+            add_output,
             grid_record,
             intensity_record,
             recorded,
             source_record,
         )
+        from medsr_monai.quality import sentence
 
         start = time.perf_counter()
         path, out = case.source, case.output
@@ -120,6 +125,8 @@ class Upscaler:
                 what += f", {record['Plan']}"
             say(f"{path}: {what}")
             result = self.runner.run(item)
+            result, figures, write_picture = checked_quality(self.runner, item, result, out, self.quality)
+            record["DataConsistency"] = figures
             slices = getattr(self.inferer, "slices", self.inferer)  # smaller ones where memory was short
             record["SliceBatch"], record["Tile"] = slices.sw_batch_size, _tile(slices.orig_roi_size)
             record["OutputGrid"] = grid_record(result)
@@ -128,7 +135,9 @@ class Upscaler:
             record["Warnings"], record["Seconds"] = warnings, round(time.perf_counter() - start, 3)
             with naming(out), recorded(out, record) as partial:
                 write_voxels(result, partial)
-            say(f"{out}: {describe(result)}")
+                if write_picture is not None:
+                    add_output(record, write_picture())
+            say(f"{out}: {describe(result)}, {sentence(figures)}")
 
 
 def _check_picture(runner: BundleRunner, image: MetaTensor, out: Path, plane: str) -> None:

@@ -7,11 +7,13 @@ from .dicom_slices import DicomSlice, is_zip
 from .labelled import list_pairs, split_labelled
 from .pictures import (
     PICTURE_SUFFIXES,
+    QUALITY_SUFFIX,
     check_format,
     find_pictures,
     is_picture,
     load_picture,
     output_suffix,
+    stored_values,
     with_slices,
     write_picture,
 )

@@ -20,17 +20,21 @@ from medsr_monai.transforms.geometry import spacing
 
 __all__ = [
     "PICTURE_SUFFIXES",
+    "QUALITY_SUFFIX",
     "check_format",
     "find_pictures",
     "is_picture",
     "load_picture",
     "output_suffix",
+    "stored_values",
     "with_slices",
     "write_picture",
 ]
 
 PICTURE_SUFFIXES = (".png", ".tif", ".tiff", ".jpg", ".jpeg")
 """Of pictures that are read and written; a DICOM file is known by its content and never written."""
+QUALITY_SUFFIX = ".quality.png"
+"""Of the picture beside an output, which shows how good it is: no search takes it for an input or a result."""
 DEPTHS = {"uint8": 255, "uint16": 65535}
 GREY_MODES = ("L", "I;16", "I;16B", "I;16L")
 ALPHA_MODES = {"LA": "L", "RGBA": "RGB"}
@@ -48,13 +52,15 @@ def is_picture(path: str | os.PathLike) -> bool:
 
 
 def find_pictures(folder: str | os.PathLike) -> list[str]:
-    """Pictures below a folder, sorted; hidden files and DICOM slices of a volume are left out."""
+    """Pictures below a folder, sorted; hidden files, quality pictures and DICOM slices of a volume are left out."""
     root = Path(folder)
     files = (p for p in sorted(root.rglob("*")) if not any(n.startswith(".") for n in p.relative_to(root).parts))
     return [
         str(p)
         for p in files
-        if p.is_file() and (p.name.lower().endswith(PICTURE_SUFFIXES) or (is_dicom_file(p) and is_flat_image(p)))
+        if p.is_file()
+        and not p.name.endswith(QUALITY_SUFFIX)
+        and (p.name.lower().endswith(PICTURE_SUFFIXES) or (is_dicom_file(p) and is_flat_image(p)))
     ]
 
 
@@ -206,8 +212,7 @@ def write_picture(volume: MetaTensor, path: str | os.PathLike) -> None:
     path = Path(path)
     check_format(path, volume)
     kind = volume.meta["picture"]
-    array = volume.as_tensor()[..., 0].permute(2, 1, 0).cpu().numpy()
-    array = np.clip(np.rint(array), 0, DEPTHS[kind]).astype(kind)
+    array = stored_values(volume).as_tensor()[..., 0].permute(2, 1, 0).cpu().numpy().astype(kind)
     array = np.ascontiguousarray(array[..., 0] if array.shape[-1] == 1 else array)
     dpi = None
     if volume.meta["picture_spacing"] == "file":
@@ -227,6 +232,15 @@ def write_picture(volume: MetaTensor, path: str | os.PathLike) -> None:
             if suffix != ".png":
                 options |= {"quality": 95, "subsampling": 0}
             Image.fromarray(array).save(partial, **options)
+
+
+def stored_values(volume: MetaTensor) -> MetaTensor:
+    """A volume of one slice that was read by :func:`load_picture`, with the values that a file of its kind holds.
+
+    Those of pixels with negative values, which only NIfTI holds, are left as they are.
+    """
+    depth = DEPTHS.get(volume.meta["picture"])
+    return volume if depth is None else volume.round().clamp(0, depth)
 
 
 def check_format(path: str | os.PathLike, volume: MetaTensor) -> None:

@@ -1,5 +1,6 @@
-"""Inferers that run 2D networks over volumes, and generators on latents."""
+"""Inferers that run 2D networks over volumes, and generators on latents; consistency of results with their inputs."""
 
+from .data_consistency import DataConsistency, Residual
 from .latent import TruncationInferer
 from .plane import PlaneInferer
 from .through_plane import ThroughPlaneInferer

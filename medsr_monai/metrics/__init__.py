@@ -27,6 +27,7 @@ from .image import (
     psnr,
     ssim,
 )
-from .picture import busiest_crop, comparison_grid, comparison_picture
+from .noise import estimate_noise
+from .picture import PlaneRow, busiest_crop, comparison_grid, comparison_picture, quality_grid
 from .report import SliceTable, json_values, markdown_table, write_rows
 from .segmentation import PooledDice, count_pixels, dice_of_slice, pooled_dice, regions

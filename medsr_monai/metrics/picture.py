@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["busiest_crop", "comparison_grid", "comparison_picture"]
+__all__ = ["PlaneRow", "busiest_crop", "comparison_grid", "comparison_picture", "quality_grid"]
 
 BOX = 0.3
 """Side of the enlarged detail as a fraction of the slice's shorter side."""
@@ -184,8 +185,149 @@ def comparison_grid(
     return figure
 
 
-def _round_up(value: float) -> float:
-    """To two digits, at least 0.1."""
-    value = max(value, 0.1)
+def _round_up(value: float, least: float = 0.1) -> float:
+    """To two digits, at least ``least``."""
+    value = max(value, least)
     step = 10.0 ** (math.floor(math.log10(value)) - 1)
     return math.ceil(value / step - 1e-9) * step
+
+
+SIDE, HEAD, FOOT, MARGIN, BAR = 3.6, 1.05, 0.4, 0.35, 1.15
+"""Inches: longest side of a panel of `quality_grid`, above and below the panels, left of them, right of them."""
+THINNEST, LOWEST = 0.3, 0.95
+"""Inches: letters fit into an image twice as thick; least height of a row, for the name beside it."""
+LEAST_DIFFERENCE = 0.01
+"""End of the scale of differences in parts of the window, at least: what is smaller is not blown up to look like an
+error, and the pictures of a cohort can be compared."""
+
+
+@dataclass(frozen=True)
+class PlaneRow:
+    """One plane of `quality_grid`; its images show the same extent on grids of their own.
+
+    Attributes:
+        name: of the plane.
+        input, output: [H, W] or [H, W, 3], rows from top to bottom of the picture.
+        difference: signed [H, W], None where it is not known.
+        size: height and width of the extent, in mm.
+        letters: where the left, right, upper and lower edge point to; empty if unknown.
+    """
+
+    name: str
+    input: np.ndarray
+    output: np.ndarray
+    difference: np.ndarray | None
+    size: tuple[float, float]
+    letters: str = ""
+
+
+def quality_grid(
+    rows: Sequence[PlaneRow],
+    window: tuple[float, float],
+    title: str,
+    notes: Sequence[str],
+    foot: str,
+    *,
+    unit: str = "mm",
+) -> Figure:
+    """Draw planes of a volume, one a row: input, output, and what the output, degraded again, differs from the input.
+
+    All panels have one scale, so that voxels have their true proportions. The scale of differences ends at their
+    99.5th percentile over all rows, rounded up, and not below `LEAST_DIFFERENCE` of the window.
+
+    Args:
+        rows: at least one.
+        window: intensities shown as black and white.
+        title: of the picture; shown as it is, whatever its characters.
+        notes: lines below the title.
+        foot: line below all panels.
+        unit: of the rows' sizes.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.patheffects import withStroke
+
+    inch = SIDE / max(max(row.size) for row in rows)
+    heights = [max(LOWEST, row.size[0] * inch) for row in rows]
+    width = max(row.size[1] for row in rows) * inch
+    cell = max(width, 2.4)  # a volume of narrow slices, too, has room for its title
+    size = (MARGIN + 3 * (cell + GAP) + BAR, HEAD + sum(heights) + GAP * len(rows) + FOOT)
+    figure = Figure(figsize=size, dpi=150, facecolor="white")
+    FigureCanvasAgg(figure)
+    known = [np.abs(row.difference).ravel() for row in rows if row.difference is not None]
+    values = np.concatenate(known) if known else np.zeros(1)
+    span = window[1] - window[0]
+    end = _round_up(float(np.percentile(values, 99.5)), LEAST_DIFFERENCE * span)
+    outline = [withStroke(linewidth=1.8, foreground="black")]
+
+    def write(x: float, y: float, text: str, points: float, **options: object) -> None:
+        """In inches from the upper left corner, made smaller where it is too long for the picture."""
+        fitting = points * min(1, 1.75 * 72 * (size[0] - x - 0.1) / (points * max(1, len(text))))
+        figure.text(x / size[0], 1 - y / size[1], text, size=fitting, va="center", parse_math=False, **options)
+
+    def mark(ax: Axes, letter: str, edge: int, length: float) -> None:
+        """Letter at the left, right, upper or lower edge; beside an image that is too thin for it, none below one."""
+        inside = length > 2 * THINNEST
+        if not inside and edge >= 2:
+            return
+        u, v = ((0.02, 0.5), (0.98, 0.5), (0.5, 0.98), (0.5, 0.02))[edge] if inside else ((-0.1, 0.5), (1.1, 0.5))[edge]
+        ha = ("left", "right", "center", "center")[edge] if inside else ("right", "left")[edge]
+        style = {"color": "white", "path_effects": outline} if inside else {"color": "black"}
+        va = ("center", "center", "top", "bottom")[edge]
+        ax.text(u, v, letter, size=8, ha=ha, va=va, transform=ax.transAxes, **style)
+
+    write(MARGIN, 0.17, title, 12, weight="bold")
+    for number, note in enumerate(notes):
+        write(MARGIN, 0.38 + 0.17 * number, note, 8.5)
+    write(MARGIN, size[1] - 0.17, foot, 8.5)
+    titles = ("input, cubic", "output", "output degraded again - input")
+    for column, name in enumerate(titles):
+        x = MARGIN + column * (cell + GAP) + cell / 2
+        write(x, HEAD - 0.1, name, 9, ha="center", weight="bold")
+    top, shown, widest = HEAD, None, max(rows, key=lambda row: row.size[1])
+    for row, height in zip(rows, heights, strict=True):
+        write(0.17, top + height / 2, row.name, 9, ha="center", rotation="vertical")
+        h, w = (length * inch for length in row.size)
+        extent = (0, row.size[1], row.size[0], 0)
+        for column, image in enumerate((row.input, row.output, row.difference)):
+            x = MARGIN + column * (cell + GAP) + (cell - w) / 2
+            y = top + (height - h) / 2
+            ax = figure.add_axes((x / size[0], 1 - (y + h) / size[1], w / size[0], h / size[1]))
+            ax.set_axis_off()
+            if image is None:
+                ax.text(0.5, 0.5, "not known", size=8, ha="center", va="center", transform=ax.transAxes)
+                continue
+            options = {"extent": extent, "aspect": "auto"}
+            if column == 2:
+                shown = ax.imshow(image, cmap="RdBu_r", vmin=-end, vmax=end, interpolation="nearest", **options)
+                continue
+            grey = np.clip((np.asarray(image, dtype=float) - window[0]) / span, 0, 1)
+            ax.imshow(grey, cmap="gray", vmin=0, vmax=1, **options)
+            if column == 0:
+                for letter, edge in zip(row.letters, range(4), strict=False):
+                    mark(ax, letter, edge, (w, h)[edge // 2])
+            if column == 1 and row is widest:
+                length = _bar_length(row.size[1])
+                place, level = 0.96 * row.size[1], 0.95 * row.size[0]
+                options = {"path_effects": outline, "solid_capstyle": "butt"}
+                ax.plot([place - length, place], [level, level], color="white", linewidth=2, **options)
+                text = f"{length:g} {unit}"
+                position = (place - length / 2, level - 0.03 * row.size[0])
+                ax.text(*position, text, color="white", size=8, ha="center", va="bottom", path_effects=outline)
+                ax.set(xlim=extent[:2], ylim=extent[2:])
+        top += height + GAP
+    if shown is not None:
+        total = sum(heights) + GAP * (len(rows) - 1)
+        x, length = size[0] - BAR + 0.1, min(total, max(1.2, 0.8 * total))
+        y = HEAD + (total - length) / 2
+        bar = figure.add_axes((x / size[0], 1 - (y + length) / size[1], 0.16 / size[0], length / size[1]))
+        figure.colorbar(shown, cax=bar, extend="both" if float(values.max()) > end else "neither")
+        bar.set_ylabel(f"difference (end: {100 * end / span:.2g} % of the window)", size=8)
+        bar.tick_params(labelsize=8)
+    return figure
+
+
+def _bar_length(width: float) -> float:
+    """1, 2 or 5 times a power of ten, at most a third of a width."""
+    power = 10.0 ** math.floor(math.log10(width / 3))
+    return max(step * power for step in (1, 2, 5) if step * power <= width / 3)

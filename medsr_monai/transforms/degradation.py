@@ -1,6 +1,6 @@
 """Low-resolution volumes from high-resolution ones: the papers' degradations, along any axes, corners kept.
 
-Every degradation here is linear and separable, so it is one matrix per axis (:func:`degradation_matrix`), the same
+Every degradation here is linear and separable, so it is one matrix per axis (:func:`sampling_matrix`), the same
 for a patch, a slice or a volume.
 """
 
@@ -19,7 +19,7 @@ from monai.utils import convert_to_tensor, ensure_tuple_rep
 
 from medsr_monai.transforms.geometry import with_corners_of
 
-__all__ = ["METHODS", "RandDegraded", "degradation_matrix", "degrade"]
+__all__ = ["METHODS", "RandDegraded", "degradation_matrix", "degrade", "sampling_matrix"]
 
 METHODS = ("bicubic", "gaussian", "box", "kspace")
 FWHM_TO_SIGMA = 1 / np.sqrt(8 * np.log(2))
@@ -39,49 +39,66 @@ def _gaussian_matrix(size: int, sigma: float) -> np.ndarray:
 
 
 @lru_cache(maxsize=64)
-def degradation_matrix(size: int, factor: int, method: str, fwhm: float | None = None) -> torch.Tensor:
-    """Matrix [size // factor, size] (float64) that turns ``size`` samples into the thick ones, centred on blocks.
+def sampling_matrix(size: int, small: int, method: str, fwhm: float | None = None) -> torch.Tensor:
+    """Matrix [small, size] (float64) that turns ``size`` samples into ``small`` thick ones of the same outer faces.
+
+    Thick sample ``i`` lies at ``(i + 0.5) * size / small - 0.5`` of the fine ones; the ratio, the factor below, need
+    not be whole.
 
     Methods:
         - ``bicubic``: cubic convolution (A = -0.75) without antialiasing, as the RDST authors' code (OpenCV) and
           ``torch.nn.functional.interpolate`` make it;
         - ``gaussian``: a Gaussian slice profile of full width at half maximum ``fwhm`` (in high-resolution samples,
-          default ``factor``), sampled at the block centres;
-        - ``box``: mean of the block;
-        - ``kspace``: the central ``1 / factor`` of the spectrum (periodic), as a smaller acquisition matrix.
+          default the factor), sampled at the centres, between fine samples linearly;
+        - ``box``: mean of the block, whose first and last sample count by the part that lies in it;
+        - ``kspace``: the central part of the spectrum (periodic), as a smaller acquisition matrix.
+
+    Raises:
+        ValueError: unknown method, ``small`` not in 1 to ``size``, or ``fwhm`` not positive or given to a method other
+            than ``gaussian``.
+    """
+    if method not in METHODS:
+        raise ValueError(f"degradation method is {method!r}, expected one of {', '.join(METHODS)}")
+    if not 1 <= small <= size:
+        raise ValueError(f"{size} samples cannot be degraded to {small}: expected 1 to {size}")
+    if fwhm is not None and (method != "gaussian" or fwhm <= 0):
+        raise ValueError(f"fwhm is {fwhm} for {method!r}: expected a positive width, with the method 'gaussian' only")
+    factor = size / small
+    if method == "bicubic":
+        identity = torch.eye(size, dtype=torch.float64)
+        columns = F.interpolate(identity[None, None], size=(small, size), mode="bicubic", align_corners=False)
+        return columns[0, 0]
+    if method == "box":
+        faces = factor * np.arange(small + 1)[:, None]
+        covered = np.clip(faces[1:], *(ends := (np.arange(size), np.arange(size) + 1))) - np.clip(faces[:-1], *ends)
+        return torch.from_numpy(covered / factor)
+    centres = (np.arange(small) + 0.5) * factor - 0.5
+    if method == "gaussian":
+        profile = _gaussian_matrix(size, (fwhm or factor) * FWHM_TO_SIGMA)
+        before = np.floor(centres).astype(int)
+        after = np.minimum(before + 1, size - 1)
+        share = (centres - before)[:, None]
+        return torch.from_numpy((1 - share) * profile[before] + share * profile[after])
+    # Fourier series of the kept frequencies, evaluated at the centres; an even matrix's highest frequency is dropped,
+    # since it has no partner
+    highest = (small - 1) // 2
+    frequencies = np.arange(-highest, highest + 1)
+    phases = 2 * np.pi / size * (centres[:, None] - np.arange(size))
+    return torch.from_numpy(np.cos(phases[..., None] * frequencies).sum(axis=-1) / size)
+
+
+def degradation_matrix(size: int, factor: int, method: str, fwhm: float | None = None) -> torch.Tensor:
+    """:func:`sampling_matrix` [size // factor, size] of a whole factor, whose errors it raises.
 
     Args:
         size: a multiple of ``factor``.
 
     Raises:
-        ValueError: unknown method, ``size`` not a multiple of ``factor``, or ``fwhm`` not positive or given to a
-            method other than ``gaussian``.
+        ValueError: ``size`` is no multiple of ``factor``.
     """
-    if method not in METHODS:
-        raise ValueError(f"degradation method is {method!r}, expected one of {', '.join(METHODS)}")
     if factor < 1 or size < factor or size % factor:
         raise ValueError(f"size {size} is no multiple of the factor {factor}: crop it first")
-    if fwhm is not None and (method != "gaussian" or fwhm <= 0):
-        raise ValueError(f"fwhm is {fwhm} for {method!r}: expected a positive width, with the method 'gaussian' only")
-    small = size // factor
-    identity = torch.eye(size, dtype=torch.float64)
-    if method == "bicubic":
-        columns = F.interpolate(identity[None, None], size=(small, size), mode="bicubic", align_corners=False)
-        return columns[0, 0]
-    if method == "box":
-        return identity.reshape(small, factor, size).mean(dim=1)
-    centres = factor * np.arange(small) + (factor - 1) / 2
-    if method == "gaussian":
-        profile = _gaussian_matrix(size, (fwhm or factor) * FWHM_TO_SIGMA)
-        before = np.floor(centres).astype(int)
-        after = np.ceil(centres).astype(int)
-        return torch.from_numpy((profile[before] + profile[after]) / 2)
-    # Fourier series of the kept frequencies, evaluated at the block centres; an even matrix's highest frequency is
-    # dropped, since it has no partner
-    highest = (small - 1) // 2
-    frequencies = np.arange(-highest, highest + 1)
-    phases = 2 * np.pi / size * (centres[:, None] - np.arange(size))
-    return torch.from_numpy(np.cos(phases[..., None] * frequencies).sum(axis=-1) / size)
+    return sampling_matrix(size, size // factor, method, fwhm)
 
 
 def degrade(
@@ -100,7 +117,7 @@ def degrade(
         factors: integer factor of each spatial axis, 1 to leave it alone. Where a size is no multiple of its factor,
             the far end is cropped to one; the corners are then those of the cropped image, and the spacing is exactly
             ``factor`` times the original one.
-        method, fwhm: see :func:`degradation_matrix`, whose errors it raises.
+        method, fwhm: see :func:`sampling_matrix`, whose errors it raises.
         noise_std: standard deviation of additive white Gaussian noise, in the image's units.
         noise_seed: the same seed gives the same noise.
 

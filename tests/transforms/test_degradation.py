@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from scipy.ndimage import gaussian_filter1d
 
-from medsr_monai.transforms import METHODS, RandDegraded, degradation_matrix, degrade
+from medsr_monai.transforms import METHODS, RandDegraded, degradation_matrix, degrade, sampling_matrix
 
 
 @pytest.fixture
@@ -180,3 +180,27 @@ def test_rand_degraded_by_default_is_the_papers():
     item = RandDegraded(factors=[1, 4])({"label": label})
     assert torch.equal(item["image"], degrade(label, (1, 4), "bicubic"))
     assert item["image"].shape == (1, 24, 6)
+
+
+@pytest.mark.parametrize(("size", "small"), [(242, 44), (33, 6), (10, 7), (9, 9)])
+def test_any_ratio(size, small):
+    """Thick samples between two fine ones: the same definitions, centres by the outer faces."""
+    line = np.random.default_rng(3).random(size)
+    factor = size / small
+    centres = (np.arange(small) + 0.5) * factor - 0.5
+    blurred = gaussian_filter1d(line, factor / np.sqrt(8 * np.log(2)), mode="reflect")
+    values = {method: (sampling_matrix(size, small, method) @ torch.tensor(line)).numpy() for method in METHODS}
+    np.testing.assert_allclose(values["gaussian"], np.interp(centres, np.arange(size), blurred), rtol=0, atol=1e-12)
+    bicubic = F.interpolate(torch.tensor(line)[None, None, None], size=(1, small), mode="bicubic")[0, 0, 0]
+    np.testing.assert_allclose(values["bicubic"], bicubic, rtol=0, atol=1e-12)
+    integral = np.interp(factor * np.arange(small + 1), np.arange(size + 1), np.concatenate([[0], line.cumsum()]))
+    np.testing.assert_allclose(values["box"], np.diff(integral) / factor, rtol=0, atol=1e-12)
+    wave = np.cos(2 * np.pi * (np.arange(size) + 0.5) / size + 0.7)
+    expected = np.cos(2 * np.pi * (np.arange(small) + 0.5) / small + 0.7)
+    np.testing.assert_allclose(sampling_matrix(size, small, "kspace") @ torch.tensor(wave), expected, atol=1e-10)
+
+
+@pytest.mark.parametrize("small", [0, 9])
+def test_more_samples_are_no_degradation(small):
+    with pytest.raises(ValueError, match=f"8 samples cannot be degraded to {small}: expected 1 to 8"):
+        sampling_matrix(8, small, "box")

@@ -1,0 +1,229 @@
+"""What tells at a glance whether an output can be trusted: its consistency with the input, in figures and a picture."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from monai.data import MetaTensor
+from skimage.filters import threshold_otsu
+
+from medsr_monai.atomic import written_atomically
+from medsr_monai.inferers import DataConsistency, Residual
+from medsr_monai.metrics import PlaneRow, estimate_noise, quality_grid
+from medsr_monai.transforms import (
+    EDGES,
+    describe_grid,
+    displayed_slice,
+    intensity_range,
+    pixel_edges,
+    plane_axis,
+    resample,
+    spline_matrix,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["BOUND", "RESEARCH_USE", "QualityCheck", "sentence"]
+
+BOUND = 0.001
+"""Of the residual's RMS after the projection, by default, in parts of the input's intensity range."""
+RESEARCH_USE = "Research use only, not for clinical use."
+
+
+class QualityCheck:
+    """Compare outputs of one input with it, project them onto it, and draw them beside it.
+
+    Args:
+        image: input [C, X, Y, Z] in its own units, with its affine.
+        degradation: that the network was trained for, see :func:`medsr_monai.transforms.sampling_matrix`; None if
+            unknown: no residual then, and nothing can be enforced.
+        noise: standard deviation of the input's noise, in its units, 0 for none; None estimates it (see
+            :func:`medsr_monai.metrics.estimate_noise`).
+    """
+
+    def __init__(self, image: MetaTensor, degradation: str | None, *, noise: float | None = None) -> None:
+        if noise is not None and not 0 <= noise < np.inf:
+            raise ValueError(f"noise is {noise}, expected a standard deviation in the input's units, 0 for none")
+        self.image = image
+        self.degradation = degradation
+        self.consistency = None if degradation is None else DataConsistency(degradation)
+        self.window = intensity_range(image)
+        self.noise_is_given = noise is not None
+        self.noise = noise
+
+    def check(self, pred: MetaTensor, bound: float | None = None) -> tuple[MetaTensor, dict[str, Any] | None]:
+        """Measure an output's residual, and before this project the output if a bound is given.
+
+        Args:
+            pred: output [C, X, Y, Z] in the input's units.
+            bound: for the RMS of the residual, in parts of the input's intensity range. The residual is never made
+                smaller than the noise: where that is larger, it is the bound.
+
+        Returns:
+            The output, ``pred`` itself where nothing had to be done, and its figures, ready for JSON: ``degradation``,
+            ``intensity_range``, ``noise_sigma`` and ``noise_source`` (estimated or given), ``residual`` with ``rms``,
+            ``max``, ``rms_per_noise`` and ``max_per_noise``, all in the input's units but for the last two, which are
+            None where no noise is known; ``enforced``: None, or the ``bound`` in these units, ``limited_by`` (bound or
+            noise), ``reached``, and the residual ``before``. None instead of the figures where the degradation is
+            unknown.
+
+        Raises:
+            ValueError: a bound without a degradation, or below 0.
+        """
+        if bound is not None and not 0 <= bound < np.inf:
+            raise ValueError(f"consistency bound is {bound}, expected a part of the intensity range such as {BOUND:g}")
+        if self.consistency is None:
+            if bound is not None:
+                raise ValueError(
+                    "the bundle does not name the degradation that it was trained for, so that consistency cannot be "
+                    'enforced: add "degradation" to its inference.json'
+                )
+            return pred, None
+        if self.noise is None and not self.noise_is_given:
+            self.noise = estimate_noise(self.image[0].numpy(), self._across(pred))
+        residual = self.consistency.residual(pred, self.image)
+        span = self.window[1] - self.window[0]
+        enforced = None
+        if bound is not None:
+            noise = self.noise or 0.0
+            goal = max(bound * span, noise)
+            enforced = {"bound": goal, "limited_by": "noise" if noise > bound * span else "bound", "reached": True}
+            enforced["before"] = self._figures(residual)
+            if residual.rms > goal:
+                pred = self.consistency.project(pred, self.image, goal)
+                residual = self.consistency.residual(pred, self.image)
+                enforced["reached"] = residual.rms <= goal or goal <= 1e-6 * span  # float32 rounds
+        figures = {
+            "degradation": self.degradation,
+            "intensity_range": span,
+            "noise_sigma": self.noise,
+            "noise_source": "given" if self.noise_is_given else "estimated",
+            "residual": self._figures(residual),
+            "enforced": enforced,
+        }
+        return pred, figures
+
+    def _across(self, pred: MetaTensor) -> int:
+        """Array axis across the acquired slices: the one that alone has grown, or alone has not."""
+        grown = [axis - 1 for axis in self.consistency.grown(pred, self.image)]
+        if len(grown) == 1:
+            return grown[0]
+        kept = [axis for axis in range(3) if axis not in grown]
+        return min(kept, key=lambda axis: self.image.shape[axis + 1])
+
+    def _figures(self, residual: Residual) -> dict[str, float | None]:
+        shares = [value / self.noise if self.noise else None for value in (residual.rms, residual.max)]
+        return {
+            "rms": residual.rms,
+            "max": residual.max,
+            "rms_per_noise": shares[0],
+            "max_per_noise": shares[1],
+        }
+
+    def draw(self, pred: MetaTensor, name: str, figures: dict[str, Any] | None, method: str = "") -> Figure:
+        """The quality picture: through the centre of what the input shows, three planes of input, output, difference.
+
+        The input is interpolated to the output's grid by cubic B-splines; the difference is that of the output,
+        degraded again, from the input, on the input's grid. Planes in which the input has a single sample are left
+        out, so that a picture has one row.
+
+        Args:
+            pred: output, see `check`.
+            name: of the case.
+            figures: from `check`.
+            method: what made the output.
+        """
+        rows = [self._row(pred, plane) for plane in ("axial", "coronal", "sagittal") if self._has(plane)]
+        flat = "picture" in self.image.meta
+        unknown = flat and self.image.meta.get("picture_spacing") == "none"
+        before, after = (describe_grid(v.affine, v.shape[1:]) for v in (self.image, pred))
+        if flat:
+            before, after = (f"{v.shape[1]}x{v.shape[2]} pixels" for v in (self.image, pred))
+        notes = [
+            f"{method + ': ' if method else ''}{before} to {after}",
+            "consistency with the input: " + sentence(figures),
+            f"window {self.window[0]:.4g} to {self.window[1]:.4g}",
+        ]
+        unit = "px of the input" if unknown else "mm"
+        return quality_grid(rows, self.window, name, notes, RESEARCH_USE, unit=unit)
+
+    def write(
+        self,
+        path: str | os.PathLike,
+        pred: MetaTensor,
+        name: str,
+        figures: dict[str, Any] | None,
+        method: str = "",
+    ) -> None:
+        """Write the picture of `draw` as PNG; a file that is there is replaced."""
+        with written_atomically(Path(path)) as partial:
+            self.draw(pred, name, figures, method).savefig(partial, format="png", metadata={"Comment": RESEARCH_USE})
+
+    def _has(self, plane: str) -> bool:
+        """Whether a plane's slices have two samples or more along both of their axes."""
+        across = plane_axis(self.image.affine, plane)
+        sides = [n for axis, n in enumerate(self.image.shape[1:]) if axis != across]
+        others = [n for n in self.image.shape[1:] if n > 1]
+        return min(sides) > 1 or (len(others) < 2 and plane == "axial")
+
+    def _row(self, pred: MetaTensor, plane: str) -> PlaneRow:
+        axis = plane_axis(self.image.affine, plane) + 1
+        size, new_size = self.image.shape[axis], pred.shape[axis]
+        new_number = min(int((self._centre()[axis - 1] + 0.5) * new_size / size), new_size - 1)
+        number = min(int((new_number + 0.5) * size / new_size), size - 1)
+        row = spline_matrix(size, new_size)[new_number].to(torch.float32)
+        cubic = torch.tensordot(self.image.as_tensor(), row, dims=([axis], [0])).unsqueeze(axis)
+        sizes = list(pred.shape[1:])
+        sizes[axis - 1] = 1
+        cubic = MetaTensor(resample(cubic, sizes), affine=self.image.affine)
+        output = MetaTensor(pred.as_tensor().narrow(axis, new_number, 1), affine=self.image.affine)
+        difference = None
+        if self.consistency is not None:
+            thin = self.consistency.residual_slice(pred, self.image, axis, number).float().mean(dim=0, keepdim=True)
+            difference = displayed_slice(MetaTensor(thin, affine=self.image.affine), plane)
+        shown = [displayed_slice(volume, plane) for volume in (cubic, output)]
+        edges = pixel_edges(pred.affine, plane)
+        extent = tuple(edge * count for edge, count in zip(edges, shown[1].shape[:2], strict=True))
+        letters = "" if "picture" in self.image.meta else EDGES[plane]
+        name = "" if "picture" in self.image.meta else f"{plane} {new_number}"
+        return PlaneRow(name, *shown, difference, extent, letters)
+
+    def _centre(self) -> list[float]:
+        """Centre of mass, in voxels, of what is brighter than Otsu's threshold."""
+        image = self.image.as_tensor().mean(dim=0).numpy()
+        bright = image > threshold_otsu(image)
+        centre = []
+        for axis in range(3):
+            profile = bright.sum(axis=tuple(a for a in range(3) if a != axis))
+            centre.append(float((profile * np.arange(len(profile))).sum() / profile.sum()))
+        return centre
+
+
+def sentence(figures: dict[str, Any] | None) -> str:
+    """The figures of `QualityCheck.check` for a log line or a picture."""
+    if figures is None:
+        return "not known, the bundle does not name its degradation"
+    span, noise = figures["intensity_range"], figures["noise_sigma"]
+    text = (
+        f"residual RMS {_amounts(figures['residual'], 'rms', span)}, max {_amounts(figures['residual'], 'max', span)}"
+    )
+    if noise:
+        text += f" (noise {noise:.3g}, {figures['noise_source']})"
+    enforced = figures["enforced"]
+    if enforced is not None:
+        before = enforced["before"]
+        limit = "the noise" if enforced["limited_by"] == "noise" else "the bound"
+        done = "enforced" if enforced["reached"] else "not reached"
+        text += f"; {done}: {limit} of {enforced['bound']:.3g}, before RMS {before['rms']:.3g}, max {before['max']:.3g}"
+    return text
+
+
+def _amounts(residual: dict[str, float | None], name: str, span: float) -> str:
+    share = residual[f"{name}_per_noise"]
+    noise = "" if share is None else f", {share:.2g} x noise"
+    return f"{residual[name]:.3g} ({100 * residual[name] / span:.2g} % of range{noise})"
