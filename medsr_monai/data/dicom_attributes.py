@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
-
+from collections.abc import Sequence
 from pydicom import Dataset
 from pydicom.datadict import tag_for_keyword
 from pydicom.tag import BaseTag
@@ -22,13 +20,13 @@ from pydicom.uid import (
 )
 
 __all__ = [
-    "SourceSlice",
     "check_sources",
     "compression_history",
     "constant",
     "derived_class",
+    "frame_header",
     "held_attributes",
-    "source_slices",
+    "is_frame",
 ]
 
 CLASSES = {
@@ -94,10 +92,7 @@ EMPTY = {
 }  # fmt: skip
 """Attributes of type 2, which must be there and may be empty, by SOP class; '' is all."""
 
-PIXELS = ("Rows", "Columns", "NumberOfFrames", "PixelRepresentation", "LossyImageCompression",
-          "LossyImageCompressionRatio", "LossyImageCompressionMethod", "SamplesPerPixel", "BitsStored",
-          "RescaleSlope", "RescaleIntercept")  # fmt: skip
-"""What frames of an enhanced image have in common, outside its functional groups."""
+FUNCTIONAL_GROUPS = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence", "NumberOfFrames")
 
 CLASSIC_NAMES = {
     "FrameType": "ImageType",
@@ -120,13 +115,6 @@ LOSSY = (
 """Transfer syntaxes that may lose, and the names of their methods (PS3.3 C.7.6.1.1.5.1)."""
 
 
-class SourceSlice(NamedTuple):
-    """Header of one source slice, as of a single-frame image, and its number, from 1, in a multi-frame file."""
-
-    header: Dataset
-    frame: int | None
-
-
 def derived_class(header: Dataset) -> str:
     """SOP class of single-frame images that are derived from an image.
 
@@ -143,40 +131,33 @@ def derived_class(header: Dataset) -> str:
     return CLASSES[uid]
 
 
-def source_slices(sources: Sequence[Dataset]) -> list[SourceSlice]:
-    """The slices of a series; frames of an enhanced image get headers as of single-frame images."""
-    return [s for source in sources for s in ([SourceSlice(source, None)] if _is_single(source) else _frames(source))]
+def is_frame(header: Dataset) -> bool:
+    """Whether a slice's header is that of a frame, see :func:`frame_header`."""
+    return CLASSES.get(header.get("SOPClassUID"), header.get("SOPClassUID")) != header.get("SOPClassUID")
 
 
-def _is_single(source: Dataset) -> bool:
-    return "PerFrameFunctionalGroupsSequence" not in source
+def frame_header(whole: Dataset, frame: int) -> Dataset:
+    """Header of a frame, counted from 0, of a multi-frame file, as of a single-frame image.
 
-
-def _frames(source: Dataset) -> Iterator[SourceSlice]:
-    top = Dataset()
-    for element in source:
-        if element.tag.group in HELD_GROUPS and not _is_enhanced(element.tag):
-            top[element.tag] = element
-    for name in (*HELD, *PIXELS, "SeriesInstanceUID", "SeriesNumber"):
-        if name in source:
-            top[name] = source[name]
-    shared = source.get("SharedFunctionalGroupsSequence") or [Dataset()]
-    for number, own in enumerate(source.PerFrameFunctionalGroupsSequence, start=1):
-        groups = Dataset()
-        for group in (*shared[0], *own):
-            if group.VR == "SQ" and group.value:
-                groups.update(group.value[0])
-        header = copy.copy(top)
-        header.update({e.tag: e for e in groups if not _is_enhanced(e.tag)})
-        for name, classic in CLASSIC_NAMES.items():
-            if name in groups:
-                setattr(header, classic, _classic_value(classic, groups[name].value))
-        if derived_class(source) == MRImageStorage:
-            _name_sequence(header, source, groups)
-        # the frame's number in the stack; the file's own is the same for all
-        header.InstanceNumber = number
-        header.file_meta = getattr(source, "file_meta", None)
-        yield SourceSlice(header, number)
+    What the functional groups say of the frame (position, orientation, pixel spacing, thickness, slope and intercept,
+    echo time and so on) stands in it by the names that single-frame images have for it, and the groups themselves do
+    not. InstanceNumber is the frame's, from 1; SOPInstanceUID and SOPClassUID are the file's.
+    """
+    header, groups = Dataset(), Dataset()
+    header.file_meta = getattr(whole, "file_meta", None)
+    header.update({element.tag: element for element in whole if element.keyword not in FUNCTIONAL_GROUPS})
+    shared = whole.get("SharedFunctionalGroupsSequence") or [Dataset()]
+    for group in (*shared[0], *whole.PerFrameFunctionalGroupsSequence[frame]):
+        if group.VR == "SQ" and group.value:
+            groups.update(group.value[0])
+    header.update(groups)
+    for name, classic in CLASSIC_NAMES.items():
+        if name in groups:
+            setattr(header, classic, _classic_value(classic, groups[name].value))
+    if CLASSES.get(whole.get("SOPClassUID")) == MRImageStorage:
+        _name_sequence(header)
+    header.InstanceNumber = frame + 1
+    return header
 
 
 def _is_enhanced(tag: BaseTag) -> bool:
@@ -188,11 +169,11 @@ def _classic_value(name: str, value: object) -> object:
     return round(float(value)) if name in ("XRayTubeCurrent", "ExposureTime", "Exposure") else value
 
 
-def _name_sequence(header: Dataset, source: Dataset, groups: Dataset) -> None:
+def _name_sequence(header: Dataset) -> None:
     """MR's type 1 attributes of a pulse sequence from the enhanced ones (PS3.3 C.8.3.1 and C.8.13.4)."""
 
     def value(name: str) -> str:
-        return str(groups.get(name) or source.get(name) or "")
+        return str(header.get(name) or "")
 
     echo = {"SPIN": ["SE"], "GRADIENT": ["GR"], "BOTH": ["GR", "SE"]}.get(value("EchoPulseSequence"), ["RM"])
     flags = {"InversionRecovery": "IR", "EchoPlanarPulseSequence": "EP"}
@@ -208,7 +189,7 @@ def _name_sequence(header: Dataset, source: Dataset, groups: Dataset) -> None:
         header.ScanningSequence = echo + [term for name, term in flags.items() if value(name) == "YES"]
     if "SequenceVariant" not in header:
         header.SequenceVariant = variant or ["NONE"]
-    if "InPlanePhaseEncodingDirection" in groups:
+    if "InPlanePhaseEncodingDirection" in header:
         # COLUMN there, COL here
         header.InPlanePhaseEncodingDirection = value("InPlanePhaseEncodingDirection")[:3].replace("OTH", "OTHER")
 
@@ -223,15 +204,15 @@ def check_sources(sources: Sequence[Dataset]) -> None:
     """Refuse headers that no derived series can be made of.
 
     Raises:
-        ValueError: none, several series, patients, studies or frames of reference, neither MR nor CT, or no geometry.
+        ValueError: none, several series, patients or studies, neither MR nor CT, or no geometry.
     """
     if not sources:
         raise ValueError("no DICOM headers of the source, which a derived series refers to")
     derived_class(sources[0])
-    for name in ("PatientID", "StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID", "SOPClassUID"):
+    for name in ("PatientID", "StudyInstanceUID", "SeriesInstanceUID", "SOPClassUID"):
         if len({str(s.get(name)) for s in sources}) > 1:
             raise ValueError(f"the source's files differ in {name}, a derived series has one source: write NIfTI")
-    for header, _ in source_slices(sources):
+    for header in sources:
         if not header.get("ImagePositionPatient") or not header.get("ImageOrientationPatient"):
             raise ValueError("the source does not state its place (ImagePositionPatient): write NIfTI")
 
@@ -246,12 +227,13 @@ def held_attributes(headers: Sequence[Dataset]) -> Dataset:
     is the same. Attributes of type 2 that the source lacks are there, empty.
 
     """
-    held = Dataset()
+    held, of_frames = Dataset(), is_frame(headers[0])
     tags = {tag_for_keyword(name) for name in HELD}
     dropped = {tag_for_keyword(name) for name in NOT_HELD}
     for element in headers[0]:
         tag = element.tag
         holds = tag in tags or (tag.group in HELD_GROUPS and tag not in dropped and tag.element)
+        holds = holds and not (of_frames and _is_enhanced(tag))
         if tag.group == 0x0040:
             holds = holds and tag < LAST_PROCEDURE_ELEMENT
         if holds and all(tag in h and h[tag] == element for h in headers[1:]):
