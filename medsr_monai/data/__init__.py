@@ -29,6 +29,7 @@ from .volumes import (
     check_same_grid,
     check_subjects,
     find_volumes,
+    holds_volumes,
     list_volumes,
     read_grid,
     sample_volume,

@@ -9,18 +9,39 @@ from pathlib import Path
 import itk
 import numpy as np
 import pydicom
-from pydicom.uid import UID
+from pydicom.uid import (
+    JPEG2000,
+    UID,
+    JPEG2000Lossless,
+    JPEGBaseline8Bit,
+    JPEGExtended12Bit,
+    JPEGLossless,
+    JPEGLosslessSV1,
+    JPEGLSLossless,
+    JPEGLSNearLossless,
+    RLELossless,
+)
 
 from medsr_monai.data.dicom_slices import DicomFiles, DicomSlice
 
 __all__ = ["codec_problem", "read_stack"]
 
 CODECS = 'pip install "medsr_monai[dicom]"'
-ITK_SYNTAXES = {f"1.2.840.10008.1.2.{end}" for end in "4.50 4.51 4.57 4.70 4.80 4.81 4.90 4.91 5".split()}
-"""Compressed transfer syntaxes that ITK decodes: JPEG, JPEG lossless, JPEG-LS, JPEG 2000 and RLE."""
+ITK_SYNTAXES = (
+    JPEGBaseline8Bit,
+    JPEGExtended12Bit,
+    JPEGLossless,
+    JPEGLosslessSV1,
+    JPEGLSLossless,
+    JPEGLSNearLossless,
+    JPEG2000Lossless,
+    JPEG2000,
+    RLELossless,
+)
+"""Compressed transfer syntaxes that ITK decodes."""
 PIXEL_TAGS = (
     "SamplesPerPixel NumberOfFrames Rows Columns BitsAllocated BitsStored HighBit PixelRepresentation PixelData"
-).split()
+)
 
 
 def codec_problem(syntax: UID) -> str | None:
@@ -86,7 +107,7 @@ def _decoded(header: pydicom.Dataset, name: str) -> np.ndarray:
 def _decoded_by_itk(header: pydicom.Dataset) -> np.ndarray:
     """ITK holds the codecs that pydicom has only with further packages, but reads nothing else than files."""
     plain = pydicom.Dataset()
-    for keyword in PIXEL_TAGS:
+    for keyword in PIXEL_TAGS.split():
         if keyword in header:
             plain[keyword] = header[keyword]
     plain.file_meta = header.file_meta

@@ -15,7 +15,7 @@ from pydicom.uid import UID, SecondaryCaptureImageStorage
 
 from medsr_monai.data.dicom_attributes import frame_header
 from medsr_monai.data.dicom_pixels import codec_problem, read_stack
-from medsr_monai.data.dicom_slices import DicomFiles, DicomSlice, read_slices
+from medsr_monai.data.dicom_slices import DicomFiles, DicomSlice, is_zip, read_slices
 
 __all__ = ["DicomSeries", "find_series", "one_series"]
 
@@ -91,6 +91,11 @@ class DicomSeries:
         """What it is, if a study's volumes do not include it unless asked."""
         kinds = {"localiser": self.localiser, "secondary capture": self.secondary_capture, "derived": self.derived}
         return next((kind for kind, holds in kinds.items() if holds), None)
+
+    @property
+    def has_positions(self) -> bool:
+        """Whether a slice states its place, unlike ultrasound, endoscopy and X-rays, which are pictures."""
+        return any(item.position for item in self.slices)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -190,7 +195,10 @@ def one_series(path: str | os.PathLike) -> DicomSeries:
     """
     series = find_series(path)
     if not series:
-        raise ValueError(f"{path}: DICOM files without an image (a DICOMDIR or a report?), give the folder of a series")
+        what = (
+            "a zip without a DICOM image" if is_zip(path) else "DICOM files without an image (a DICOMDIR or a report?)"
+        )
+        raise ValueError(f"{path}: {what}, give the folder of a series")
     chosen = series if len(series) == 1 else [s for s in series if not s.left_out]
     if len(chosen) != 1:
         names = "; ".join(s.label + (f" ({s.left_out})" if s.left_out else "") for s in chosen or series)
@@ -475,7 +483,7 @@ def _unevenness(slices: list[DicomSlice], distances: np.ndarray, gap: float) -> 
     message = f"DICOM slices are unevenly spaced ({gaps.min():.2f} to {gaps.max():.2f} mm)"
     if wide.size and np.abs(ratios - np.round(ratios)).max() <= UNEVEN:
         places = [
-            f"{int(round(ratios[i])) - 1} between {distances[i]:.2f} and {distances[i + 1]:.2f} mm "
+            f"{round(ratios[i]) - 1} between {distances[i]:.2f} and {distances[i + 1]:.2f} mm "
             f"({slices[i].name}, {slices[i + 1].name})"
             for i in wide
         ]

@@ -27,7 +27,7 @@ STUDY_TAGS = (
     "DiffusionGradientOrientation ImagePositionPatient ImageOrientationPatient SamplesPerPixel NumberOfFrames Rows "
     "PhotometricInterpretation Columns PixelSpacing BitsAllocated RescaleIntercept RescaleSlope ModalityLUTSequence "
     "PatientName PatientID PatientIdentityRemoved SharedFunctionalGroupsSequence PerFrameFunctionalGroupsSequence"
-).split()
+)
 PRIVATE_B_VALUES = ((0x0019, 0x100C), (0x0043, 0x1039), (0x2001, 0x1003))
 """Of Siemens, GE and Philips, where the standard's DiffusionBValue is missing."""
 
@@ -136,7 +136,9 @@ def read_slices(files: DicomFiles) -> tuple[list[DicomSlice], dict[str, str]]:
     Whatever else lies there is passed over: a DICOMDIR, reports, files of other kinds.
     """
     slices, damaged = [], {}
-    tags = [tag_for_keyword(keyword) for keyword in STUDY_TAGS] + [group << 16 | tag for group, tag in PRIVATE_B_VALUES]
+    tags = [tag_for_keyword(keyword) for keyword in STUDY_TAGS.split()] + [
+        group << 16 | tag for group, tag in PRIVATE_B_VALUES
+    ]
     for name in files.names():
         try:
             with files.open(name) as file:

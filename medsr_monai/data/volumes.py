@@ -19,7 +19,7 @@ from monai.utils import SpaceKeys
 
 from medsr_monai.atomic import written_atomically
 from medsr_monai.data.dicom import is_dicom_file, is_dicom_folder, is_flat_image
-from medsr_monai.data.dicom_series import DicomSeries, one_series
+from medsr_monai.data.dicom_series import DicomSeries, find_series, one_series
 from medsr_monai.data.dicom_slices import is_zip
 from medsr_monai.data.pictures import (
     PICTURE_SUFFIXES,
@@ -42,6 +42,7 @@ __all__ = [
     "check_same_grid",
     "check_subjects",
     "find_volumes",
+    "holds_volumes",
     "list_volumes",
     "read_grid",
     "sample_volume",
@@ -100,8 +101,13 @@ def _volumes_below(root: Path) -> list[str]:
     )
 
 
+def holds_volumes(folder: str | os.PathLike) -> bool:
+    """Whether volumes other than DICOM lie below a folder, see :func:`find_volumes`."""
+    return bool(_volumes_below(Path(folder)))
+
+
 def list_volumes(dataset_dir: str | os.PathLike) -> list[dict[str, str]]:
-    """MONAI data list with the key ``image``: the folder itself if it is a DICOM series, else what lies below it.
+    """MONAI data list with the key ``image``: the folder itself if it is a DICOM study, else what lies below it.
 
     These are its volumes; where there is none, its pictures (see :func:`medsr_monai.data.find_pictures`). Pictures
     beside volumes are taken for figures of them, and left alone.
@@ -114,7 +120,10 @@ def list_volumes(dataset_dir: str | os.PathLike) -> list[dict[str, str]]:
         raise FileNotFoundError(f"{root}: no such folder")
     if is_dicom_folder(root) and not is_flat_image(root):
         return [{"image": str(dataset_dir)}]
-    found = _volumes_below(root) or find_pictures(root)
+    found = _volumes_below(root)
+    if not found and any(series.has_positions for series in find_series(root)):
+        return [{"image": str(dataset_dir)}]
+    found = found or find_pictures(root)
     if not found:
         raise FileNotFoundError(
             f"{root}: no volume ({', '.join(SUFFIXES)}) and no picture ({', '.join(PICTURE_SUFFIXES)}) in this folder"
@@ -361,11 +370,11 @@ class LoadVolumed(MapTransform):
 
 
 def _is_dicom(path: str | os.PathLike) -> bool:
-    """Whether a path is a DICOM or zip file, or a folder without NIfTI volumes in itself and with a DICOM file below."""
+    """Whether a path is a DICOM or zip file, or a folder with DICOM files and without volumes of other kinds."""
     if not Path(path).is_dir():
         return is_dicom_file(path) or is_zip(path)
     return is_dicom_folder(path) or (
-        not _volumes_below(Path(path)) and any(is_dicom_file(file) for file in Path(path).rglob("*"))
+        not holds_volumes(path) and any(is_dicom_file(file) for file in Path(path).rglob("*"))
     )
 
 

@@ -137,15 +137,15 @@ def test_what_is_a_dicom_folder(tmp_path):
 @pytest.mark.parametrize(
     ("edit", "words"),
     [
-        (setting("SeriesInstanceUID", lambda n: f"1.2.{n // 4}"), ("2 DICOM series mixed (3 t1; 3 t1)", "its own folder")),
+        (setting("SeriesInstanceUID", lambda n: f"1.2.{n // 4}"), ("2 DICOM series mixed (3 t1; 3 t1)", "own folder")),
         (setting("ImagePositionPatient", lambda n: [0, 0, 4.0 * (n + (n > 3))]), ("unevenly spaced (4.00 to 8.00",)),
         (setting("ImagePositionPatient", lambda n: [0, 0, 4.0 * n + 0.5 * (n == 3)]), ("unevenly spaced",)),
         (setting("ImagePositionPatient", lambda n: [0, 0, 4.0 * min(n, 6)]), ("several DICOM slices at one position",)),
         (setting("ImagePositionPatient", lambda n: [0, 0, 4.0 * (n % 4)]), ("several DICOM slices at one position",)),
         (setting("ImagePositionPatient", lambda n: [0, 1.5 * n, 4.0 * n]), ("sheared by 20.6 degrees (gantry tilt)",)),
-        (setting("Columns", lambda n: 16 if n < 7 else 8), ("2 DICOM series mixed (3 t1, stack 1; 3 t1, single slices)",)),
+        (setting("Columns", lambda n: 16 if n < 7 else 8), ("series mixed (3 t1, stack 1; 3 t1, single slices)",)),
         (setting("PixelSpacing", lambda n: [1.5, 2.0 if n < 7 else 2.1]), ("single slices",)),
-        (setting("ImageOrientationPatient", lambda n: [1, 0, 0, 0, 1, 0] if n else [0, 1, 0, 0, 0, 1]), ("single slices",)),
+        (setting("ImageOrientationPatient", lambda n: [1, 0, 0, 0, 1, 0] if n else [0, 1, 0, 0, 0, 1]), ("series mixed",)),
         (setting("NumberOfFrames", lambda n: 4), ("multi-frame DICOM without a position for each frame",)),
         (setting("SamplesPerPixel", lambda n: 3), ("in colour",)),
     ],
