@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from medsr_monai.commands.bundles import DEFAULT_BUNDLE, BundleRunner, bundle_folder, choose_device
+from medsr_monai.commands.dicom_output import OUTPUT_FORMATS, find_dicom_cases, source_headers, write_series
 from medsr_monai.commands.files import NIFTI_SUFFIXES, describe, find_cases, naming, reason_of, write_volume
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ def upscale(
     force: bool = False,
     series: str | None = None,
     all_series: bool = False,
+    output_format: str = "nifti",
     overwrite: bool = False,
 ) -> int:
     """Super-resolve a volume or a picture, or all of a folder, with a bundle.
@@ -42,7 +44,8 @@ def upscale(
         input: NIfTI file (.nii, .nii.gz), FreeSurfer file (.mgz), folder of such files, or DICOM study (a folder with
             those below it, or a zip); PNG, TIFF, JPEG or single DICOM file, or a folder of these without volumes.
         output: NIfTI file, or PNG, TIFF or JPEG file for a picture (of a DICOM file either), or a folder (made if
-            missing), in which pictures are written as PNG, those of TIFF files as TIFF.
+            missing), in which pictures are written as PNG, those of TIFF files as TIFF. With --output-format dicom a
+            new or empty folder for the series, or for several series a folder with one for each.
         bundle: name of a bundle (see `medsr models`) or path of its folder.
         plane: axial, coronal or sagittal: the plane whose slices are enlarged; auto is the one with the finest pixels.
         device: auto, cpu, cuda:0.
@@ -60,10 +63,14 @@ def upscale(
         series: of a DICOM study: number or SeriesInstanceUID of the series to take, several behind commas. Default:
             all but localisers, derived series and secondary captures, which are named and left out.
         all_series: of a DICOM study: take those too.
+        output_format: nifti, or dicom for a derived series (MR or CT) in the study of a DICOM input.
         overwrite: replace existing outputs.
     """
     bundle_folder(bundle)
-    cases = find_cases(input, output, overwrite, series, all_series)
+    if output_format not in OUTPUT_FORMATS:
+        raise ValueError(f"output_format is {output_format!r}, expected {' or '.join(OUTPUT_FORMATS)}")
+    to_dicom = output_format == "dicom"
+    cases = (find_dicom_cases if to_dicom else find_cases)(input, output, overwrite, series, all_series)
     from medsr_monai.data import is_dicom_file
     from medsr_monai.transforms import PLANES
 
@@ -95,6 +102,7 @@ def upscale(
         path, out = case.source, case.output
         try:
             with naming(path):
+                headers = source_headers(case) if to_dicom else []
                 item = runner.read(case.input)
                 what = describe(item["image"])
                 if "picture" in item["image"].meta:
@@ -103,7 +111,10 @@ def upscale(
                     what += f", {inferer.describe(item['image'])}"
                 print(f"{path}: {what}", flush=True)
                 result = runner.run(item)
-                write_volume(result, out)
+                if to_dicom:
+                    write_series(result, out, headers, f"bundle {runner.folder.name}, {what}", overwrite)
+                else:
+                    write_volume(result, out)
                 print(f"{out}: {describe(result)}", flush=True)
         except ValueError as error:
             failed += 1
