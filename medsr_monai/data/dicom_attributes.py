@@ -146,11 +146,12 @@ def frame_header(whole: Dataset, frame: int) -> Dataset:
     """
     header, groups = Dataset(), Dataset()
     header.file_meta = getattr(whole, "file_meta", None)
-    header.update({element.tag: element for element in whole if element.keyword not in FUNCTIONAL_GROUPS})
+    # copies, since assigning to an attribute changes its element for all frames
+    header.update({e.tag: copy.copy(e) for e in whole if e.keyword not in FUNCTIONAL_GROUPS})
     shared = whole.get("SharedFunctionalGroupsSequence") or [Dataset()]
     for group in (*shared[0], *whole.PerFrameFunctionalGroupsSequence[frame]):
         if group.VR == "SQ" and group.value:
-            groups.update(group.value[0])
+            groups.update({e.tag: copy.copy(e) for e in group.value[0]})
     header.update(groups)
     for name, classic in CLASSIC_NAMES.items():
         if name in groups:
@@ -238,7 +239,8 @@ def held_attributes(headers: Sequence[Dataset]) -> Dataset:
         if tag.group == 0x0040:
             holds = holds and tag < LAST_PROCEDURE_ELEMENT
         if holds and all(tag in h and h[tag] == element for h in headers[1:]):
-            held[tag] = copy.deepcopy(element) if element.VR == "SQ" else element
+            # assigning to an attribute changes its element, which is not to be the source's
+            held[tag] = copy.deepcopy(element) if element.VR == "SQ" else copy.copy(element)
     held.remove_private_tags()
     for name in (*EMPTY[""], *EMPTY[derived_class(headers[0])]):
         if name not in held:
