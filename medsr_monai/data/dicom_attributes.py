@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from pydicom import Dataset
 from pydicom.datadict import tag_for_keyword
+from pydicom.multival import MultiValue
 from pydicom.tag import BaseTag
 from pydicom.uid import (
     CTImageStorage,
@@ -19,6 +20,7 @@ from pydicom.uid import (
     LegacyConvertedEnhancedMRImageStorage,
     MRImageStorage,
 )
+from pydicom.valuerep import DSfloat
 
 __all__ = [
     "check_sources",
@@ -99,6 +101,7 @@ CLASSIC_NAMES = {
     "FrameType": "ImageType",
     "FrameAcquisitionDateTime": "AcquisitionDateTime",
     "EffectiveEchoTime": "EchoTime",
+    "InversionTimes": "InversionTime",
     "TransmitterFrequency": "ImagingFrequency",
     "ResonantNucleus": "ImagedNucleus",
     "XRayTubeCurrentInmA": "XRayTubeCurrent",
@@ -168,7 +171,12 @@ def _is_enhanced(tag: BaseTag) -> bool:
 
 
 def _classic_value(name: str, value: object) -> object:
-    return round(float(value)) if name in ("XRayTubeCurrent", "ExposureTime", "Exposure") else value
+    """Numbers are decimal strings there, or whole; of several inversion times the first is told."""
+    if name in ("XRayTubeCurrent", "ExposureTime", "Exposure"):
+        return round(float(value))
+    if name == "InversionTime" and isinstance(value, MultiValue):
+        value = value[0]
+    return DSfloat(value, auto_format=True) if isinstance(value, float) else value
 
 
 def _name_sequence(header: Dataset) -> None:
