@@ -366,8 +366,7 @@ class LoadVolumed(MapTransform):
         voxels = torch.from_numpy(series.read())[None]
         meta = {"filename_or_obj": series.source, "spatial_shape": np.array(series.shape), "space": SpaceKeys.RAS}
         meta["original_affine"] = series.affine.copy()
-        # as MONAI's readers tell it: without it, what drops the channel counts one spatial axis less
-        meta["original_channel_dim"] = float("nan")
+        meta["original_channel_dim"] = float("nan")  # without it MONAI's writers take a single slice for 2D
         return MetaTensor(voxels, affine=torch.from_numpy(series.affine), meta=meta)
 
 

@@ -1,5 +1,6 @@
 """DICOM series: made on the fly, and the real ones of ../shared/data."""
 
+import io
 import os
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import nibabel
 import numpy as np
 import pydicom
 import pytest
+from PIL import Image
 from pydicom import Dataset
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.encaps import encapsulate
@@ -18,6 +20,7 @@ from pydicom.uid import (
     CTImageStorage,
     EnhancedMRImageStorage,
     ExplicitVRLittleEndian,
+    JPEGBaseline8Bit,
     JPEGLSLossless,
     MRImageStorage,
     RLELossless,
@@ -26,7 +29,15 @@ from pydicom.uid import (
 )
 
 from medsr_monai.commands.files import find_cases
-from medsr_monai.data import LoadVolumed, dicom_pixels, find_series, is_dicom_folder, list_volumes, one_series
+from medsr_monai.data import (
+    LoadVolumed,
+    NiftiWriter,
+    dicom_pixels,
+    find_series,
+    is_dicom_folder,
+    list_volumes,
+    one_series,
+)
 from medsr_monai.transforms import outer_corners, sharp_plane, spacing
 
 DATA = Path(__file__).parents[2].parent / "shared" / "data" / "test"
@@ -129,6 +140,18 @@ def test_one_slice(tmp_path):
     volume = LoadVolumed("image").load(write_series(tmp_path / "one", count=1))
     assert tuple(volume.shape) == (1, 16, 16, 1)
     np.testing.assert_allclose(volume.affine, expected_affine(), atol=1e-4)
+
+
+def test_one_coronal_slice_is_written_as_a_volume(tmp_path):
+    edit = setting("ImageOrientationPatient", lambda n: [1, 0, 0, 0, 0, -1])
+    volume = LoadVolumed("image").load(write_series(tmp_path / "one", edit, count=1))
+    writer = NiftiWriter(output_dtype=np.float32)
+    writer.set_data_array(volume, channel_dim=0)
+    writer.set_metadata(volume.meta, resample=False)
+    writer.write(tmp_path / "one.nii.gz")
+    image = nibabel.load(tmp_path / "one.nii.gz")
+    assert image.shape == (16, 16, 1)
+    np.testing.assert_allclose(image.affine, volume.affine, atol=1e-4)
 
 
 def test_rescale_slopes_that_differ_by_slice(tmp_path):
@@ -535,8 +558,8 @@ def test_several_lacks_are_named_together(tmp_path):
         (coded("1.2.840.113619.5.3"), ("unknown transfer syntax 1.2.840.113619.5.3",)),
         (lambda n, h: setattr(h, "ImagePositionPatient", [0, 8.0 * (n == 3), 4.0 * n]), ("shifted within its plane",)),
     ],
-    ids=["thickness", "units", "mosaic", "dose", "palette", "spacing", "orientation", "slope", "lut", "video", "private",
-         "aside"],
+    ids=["thickness", "units", "mosaic", "dose", "palette", "spacing", "orientation", "slope", "lut", "video",
+         "private", "aside"],
 )  # fmt: skip
 def test_refused_too(tmp_path, edit, words):
     refused(write_series(tmp_path / "bad", edit), *words)
@@ -670,6 +693,26 @@ def test_compressed_equals_uncompressed(tmp_path, codec, edit, monkeypatch):
         path.write_bytes(path.read_bytes()[:-150])
         monkeypatch.undo()
         refused(folder, "003.dcm: cannot be read to its end")
+
+
+@pytest.mark.parametrize("by", ["pydicom", "ITK"])
+def test_jpeg_baseline(tmp_path, by, monkeypatch):
+    """8 bits with loss: as Pillow, which compressed it, decodes it, to a grey level."""
+    codes = [io.BytesIO() for _ in range(8)]
+    for number, code in enumerate(codes):
+        Image.fromarray((np.arange(256).reshape(16, 16) // 2 + number).astype(np.uint8)).save(code, "JPEG", quality=90)
+
+    def edit(number, header):
+        header.BitsAllocated, header.BitsStored, header.HighBit = 8, 8, 7
+        coded(JPEGBaseline8Bit)(number, header)
+        header.PixelData = encapsulate([codes[number].getvalue()])
+
+    folder = write_series(tmp_path / "s", edit)
+    if by == "ITK":
+        monkeypatch.setattr(dicom_pixels, "_pydicom_decodes", lambda syntax: False)
+    voxels = one_series(folder).read()
+    expected = np.stack([np.array(Image.open(code)).T for code in codes], axis=-1)
+    np.testing.assert_allclose(voxels, expected, atol=1)
 
 
 def test_syntax_without_codec(tmp_path, monkeypatch):

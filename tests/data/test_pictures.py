@@ -310,7 +310,11 @@ def test_pictures_of_a_folder(tmp_path):
     expected = [str(tmp_path / name) for name in ("a/x.jpg", "b.PNG", "c.tif", "us")]
     assert find_pictures(tmp_path) == expected
     (tmp_path / "us").unlink()
+    # beside a series, pictures are figures
+    assert list_volumes(tmp_path) == [{"image": str(tmp_path)}]
+    (tmp_path / "series").rename(tmp_path / ".series")
     assert [item["image"] for item in list_volumes(tmp_path)] == expected[:3]
+    (tmp_path / ".series").rename(tmp_path / "series")
     # beside volumes, pictures are figures
     volume = tmp_path / "volume.nii.gz"
     volume.write_bytes(b"")
