@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["written_atomically"]
+__all__ = ["folder_written_atomically", "written_atomically"]
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """Disk full, quota used up, file larger than its system or a limit allows."""
@@ -39,3 +40,24 @@ def written_atomically(path: str | os.PathLike) -> Iterator[Path]:
         raise OSError(f"{path}: no room for it ({error.strerror}): free disk space or choose another output") from error
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def folder_written_atomically(path: str | os.PathLike) -> Iterator[Path]:
+    """As :func:`written_atomically`, for a folder and all that is put into it; what stood there before is replaced.
+
+    Who calls this has checked that nothing of value stands there.
+    """
+    path = Path(path)
+    partial, replaced = (path.with_name(f".{state}-{os.getpid()}-{path.name}") for state in ("partial", "replaced"))
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        if path.exists():
+            os.replace(path, replaced)
+        os.replace(partial, path)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+        if not path.exists() and replaced.exists():
+            os.replace(replaced, path)
+        shutil.rmtree(replaced, ignore_errors=True)

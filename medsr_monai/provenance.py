@@ -11,13 +11,14 @@ import logging
 import os
 import platform
 import re
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medsr_monai import __version__
-from medsr_monai.atomic import written_atomically
+from medsr_monai.atomic import folder_written_atomically, written_atomically
 from medsr_monai.data.volumes import volume_name
 from medsr_monai.metrics.report import json_values
 from medsr_monai.transforms.geometry import spacing
@@ -275,7 +276,7 @@ def add_output(record: dict[str, Any], path: str | os.PathLike, name: str | None
 
 
 @contextlib.contextmanager
-def recorded(output: str | os.PathLike, record: dict[str, Any]) -> Iterator[Path]:
+def recorded(output: str | os.PathLike, record: dict[str, Any], folder: bool = False) -> Iterator[Path]:
     """Give a temporary name to write an output to; then write its sidecar, and rename the output.
 
     The sidecar takes its name first, so that no output is ever without one, even after a kill between the two. It holds
@@ -284,10 +285,11 @@ def recorded(output: str | os.PathLike, record: dict[str, Any]) -> Iterator[Path
     Args:
         output: final name; folders are made.
         record: the sidecar's content; gets ``Outputs``, the output first.
+        folder: the output is a folder of files, its sum that of :func:`source_record`; else a file.
     """
     output = Path(output)
     output.parent.mkdir(parents=True, exist_ok=True)
-    with written_atomically(output) as partial:
+    with (folder_written_atomically if folder else written_atomically)(output) as partial:
         yield partial
         others = record.pop("Outputs", [])
         add_output(record, partial, output.name)
@@ -302,4 +304,12 @@ def remove_partial(output: str | os.PathLike) -> None:
     output = Path(output)
     for path in (output, sidecar_path(output)):
         for partial in path.parent.glob(f".partial-*-{glob.escape(path.name)}"):
-            partial.unlink(missing_ok=True)
+            if partial.is_dir():
+                shutil.rmtree(partial)
+            else:
+                partial.unlink(missing_ok=True)
+    for replaced in output.parent.glob(f".replaced-*-{glob.escape(output.name)}"):
+        if output.exists():
+            shutil.rmtree(replaced)
+        else:
+            os.replace(replaced, output)

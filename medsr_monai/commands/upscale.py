@@ -6,6 +6,7 @@ from pathlib import Path
 
 from medsr_monai.commands.bundles import DEFAULT_BUNDLE, bundle_folder, choose_device
 from medsr_monai.commands.cohorts import upscale_cohort, upscale_in_processes
+from medsr_monai.commands.dicom_output import OUTPUT_FORMATS, find_dicom_cases
 from medsr_monai.commands.files import NIFTI_SUFFIXES, find_cases
 from medsr_monai.commands.quality import check_page, check_pictures, quality_options
 from medsr_monai.commands.upscaler import Plan, Upscaler
@@ -32,6 +33,7 @@ def upscale(
     enforce_consistency: bool = False,
     consistency_bound: float | None = None,
     noise: float | None = None,
+    output_format: str = "nifti",
     overwrite: bool = False,
 ) -> int:
     """Super-resolve a volume or a picture, or all of a folder, with a bundle.
@@ -52,7 +54,8 @@ def upscale(
         input: NIfTI file (.nii, .nii.gz), FreeSurfer file (.mgz), folder of such files, or DICOM study (a folder with
             those below it, or a zip); PNG, TIFF, JPEG or single DICOM file, or a folder of these without volumes.
         output: NIfTI file, or PNG, TIFF or JPEG file for a picture (of a DICOM file either), or a folder (made if
-            missing), in which pictures are written as PNG, those of TIFF files as TIFF.
+            missing), in which pictures are written as PNG, those of TIFF files as TIFF. With --output-format dicom a
+            new or empty folder for the series, or for several series a folder with one for each.
         bundle: name of a bundle (see `medsr models`) or path of its folder.
         plane: axial, coronal or sagittal: the plane whose slices are enlarged; auto is the one with the finest pixels.
         device: auto, cpu, cuda:0; auto gives each process of several the next GPU.
@@ -71,6 +74,7 @@ def upscale(
             all but localisers, derived series and secondary captures, which are named and left out.
         all_series: of a DICOM study: take those too.
         jobs: processes on this machine that share a folder's cases, each with its share of the cores.
+        output_format: nifti, or dicom for a derived series (MR or CT) in the study of a DICOM input.
         picture: write a quality picture beside each output, NAME.quality.png, and of a folder index.html with all of
             them: planes of input and output, and what the output, degraded again, differs from the input.
         enforce_consistency: change the output as little as possible so that, degraded again, it equals the input up to
@@ -81,8 +85,11 @@ def upscale(
         overwrite: replace existing outputs, also those that medsr has not written; of a folder, make all of them anew.
     """
     bundle_folder(bundle)
+    if output_format not in OUTPUT_FORMATS:
+        raise ValueError(f"output_format is {output_format!r}, expected {' or '.join(OUTPUT_FORMATS)}")
     quality = quality_options(picture, enforce_consistency, consistency_bound, noise)
-    cases = find_cases(input, output, overwrite, series, all_series)
+    find = find_dicom_cases if output_format == "dicom" else find_cases
+    cases = find(input, output, overwrite, series, all_series)
     from medsr_monai.cohort import Ranks
     from medsr_monai.data import is_dicom_file
     from medsr_monai.provenance import check_sidecar
@@ -122,7 +129,9 @@ def upscale(
         check_pictures(cases, overwrite)
         if folder is not None:
             check_page(folder, overwrite)
-    plan = Plan(cases, Path(input), folder, bundle, weights, device, slice_batch, options, quality, overwrite)
+    plan = Plan(
+        cases, Path(input), folder, bundle, weights, device, slice_batch, options, quality, output_format, overwrite
+    )
     ranks = Ranks.from_environment()
     if folder is None:
         if jobs > 1 or ranks.size > 1:

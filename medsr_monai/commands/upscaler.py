@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 
 from medsr_monai.commands.bundles import BundleRunner, choose_device
+from medsr_monai.commands.dicom_output import source_headers, write_series
 from medsr_monai.commands.files import Case, describe, naming, write_voxels
 from medsr_monai.commands.quality import QualityOptions, checked_quality
 
@@ -35,6 +36,7 @@ class Plan(NamedTuple):
     options: dict[str, Any]
     """Ids of the bundle's inference.json that the result depends on, and their values."""
     quality: QualityOptions
+    output_format: str
     overwrite: bool
 
     def row(self, case: Case) -> dict[str, str]:
@@ -64,7 +66,7 @@ class Upscaler:
         overrides = plan.options | {"sw_batch_size": plan.slice_batch, "device": f"$torch.device('{device}')"}
         if plan.folder is not None:
             overrides["inferer#progress"] = False  # there is a bar of the cases
-        self.quality = plan.quality
+        self.quality, self.to_dicom = plan.quality, plan.output_format == "dicom"
         self.runner = BundleRunner(plan.bundle, plan.weights, **overrides)
         self.inferer = self.runner["inferer"]  # checks its options
         self.device = self.runner["device"]
@@ -112,6 +114,7 @@ class Upscaler:
         with naming(path), Warnings(self.warnings) as warnings:
             if inputs is None:
                 inputs = [source_record(path, case.files)]
+            headers = source_headers(case) if self.to_dicom else []
             item = self.runner.read(case.input)
             image = item["image"]
             record = self.record | {"Sources": [one["Name"] for one in inputs], "Inputs": inputs}
@@ -133,8 +136,11 @@ class Upscaler:
             record["Scale"] = [round(b / a, 6) for a, b in zip(image.shape[1:], result.shape[1:], strict=True)]
             record["IntensityRange"] = intensity_record(image, result)
             record["Warnings"], record["Seconds"] = warnings, round(time.perf_counter() - start, 3)
-            with naming(out), recorded(out, record) as partial:
-                write_voxels(result, partial)
+            with naming(out), recorded(out, record, folder=self.to_dicom) as partial:
+                if self.to_dicom:
+                    write_series(result, partial, headers, f"{record['Description']}, {what}")
+                else:
+                    write_voxels(result, partial)
                 if write_picture is not None:
                     add_output(record, write_picture())
             say(f"{out}: {describe(result)}, {sentence(figures)}")

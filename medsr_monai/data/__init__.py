@@ -2,8 +2,10 @@
 
 from .datasets import SliceDataset, SliceSampler
 from .dicom import is_dicom_file, is_dicom_folder, is_flat_image, read_dicom_image
+from .dicom_attributes import check_sources
 from .dicom_series import DicomSeries, find_series, one_series
 from .dicom_slices import DicomSlice, is_zip
+from .dicom_writer import check_series_folder, write_dicom_series
 from .labelled import list_pairs, split_labelled
 from .pictures import (
     PICTURE_SUFFIXES,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -14,6 +13,7 @@ import numpy as np
 import pydicom
 from pydicom.uid import UID, SecondaryCaptureImageStorage
 
+from medsr_monai.data.dicom_attributes import frame_header
 from medsr_monai.data.dicom_pixels import codec_problem, read_stack
 from medsr_monai.data.dicom_slices import DicomFiles, DicomSlice, is_zip, read_slices
 from medsr_monai.transforms.geometry import implausible_grid
@@ -145,9 +145,7 @@ class DicomSeries:
     def headers(self) -> list[pydicom.Dataset]:
         """The whole header of each slice, without pixels, in the order of the volume's last axis.
 
-        A frame of a multi-frame file has the file's header with its own position, orientation, pixel spacing,
-        thickness, slope and intercept as in files of one slice, and its number, from 1, as InstanceNumber; the
-        functional groups are left out.
+        Of a frame of a multi-frame file, see :func:`medsr_monai.data.dicom_attributes.frame_header`.
         """
         whole, headers = {}, []
         with DicomFiles(self.root) as files:
@@ -155,23 +153,8 @@ class DicomSeries:
                 if item.file not in whole:
                     with files.open(item.file) as file:
                         whole[item.file] = pydicom.dcmread(file, stop_before_pixels=True)
-                headers.append(whole[item.file] if item.frame is None else _frame_header(whole[item.file], item))
+                headers.append(whole[item.file] if item.frame is None else frame_header(whole[item.file], item.frame))
         return headers
-
-
-def _frame_header(whole: pydicom.Dataset, item: DicomSlice) -> pydicom.Dataset:
-    groups = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence", "NumberOfFrames")
-    header = pydicom.Dataset({element.tag: copy.copy(element) for element in whole if element.keyword not in groups})
-    header.file_meta = whole.file_meta
-    header.ImagePositionPatient, header.ImageOrientationPatient = list(item.position), list(item.orientation)
-    header.PixelSpacing, header.ImageType = list(item.pixel_spacing), list(item.image_type)
-    lengths = {"SliceThickness": item.thickness, "SpacingBetweenSlices": item.gap}
-    for keyword, length in lengths.items():
-        if length is not None:
-            setattr(header, keyword, length)
-    header.RescaleSlope, header.RescaleIntercept = item.slope, item.intercept
-    header.InstanceNumber = item.frame + 1
-    return header
 
 
 def find_series(path: str | os.PathLike) -> list[DicomSeries]:
