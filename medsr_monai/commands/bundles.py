@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     import torch
     from monai.data import MetaTensor
 
+    from medsr_monai.data import DicomSeries
+
 DEFAULT_BUNDLE = "rdst_e"
 
 
@@ -98,9 +100,9 @@ class BundleRunner:
 
         return ensure_tuple_rep(self["scale"], 2)
 
-    def read(self, path: str | Path) -> dict[str, MetaTensor]:
+    def read(self, source: str | Path | DicomSeries) -> dict[str, MetaTensor]:
         """Preprocessed input."""
-        return self["preprocessing"]({"image": str(path)})
+        return self["preprocessing"]({"image": str(source) if isinstance(source, Path) else source})
 
     def run(self, item: dict[str, MetaTensor], network: torch.nn.Module | None = None) -> MetaTensor:
         """Super-resolved volume [C, X, Y, Z] of a preprocessed input, with another network if one is given."""

@@ -5,12 +5,15 @@ from __future__ import annotations
 import contextlib
 import json as jsonlib
 import os
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from monai.data import MetaTensor
+
+    from medsr_monai.data import DicomSeries
 
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
 VOLUME_SUFFIXES = (*NIFTI_SUFFIXES, ".mgz", ".mgh")
@@ -22,7 +25,20 @@ class Case(NamedTuple):
     """What a command reads and the file that it makes of it."""
 
     source: str
+    """What messages call it; the path, unless it is one series of several."""
     output: Path
+    series: DicomSeries | None = None
+    """Of what was found as a DICOM series."""
+
+    @property
+    def input(self) -> str | DicomSeries:
+        """What a bundle reads."""
+        return self.source if self.series is None else self.series
+
+    @property
+    def files(self) -> list[str]:
+        """Paths on disk of what is read; of a series in a zip, the zip."""
+        return [self.source] if self.series is None else self.series.disk_files
 
 
 def nifti_output(path: str, overwrite: bool, source: str) -> Path:
@@ -95,10 +111,27 @@ def describe(volume: MetaTensor) -> str:
     return describe_grid(volume.affine, volume.shape[1:])
 
 
-def find_cases(source: str, target: str, overwrite: bool) -> list[Case]:
-    """A file, or what a folder holds; outputs are checked, no voxels are read."""
+def find_cases(
+    source: str, target: str, overwrite: bool, series: str | None = None, all_series: bool = False
+) -> list[Case]:
+    """A file, what a folder holds, or the series of a DICOM study; outputs are checked, no voxels are read.
+
+    Args:
+        source: file, folder, or zip with DICOM files.
+        target: file, or folder for several.
+        overwrite: accept outputs that exist.
+        series: of a DICOM study, see :func:`medsr_monai.commands.studies.choose_series`.
+        all_series: likewise.
+    """
     check_input(source)
     path, out = Path(source), Path(target)
+    if path.is_dir() or zipfile.is_zipfile(path):
+        from medsr_monai.commands.studies import find_study
+
+        if (study := find_study(source, series, all_series)) is not None:
+            return _series_cases(path, out, overwrite, study)
+    if series is not None or all_series:
+        raise ValueError(f"{path}: has no DICOM series to choose from, leave --series and --all-series out")
     # a file is refused by its output's name before monai is imported
     if path.is_file() and not out.is_dir():
         return [Case(source, output_file(target, overwrite, source))]
@@ -108,21 +141,37 @@ def find_cases(source: str, target: str, overwrite: bool) -> list[Case]:
     single = found == [source]
     if single and not out.is_dir():
         return [Case(source, nifti_output(target, overwrite, source))]
-    if out.is_file() or (not out.is_dir() and out.name.endswith(NIFTI_SUFFIXES)):
-        raise ValueError(f"{path}: is a folder of volumes, give an output folder, {out} is the name of a file")
+    _check_folder(path, out, "a folder of volumes")
     if single:
         cases = [Case(source, out / f"{volume_name(path)}_sr{_suffix(source)}")]
     else:
         cases = [Case(f, out / Path(f).relative_to(path).parent / f"{volume_name(f)}_sr{_suffix(f)}") for f in found]
-    inputs = {Path(name).resolve() for name, _ in cases}
+    inputs = {Path(case.source).resolve() for case in cases}
     written = {}
-    for name, file in cases:
+    for case in cases:
+        name, file = case.source, case.output
         if file in written:
             raise ValueError(f"{file}: would be written for {written[file]} and for {name}, rename one of them")
         if file.resolve() in inputs:
             raise ValueError(f"{file}: is an input too, choose another output folder")
         written[file] = name
         check_output(file, overwrite)
+    return cases
+
+
+def _check_folder(path: Path, out: Path, what: str) -> None:
+    if out.is_file() or (not out.is_dir() and out.name.endswith(NIFTI_SUFFIXES)):
+        raise ValueError(f"{path}: is {what}, give an output folder, {out} is the name of a file")
+
+
+def _series_cases(path: Path, out: Path, overwrite: bool, study: list[tuple[DicomSeries, str]]) -> list[Case]:
+    """A case for each series, named in the output folder by its string."""
+    if len(study) == 1 and not out.is_dir():
+        return [Case(study[0][0].source, nifti_output(str(out), overwrite, str(path)), study[0][0])]
+    _check_folder(path, out, f"a study of {len(study)} DICOM series (--series chooses one)")
+    cases = [Case(series.source, out / f"{name}_sr.nii.gz", series) for series, name in study]
+    for case in cases:
+        check_output(case.output, overwrite)
     return cases
 
 

@@ -27,6 +27,8 @@ def upscale(
     target_spacing: float | None = None,
     refine: str = "both",
     force: bool = False,
+    series: str | None = None,
+    all_series: bool = False,
     overwrite: bool = False,
 ) -> int:
     """Super-resolve a volume or a picture, or all of a folder, with a bundle.
@@ -37,8 +39,8 @@ def upscale(
     Most bundles enlarge the slices of one plane; a bundle for thick slices, such as transmrsr, makes them thin.
 
     Args:
-        input: NIfTI file (.nii, .nii.gz), FreeSurfer file (.mgz), folder of such files, or folder with a DICOM series;
-            PNG, TIFF, JPEG or single DICOM file, or a folder of these without volumes.
+        input: NIfTI file (.nii, .nii.gz), FreeSurfer file (.mgz), folder of such files, or DICOM study (a folder with
+            those below it, or a zip); PNG, TIFF, JPEG or single DICOM file, or a folder of these without volumes.
         output: NIfTI file, or PNG, TIFF or JPEG file for a picture (of a DICOM file either), or a folder (made if
             missing), in which pictures are written as PNG, those of TIFF files as TIFF.
         bundle: name of a bundle (see `medsr models`) or path of its folder.
@@ -55,10 +57,13 @@ def upscale(
         refine: of thick slices: both planes that contain the thick axis, averaged, or one of them, in half the time:
             axial, coronal or sagittal.
         force: of thick slices: refine voxels that are nearly isotropic, too.
+        series: of a DICOM study: number or SeriesInstanceUID of the series to take, several behind commas. Default:
+            all but localisers, derived series and secondary captures, which are named and left out.
+        all_series: of a DICOM study: take those too.
         overwrite: replace existing outputs.
     """
     bundle_folder(bundle)
-    cases = find_cases(input, output, overwrite)
+    cases = find_cases(input, output, overwrite, series, all_series)
     from medsr_monai.data import is_dicom_file
     from medsr_monai.transforms import PLANES
 
@@ -81,15 +86,16 @@ def upscale(
         overrides["force"] = True
     if tile is not None:
         overrides["inferer#roi_size"] = [tile, tile]
-    if any(is_dicom_file(path) and out.name.endswith(NIFTI_SUFFIXES) for path, out in cases):
+    if any(is_dicom_file(path) and out.name.endswith(NIFTI_SUFFIXES) for path, out, _ in cases):
         overrides["preprocessing#pictures"] = False  # it is a volume of one slice then
     runner = BundleRunner(bundle, weights, **overrides)
     inferer = runner["inferer"]  # checks its options
     failed = 0
-    for path, out in cases:
+    for case in cases:
+        path, out = case.source, case.output
         try:
             with naming(path):
-                item = runner.read(path)
+                item = runner.read(case.input)
                 what = describe(item["image"])
                 if "picture" in item["image"].meta:
                     _check_picture(runner, item["image"], out, plane)

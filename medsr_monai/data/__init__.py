@@ -1,7 +1,9 @@
 """Volumes on disk and the 2D slices that networks train on."""
 
 from .datasets import SliceDataset, SliceSampler
-from .dicom import check_series, is_dicom_file, is_dicom_folder, is_flat_image, read_dicom_image
+from .dicom import is_dicom_file, is_dicom_folder, is_flat_image, read_dicom_image
+from .dicom_series import DicomSeries, find_series, one_series
+from .dicom_slices import DicomSlice, is_zip
 from .labelled import list_pairs, split_labelled
 from .pictures import (
     PICTURE_SUFFIXES,
@@ -25,6 +27,7 @@ from .volumes import (
     check_same_grid,
     check_subjects,
     find_volumes,
+    holds_volumes,
     list_volumes,
     read_grid,
     sample_volume,

@@ -8,17 +8,19 @@ import re
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 
-import itk
 import nibabel
 import numpy as np
 import torch
 from monai.config import KeysCollection
-from monai.data import ITKReader, MetaTensor, NibabelReader, NibabelWriter, load_decathlon_datalist
+from monai.data import MetaTensor, NibabelReader, NibabelWriter, load_decathlon_datalist
 from monai.data.folder_layout import default_name_formatter
 from monai.transforms import LoadImage, MapLabelValue, MapTransform, SaveImage, SaveImaged
+from monai.utils import SpaceKeys
 
 from medsr_monai.atomic import written_atomically
-from medsr_monai.data.dicom import check_series, is_dicom_file, is_dicom_folder, is_flat_image
+from medsr_monai.data.dicom import is_dicom_file, is_dicom_folder, is_flat_image
+from medsr_monai.data.dicom_series import DicomSeries, find_series, one_series
+from medsr_monai.data.dicom_slices import is_zip
 from medsr_monai.data.pictures import (
     PICTURE_SUFFIXES,
     find_pictures,
@@ -40,6 +42,7 @@ __all__ = [
     "check_same_grid",
     "check_subjects",
     "find_volumes",
+    "holds_volumes",
     "list_volumes",
     "read_grid",
     "sample_volume",
@@ -98,8 +101,13 @@ def _volumes_below(root: Path) -> list[str]:
     )
 
 
+def holds_volumes(folder: str | os.PathLike) -> bool:
+    """Whether volumes other than DICOM lie below a folder, see :func:`find_volumes`."""
+    return bool(_volumes_below(Path(folder)))
+
+
 def list_volumes(dataset_dir: str | os.PathLike) -> list[dict[str, str]]:
-    """MONAI data list with the key ``image``: the folder itself if it is a DICOM series, else what lies below it.
+    """MONAI data list with the key ``image``: the folder itself if it is a DICOM study, else what lies below it.
 
     These are its volumes; where there is none, its pictures (see :func:`medsr_monai.data.find_pictures`). Pictures
     beside volumes are taken for figures of them, and left alone.
@@ -112,7 +120,10 @@ def list_volumes(dataset_dir: str | os.PathLike) -> list[dict[str, str]]:
         raise FileNotFoundError(f"{root}: no such folder")
     if is_dicom_folder(root) and not is_flat_image(root):
         return [{"image": str(dataset_dir)}]
-    found = _volumes_below(root) or find_pictures(root)
+    found = _volumes_below(root)
+    if not found and any(series.has_positions for series in find_series(root)):
+        return [{"image": str(dataset_dir)}]
+    found = found or find_pictures(root)
     if not found:
         raise FileNotFoundError(
             f"{root}: no volume ({', '.join(SUFFIXES)}) and no picture ({', '.join(PICTURE_SUFFIXES)}) in this folder"
@@ -267,25 +278,27 @@ def _first_line(error: BaseException) -> str:
 
 
 class LoadVolumed(MapTransform):
-    """Read a volume, a NIfTI or FreeSurfer file or a folder with one DICOM series, as a float32 ``MetaTensor``.
+    """Read a volume, a NIfTI or FreeSurfer file or a DICOM series, as a float32 ``MetaTensor``.
 
     The result is [1, X, Y, Z] with the affine in RAS millimetres; integer files have their slope and intercept
-    applied. A list of files, such as the modalities of one patient, gives a channel each, [C, X, Y, Z].
+    applied. A list of files, such as the modalities of one patient, gives a channel each, [C, X, Y, Z]. A DICOM series
+    is a :class:`medsr_monai.data.DicomSeries`, or a folder or zip with one that is no localiser, derived series or
+    secondary capture, see :func:`medsr_monai.data.one_series`.
 
     An Analyze file (``.img`` beside its ``.hdr``) holds voxel sizes but neither orientation nor place. It is read only
     if the item states its ``orientation``, a letter an array axis for where that axis points to (``LAS``: left,
     anterior, superior); the affine then follows from this, with the centre of the volume at the origin.
 
     Args:
-        keys: hold a path each, or a list of paths.
+        keys: hold a path or a series each, or a list of paths.
         frame: of a 4D file, counted from 0.
         pictures: read pictures too, as volumes of one slice (see :func:`medsr_monai.data.load_picture`); without it
             they are refused, since they hold no geometry, and a single DICOM file is read as a volume of one slice.
 
     Raises:
-        FileNotFoundError, ValueError: see :func:`check_nifti` and
-            :func:`medsr_monai.data.dicom.check_series`; also for truncated files, slices that ITK drops, Analyze
-            files without a stated orientation, and files of a list that do not lie in the grid of its first.
+        FileNotFoundError, ValueError: see :func:`check_nifti` and :func:`medsr_monai.data.one_series`; also for
+            truncated files, Analyze files without a stated orientation, and files of a list that do not lie in the
+            grid of its first.
     """
 
     labels = False
@@ -309,8 +322,12 @@ class LoadVolumed(MapTransform):
             d[key] = self.load(d[key], d.get("orientation"))
         return d
 
-    def load(self, path: str | os.PathLike | Sequence[str | os.PathLike], orientation: str | None = None) -> MetaTensor:
+    def load(
+        self, path: str | os.PathLike | DicomSeries | Sequence[str | os.PathLike], orientation: str | None = None
+    ) -> MetaTensor:
         """One volume, or one of several channels; ``orientation`` is that of Analyze files."""
+        if isinstance(path, DicomSeries):
+            return self._load_series(path)
         if isinstance(path, (str, os.PathLike)):
             return self._load_file(path, orientation)
         if not path:
@@ -327,31 +344,38 @@ class LoadVolumed(MapTransform):
             if self.frame not in (None, 0):
                 raise ValueError(f"{path}: frame {self.frame} asked for, a picture has frame 0 only")
             return load_picture(path, self.labels)
-        slices = None
-        if is_dicom_folder(path) or is_dicom_file(path):
-            slices = check_series(path)
-            # the pixel type of the first slice would truncate the others where rescale slopes differ
-            reader = ITKReader(pixel_type=itk.F)
-        else:
-            check_nifti(path, self.frame)
-            reader = NibabelReader(squeeze_non_spatial_dims=True)
+        if _is_dicom(path):
+            return self._load_series(one_series(path))
+        check_nifti(path, self.frame)
         try:
-            volume = self.loader(str(path), reader=reader)
+            volume = self.loader(str(path), reader=NibabelReader(squeeze_non_spatial_dims=True))
         except MemoryError:
             raise
-        except Exception as error:  # gzip, zlib, nibabel, ITK and codecs raise many kinds
+        except Exception as error:  # gzip, zlib and nibabel raise many kinds
             raise ValueError(f"{path}: cannot be read to its end ({_first_line(error)}): damaged file?") from error
-        if slices is not None and volume.shape[-1] != slices:
-            raise ValueError(
-                f"{path}: only {volume.shape[-1]} of {slices} DICOM slices can be read together: files are damaged, or "
-                "slices differ in thickness, date or series number; convert the series with dcm2niix"
-            )
         if self.frame is not None:
             volume = volume[self.frame : self.frame + 1]
-        if slices is None and Path(path).name.lower().endswith(PAIR_SUFFIX):
+        if Path(path).name.lower().endswith(PAIR_SUFFIX):
             volume.affine = torch.as_tensor(read_grid(path, orientation)[1])
             volume.meta["original_affine"] = volume.affine.numpy().copy()
         return volume.to(torch.float32)
+
+    def _load_series(self, series: DicomSeries) -> MetaTensor:
+        if self.frame not in (None, 0):
+            raise ValueError(f"{series.source}: frame {self.frame} asked for, a DICOM series is read as frame 0 only")
+        voxels = torch.from_numpy(series.read())[None]
+        meta = {"filename_or_obj": series.source, "spatial_shape": np.array(series.shape), "space": SpaceKeys.RAS}
+        meta["original_affine"] = series.affine.copy()
+        return MetaTensor(voxels, affine=torch.from_numpy(series.affine), meta=meta)
+
+
+def _is_dicom(path: str | os.PathLike) -> bool:
+    """Whether a path is a DICOM or zip file, or a folder with DICOM files and without volumes of other kinds."""
+    if not Path(path).is_dir():
+        return is_dicom_file(path) or is_zip(path)
+    return is_dicom_folder(path) or (
+        not holds_volumes(path) and any(is_dicom_file(file) for file in Path(path).rglob("*"))
+    )
 
 
 class LoadLabeld(LoadVolumed):

@@ -1,0 +1,257 @@
+"""Headers of DICOM images, slice by slice: of files with one slice, and of the frames of enhanced multi-frame files."""
+
+from __future__ import annotations
+
+import io
+import os
+import zipfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import pydicom
+from pydicom.datadict import tag_for_keyword
+from pydicom.errors import InvalidDicomError
+
+__all__ = ["DicomFiles", "DicomSlice", "is_zip", "read_slices"]
+
+PREAMBLE = 132
+SLICE_SUFFIXES = (".dcm", ".dicom", ".ima")
+"""Of files that claim to be DICOM: one that cannot be read is a slice lost, other files are passed over."""
+STUDY_TAGS = (
+    "SOPClassUID SOPInstanceUID ImageType Modality SeriesDescription StudyInstanceUID SeriesInstanceUID SeriesNumber "
+    "InstanceNumber SliceThickness SpacingBetweenSlices EchoTime EchoNumbers InversionTime TriggerTime RescaleType "
+    "Units ConvolutionKernel TemporalPositionIdentifier AcquisitionNumber AcquisitionTime DiffusionBValue "
+    "DiffusionGradientOrientation ImagePositionPatient ImageOrientationPatient SamplesPerPixel NumberOfFrames Rows "
+    "PhotometricInterpretation Columns PixelSpacing BitsAllocated RescaleIntercept RescaleSlope ModalityLUTSequence "
+    "PatientName PatientID PatientIdentityRemoved SharedFunctionalGroupsSequence PerFrameFunctionalGroupsSequence"
+)
+PRIVATE_B_VALUES = ((0x0019, 0x100C), (0x0043, 0x1039), (0x2001, 0x1003))
+"""Of Siemens, GE and Philips, where the standard's DiffusionBValue is missing."""
+
+
+@dataclass(frozen=True, eq=False)
+class DicomSlice:
+    """One slice: a file, or a frame of an enhanced multi-frame file.
+
+    Lengths are in mm, in the patient's LPS axes; None is what the header does not state.
+    """
+
+    file: str
+    """Path below the folder or inside the zip; of a single file its name."""
+    frame: int | None
+    """Of a multi-frame file, counted from 0."""
+    header: pydicom.Dataset = field(repr=False)
+    """Some of the file's tags, without its pixels."""
+    position: tuple[float, ...] | None
+    orientation: tuple[float, ...] | None
+    pixel_spacing: tuple[float, ...] | None
+    """Between rows, between columns."""
+    thickness: float | None
+    gap: float | None
+    """SpacingBetweenSlices."""
+    slope: float
+    intercept: float
+    units: str
+    image_type: tuple[str, ...]
+    marks: dict[str, str] = field(repr=False)
+    """What may tell slices at the same place apart, such as the echo."""
+
+    @property
+    def syntax(self) -> pydicom.uid.UID:
+        """Transfer syntax, which says how the pixels are compressed."""
+        return self.header.file_meta.get("TransferSyntaxUID", pydicom.uid.ImplicitVRLittleEndian)
+
+    @property
+    def name(self) -> str:
+        """File, with the frame counted from 1, as viewers do."""
+        return self.file if self.frame is None else f"{self.file} frame {self.frame + 1}"
+
+
+def is_zip(path: str | os.PathLike) -> bool:
+    """Whether ``path`` is a zip file, whatever its name."""
+    return Path(path).is_file() and zipfile.is_zipfile(path)
+
+
+class DicomFiles:
+    """Files of a folder with those below it, of a zip, or a single file; hidden ones are left out.
+
+    A zip is read in memory, nothing is unpacked to disk.
+
+    Raises:
+        ValueError: a zip is damaged or encrypted.
+    """
+
+    def __init__(self, root: str | os.PathLike) -> None:
+        self.root = Path(root)
+        self.archive = zipfile.ZipFile(self.root) if is_zip(self.root) else None
+
+    def __enter__(self) -> DicomFiles:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self.archive is not None:
+            self.archive.close()
+
+    def names(self) -> list[str]:
+        """Paths below the root, sorted."""
+        if self.archive is not None:
+            names = [info.filename for info in self.archive.infolist() if not info.is_dir()]
+        elif self.root.is_dir():
+            names = [
+                os.path.relpath(os.path.join(folder, name), self.root)
+                for folder, _, files in os.walk(self.root)
+                for name in files
+            ]
+        else:
+            return [self.root.name]
+        hidden = (".", "__MACOSX")
+        return sorted(n for n in names if not any(part.startswith(hidden) for part in Path(n).parts))
+
+    @contextmanager
+    def open(self, name: str) -> Iterator[BinaryIO]:
+        """A file to read from; a zip's is decompressed only if it begins as DICOM files do."""
+        if self.archive is None:
+            path = self.root / name if self.root.is_dir() else self.root
+            with path.open("rb") as file:
+                yield file
+            return
+        try:
+            with self.archive.open(name) as member:
+                start = member.read(PREAMBLE)
+                yield io.BytesIO(start + member.read() if start[-4:] == b"DICM" else start)
+        except (zipfile.BadZipFile, RuntimeError, NotImplementedError, zipfile.zlib.error) as error:
+            if isinstance(error, RuntimeError) and self.archive.getinfo(name).flag_bits & 1 == 0:
+                raise
+            raise ValueError(
+                f"{self.root}: {name} cannot be unpacked ({error}): a damaged or encrypted zip?"
+            ) from error
+
+
+def read_slices(files: DicomFiles) -> tuple[list[DicomSlice], dict[str, str]]:
+    """Slices of all DICOM images among ``files``, and why others that claim to be DICOM cannot be read, by name.
+
+    Whatever else lies there is passed over: a DICOMDIR, reports, files of other kinds.
+    """
+    slices, damaged = [], {}
+    tags = [tag_for_keyword(keyword) for keyword in STUDY_TAGS.split()] + [
+        group << 16 | tag for group, tag in PRIVATE_B_VALUES
+    ]
+    for name in files.names():
+        try:
+            with files.open(name) as file:
+                header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=tags)
+                found = _of_header(name, header) if "Rows" in header else []
+        except InvalidDicomError:
+            if name.lower().endswith(SLICE_SUFFIXES):
+                damaged[name] = "does not begin as DICOM files do"
+            continue
+        except OSError as error:
+            damaged[name] = error.strerror or "cannot be opened"
+            continue
+        except ValueError as error:
+            if files.archive is not None and "unpacked" in str(error):
+                raise
+            damaged[name] = f"has a damaged header ({_first_line(error)})"
+            continue
+        except Exception as error:  # pydicom meets damaged headers with many kinds
+            damaged[name] = f"has a damaged header ({_first_line(error)})"
+            continue
+        if not found and "Image Storage" in getattr(header.get("SOPClassUID"), "name", ""):
+            damaged[name] = "is an image without Rows: truncated?"
+        slices += found
+    return slices, damaged
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _of_header(name: str, header: pydicom.Dataset) -> list[DicomSlice]:
+    per_frame = header.get("PerFrameFunctionalGroupsSequence") or []
+    if not per_frame:
+        return [_slice(name, None, header, [])]
+    shared = list(header.get("SharedFunctionalGroupsSequence") or [])[:1]
+    if len(per_frame) != int(header.get("NumberOfFrames") or 1):
+        raise ValueError(f"{header.NumberOfFrames} frames, but functional groups of {len(per_frame)}")
+    slices = [_slice(name, number, header, [group, *shared]) for number, group in enumerate(per_frame)]
+    # what the slices were made of is not needed again, and large
+    header.pop("PerFrameFunctionalGroupsSequence")
+    return slices
+
+
+def _slice(name: str, frame: int | None, header: pydicom.Dataset, groups: Sequence[pydicom.Dataset]) -> DicomSlice:
+    def value(keyword: str, *sequences: str) -> Any:
+        """Of the frame's functional groups, else of the shared ones, else of the header."""
+        for group in groups:
+            item = group
+            for sequence in sequences:
+                item = (item.get(sequence) or [None])[0]
+                if item is None:
+                    break
+            else:
+                if item.get(keyword) not in (None, ""):
+                    return item.get(keyword)
+        found = header.get(keyword)
+        return None if found in ("", []) else found
+
+    def numbers(keyword: str, sequence: str, count: int) -> tuple[float, ...] | None:
+        found = value(keyword, sequence)
+        if found is None:
+            return None
+        if not isinstance(found, Sequence | pydicom.multival.MultiValue) or len(found) != count:
+            raise ValueError(f"{keyword} of other than {count} numbers")
+        return tuple(float(n) for n in found)
+
+    def number(keyword: str, sequence: str, default: float | None = None) -> float | None:
+        found = value(keyword, sequence)
+        return default if found is None else float(found)
+
+    image_type = (
+        value("FrameType", *_FRAME_TYPES.get(str(header.get("Modality")), _FRAME_TYPES["MR"])) if groups else None
+    )
+    image_type = image_type or header.get("ImageType") or ()
+    image_type = (image_type,) if isinstance(image_type, str) else tuple(image_type)
+    b_value = value("DiffusionBValue", "MRDiffusionSequence")
+    if b_value is None:
+        b_value = next((header[tag].value for tag in PRIVATE_B_VALUES if tag in header), None)
+    diffusion = ("MRDiffusionSequence", "DiffusionGradientDirectionSequence")
+    echo = (
+        value("EffectiveEchoTime", "MREchoSequence") if groups else header.get("EchoNumbers") or header.get("EchoTime")
+    )
+    marks = {
+        "echo": echo,
+        "b-value": b_value,
+        "gradient direction": value("DiffusionGradientOrientation", *diffusion),
+        "time": value("TemporalPositionIndex", "FrameContentSequence") or header.get("TemporalPositionIdentifier"),
+        "trigger": value("NominalCardiacTriggerDelayTime", "CardiacSynchronizationSequence") or value("TriggerTime"),
+        "inversion": value("InversionTimes", "MRModifierSequence") or header.get("InversionTime"),
+        "kernel": value("ConvolutionKernel", "CTReconstructionSequence"),
+        "type": "/".join(image_type[2:]),
+        "acquisition": value("FrameAcquisitionNumber", "FrameContentSequence") or header.get("AcquisitionNumber"),
+        "acquisition time": header.get("AcquisitionTime"),
+    }
+    return DicomSlice(
+        file=name,
+        frame=frame,
+        header=header,
+        position=numbers("ImagePositionPatient", "PlanePositionSequence", 3),
+        orientation=numbers("ImageOrientationPatient", "PlaneOrientationSequence", 6),
+        pixel_spacing=numbers("PixelSpacing", "PixelMeasuresSequence", 2),
+        thickness=number("SliceThickness", "PixelMeasuresSequence"),
+        gap=number("SpacingBetweenSlices", "PixelMeasuresSequence"),
+        slope=number("RescaleSlope", "PixelValueTransformationSequence", 1.0),
+        intercept=number("RescaleIntercept", "PixelValueTransformationSequence", 0.0),
+        units=str(value("RescaleType", "PixelValueTransformationSequence") or value("Units") or ""),
+        image_type=tuple(str(part).upper() for part in image_type),
+        marks={name: "" if mark is None else str(mark) for name, mark in marks.items()},
+    )
+
+
+_FRAME_TYPES = {
+    "CT": ("CTImageFrameTypeSequence",),
+    "MR": ("MRImageFrameTypeSequence",),
+    "PT": ("PETFrameTypeSequence",),
+}
