@@ -13,11 +13,15 @@ from medsr_monai.commands.degrade import degrade
 from medsr_monai.commands.demo import demo
 from medsr_monai.commands.evaluate import evaluate
 from medsr_monai.commands.files import ERRORS, reason_of
+from medsr_monai.commands.inspect import inspect
 from medsr_monai.commands.models import models
 from medsr_monai.commands.prepare import prepare
 from medsr_monai.commands.upscale import upscale
 
-COMMANDS = {f.__name__: f for f in (upscale, degrade, evaluate, convert, prepare, models, demo, benchmark, compare)}
+FUNCTIONS = (upscale, inspect, degrade, evaluate, convert, prepare, models, demo, benchmark, compare)
+COMMANDS = {f.__name__: f for f in FUNCTIONS}
+    f.__name__: f for f in (upscale, inspect, degrade, evaluate, convert, prepare, models, demo, benchmark, compare)
+}
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -25,6 +25,7 @@ ALLOWED = {
     "handlers": {"handlers", "metrics", "networks.arguments", "atomic"},
     "command_line": set(),
     "cli": {"command_line", "commands"},
+    "estimate": {"inferers", "transforms.geometry"},
     "compare": {"atomic", "handlers", "inferers", "metrics", "networks", "transforms"},
     "__main__": {"cli"},
 }

@@ -29,3 +29,4 @@ from .image import (
 from .picture import busiest_crop, comparison_grid, comparison_picture
 from .report import SliceTable, json_values, markdown_table, write_rows
 from .segmentation import PooledDice, count_pixels, dice_of_slice, pooled_dice, regions
+from .spectrum import AxisSpectrum, axis_spectrum

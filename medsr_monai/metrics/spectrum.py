@@ -1,4 +1,4 @@
-"""How much of k-space holds signal, axis by axis: what a scanner has acquired, and what zero-filling has added to it."""
+"""How much of k-space holds signal, axis by axis: what a scanner has acquired, and what zero-filling has added."""
 
 from __future__ import annotations
 
@@ -72,10 +72,10 @@ def axis_spectrum(volume: np.ndarray | torch.Tensor, axis: int) -> AxisSpectrum:
     A matrix that was zero-filled on the scanner, or a volume that was interpolated with a good filter, has a spectrum
     that falls to the level of noise or rounding inside the Nyquist frequency and is flat from there on. That border is
     looked for in the mean power spectrum of lines of voxels along the axis. Each line is cut to its longest stretch of
-    tissue and windowed (Hann), because what lies outside hides the border: the edges of skull-stripping and the noise of
-    air, which taking the magnitude spreads over all of k-space. A border counts if the spectrum falls there by more than
-    LEAST_DROP dB beyond its own slope, however wide the filter; a spectrum that comes down to white noise by and by is
-    no border, and neither is one that falls up to the Nyquist frequency itself.
+    tissue and windowed (Hann), because what lies outside hides the border: the edges of skull-stripping, and the noise
+    of air, which taking the magnitude spreads over all of k-space. A border counts if the spectrum falls there by more
+    than LEAST_DROP dB beyond its own slope, however wide the filter; a spectrum that comes down to white noise by and
+    by has no border, nor has one that falls up to the Nyquist frequency itself.
 
     Args:
         volume: [X, Y, Z] or [X, Y], real.
