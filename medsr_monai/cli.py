@@ -18,8 +18,7 @@ from medsr_monai.commands.models import models
 from medsr_monai.commands.prepare import prepare
 from medsr_monai.commands.upscale import upscale
 
-FUNCTIONS = (upscale, inspect, degrade, evaluate, convert, prepare, models, demo, benchmark, compare)
-COMMANDS = {f.__name__: f for f in FUNCTIONS}
+COMMANDS = {
     f.__name__: f for f in (upscale, inspect, degrade, evaluate, convert, prepare, models, demo, benchmark, compare)
 }
 
