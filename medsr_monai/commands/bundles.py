@@ -49,10 +49,11 @@ class BundleRunner:
     Args:
         bundle: name or folder.
         weights: file, or None for the bundle's own.
+        trained: load weights; without them the network's grid, memory and time are the same.
         overrides: ids of the bundle's inference.json and their values.
     """
 
-    def __init__(self, bundle: str, weights: str | None = None, **overrides: Any) -> None:
+    def __init__(self, bundle: str, weights: str | None = None, trained: bool = True, **overrides: Any) -> None:
         folder = self.folder = bundle_folder(bundle)
         if weights is not None and not Path(weights).is_file():
             raise FileNotFoundError(f"{weights}: no such weights file")
@@ -72,7 +73,7 @@ class BundleRunner:
         progress = {"inferer#progress": sys.stderr.isatty()}
         self.parser.update({"bundle_root": str(folder), "output_dir": None} | progress | overrides)
         self.parser.parse()
-        self.weights = weights or self["weights"]
+        self.weights = (weights or self["weights"]) if trained else None
         self.network = self["network"].eval()
         if self.weights:
             load_weights(self.network, self.weights)

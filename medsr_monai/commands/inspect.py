@@ -63,7 +63,7 @@ def inspect(
     if json:
         print(json_text({"path": path, "items": items}))
     if len(errors) == len(items):
-        for reason in errors if json else []:
+        for reason in errors:
             print(f"medsr: error: {reason}", file=sys.stderr)
         return 1
     return 0
@@ -207,9 +207,7 @@ class _Planner:
         from medsr_monai.transforms import resized_affine, spacing
 
         bundle, reason = _choose(item)
-        folder = bundle_folder(bundle)
-        runner = self._runner(bundle)
-        trained = (folder / "models" / "model.pt").is_file()
+        runner, trained = self._runner(bundle), _has_weights(bundle)
         work = planned_work(runner["inferer"], volume.affine, volume.shape[1:], runner.scale_factors)
         sides = 2 if item["kind"] == "picture" else 3
         edges = spacing(resized_affine(volume.affine, work.shape, work.new_shape))
@@ -230,10 +228,9 @@ class _Planner:
         from medsr_monai.estimate import resident_bytes
 
         if bundle not in self.runners:
-            overrides: dict[str, Any] = {"device": "$torch.device('cpu')", "sw_batch_size": self.slice_batch}
-            if not (bundle_folder(bundle) / "models" / "model.pt").is_file():
-                overrides["weights"] = None  # its grid, memory and time do not depend on them
-            self.runners[bundle] = BundleRunner(bundle, **overrides)
+            self.runners[bundle] = BundleRunner(
+                bundle, trained=_has_weights(bundle), device="$torch.device('cpu')", sw_batch_size=self.slice_batch
+            )
             # of the first, before heaps have grown
             self.resident.setdefault("process", resident_bytes())
         return self.runners[bundle]
@@ -259,6 +256,10 @@ class _Planner:
             "seconds": None if seconds is None else seconds * pixels,
             "threads": _threads(),
         }
+
+
+def _has_weights(bundle: str) -> bool:
+    return (bundle_folder(bundle) / "models" / "model.pt").is_file()
 
 
 def _what(runner: BundleRunner, work: Work, volume: MetaTensor) -> str:
@@ -327,7 +328,8 @@ def _text(item: dict[str, Any]) -> str:
         rows.append(("problem", item["problem"]))
     if item["axes"] is not None:
         thick = item["thick_axis"]
-        rows.append(("thick axis", "none" if thick is None else f"{thick}, {max(item['spacing_mm']):.3g} mm"))
+        if item["kind"] != "picture":
+            rows.append(("thick axis", "none" if thick is None else f"{thick}, {max(item['spacing_mm']):.3g} mm"))
         rows += [("" if n else "k-space", _axis_text(axis, item)) for n, axis in enumerate(item["axes"])]
     if item["plan"]:
         rows += _plan_rows(item)
@@ -349,13 +351,14 @@ def _shape_text(item: dict[str, Any]) -> str:
 
 def _axis_text(axis: dict[str, Any], item: dict[str, Any]) -> str:
     edge = f" of {axis['spacing_mm']:.3g} mm" if axis["spacing_mm"] else ""
-    text = f"{axis['direction']}: {axis['size']} voxels{edge}"
+    unit = "pixels" if item["kind"] == "picture" else "voxels"
+    text = f"{axis['direction']}: {axis['size']} {unit}{edge}"
     if axis["interpolated"] is None:
         text += ", too few in a row to be judged"
     elif not axis["interpolated"]:
         text += ", no interpolation detected"
-    elif item["series"] and item["series"]["modality"] not in ZERO_FILLED:
-        text += f", signal in {100 * axis['share']:.0f} % of the band (the reconstruction is smooth)"
+    elif item["kind"] == "picture" or (item["series"] and item["series"]["modality"] not in ZERO_FILLED):
+        text += f", smooth: signal in {100 * axis['share']:.0f} % of the band"
     else:
         text += f", interpolated: signal in {100 * axis['share']:.0f} %, about {axis['acquired']} acquired"
     if axis["interpolated"] and axis["resolution_mm"]:

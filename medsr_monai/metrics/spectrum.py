@@ -24,12 +24,20 @@ FALLS = (0.02, 0.04, 0.08, 0.12)
 """Widths, in cycles a voxel, over which the border of the signal may fall: from a sharp one to a wide filter's."""
 BODY = 0.1
 """Cycles a voxel inside the border, from which the slope is taken that the spectrum has by itself."""
+LEAST_BODY = 0.06
+"""The same at low frequencies, at least."""
 TAIL = 0.025
 """Cycles a voxel outside the border, over which the empty part's level is taken."""
+UNEVEN = 0.03
+"""Cycles a voxel, below which large organs make the spectrum uneven."""
 LEAST_DROP = 6.5
 """dB by which the spectrum falls at the border beyond what its own slope explains."""
 LONG_RUN = 100
 """Voxels of tissue in a row from which this suffices; spectra of shorter stretches are rougher."""
+DEPTH = 25.0
+"""dB below the signal at which the fall ends for the border's place; noise-free data fall on and on."""
+SHARP = 6.0
+"""dB below the signal at which the Hann window shows a sharp border."""
 GENTLE = 0.3
 """Of the steepest descent: where a flank begins and ends."""
 LARGEST_TAIL_SLOPE = 0.3
@@ -150,32 +158,38 @@ def _mean_power(lines: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> n
 def _border(frequency: np.ndarray, level: np.ndarray, length: float) -> tuple[float, float, float]:
     """Share of the band that holds signal, drop in dB and width of the fall; (1, 0, 0) where there is no border."""
     blur = 2 / length  # half the main lobe of the Hann window, by which a border is blurred
-    best = (LEAST_DROP * max(1.0, LONG_RUN / length), 0.0, 0.0)
-    for end in frequency[(frequency >= 0.1) & (frequency <= 0.5 - TAIL)]:
+    best = (LEAST_DROP * max(1.0, LONG_RUN / length), 0.0, 0.0, 0.0)
+    for end in frequency[(frequency >= UNEVEN) & (frequency <= 0.5 - TAIL)]:
         outside = (frequency >= end) & (frequency <= end + TAIL)
         floor, tail_slope = _line(frequency[outside], level[outside], end)
         for begin in {end - max(fall, 2 * blur) for fall in FALLS}:
-            body = (frequency >= max(begin - BODY, 0.03)) & (frequency <= begin)
-            if body.sum() < 10:
+            body = (frequency >= max(begin - BODY, UNEVEN)) & (frequency <= begin)
+            if begin - UNEVEN < max(LEAST_BODY, 3 * blur):
                 continue
             start, slope = _line(frequency[body], level[body], begin)
             spread = np.std(level[body] - (start + slope * (frequency[body] - begin)))
             drop = start + min(slope, 0.0) * (end - begin) - floor
             flat = -tail_slope < LARGEST_TAIL_SLOPE * (start - floor) / (end - begin)
             if flat and drop > max(best[0], 3 * spread):
-                best = (float(drop), float(end), float(begin))
-    drop, end, begin = best
+                best = (float(drop), float(end), float(begin), float(floor + drop))
+    drop, end, begin, signal = best
     if not end:
         return 1.0, 0.0, 0.0
+    level = np.maximum(level, signal - DEPTH)
     descent = -np.gradient(uniform_filter1d(level, max(5, round(0.75 * blur * BINS))), frequency)
     steepest = _argmax(descent, (frequency >= begin) & (frequency <= end))
     gentle = descent < GENTLE * descent[steepest]
     foot = frequency[steepest:][gentle[steepest:]]
     shoulder = frequency[:steepest][gentle[:steepest]]
     foot, shoulder = float(foot[0]) if len(foot) else end, float(shoulder[-1]) if len(shoulder) else begin
-    # a sharp border appears blurred to both sides; of a filter's flank the foot is the end of what was acquired
-    sharp = foot - shoulder < 2 * blur
-    return 2 * (foot - (0.75 if sharp else 0.5) * blur), drop, foot - shoulder
+    if foot - shoulder < 2 * blur:
+        # a sharp border is blurred to both sides: it lies where the level has come down a little
+        high = frequency[(level > signal - SHARP) & (frequency <= foot)]
+        border = float(high[-1]) if len(high) else shoulder
+    else:
+        # of a filter's flank the foot is the end of what was acquired
+        border = foot - blur / 2
+    return 2 * border, drop, foot - shoulder
 
 
 def _argmax(values: np.ndarray, where: np.ndarray) -> int:
