@@ -33,6 +33,8 @@ LAST_OUTPUTS = 3.3
 """After the network: the output, and copies for its intensities and for the file."""
 HEAP = 128 * 2**20
 """Bytes that the C library keeps for later once they have been used, at most."""
+COUNTED_SIDE = 64
+"""Pixels along the sides of the smaller slice whose activations are counted for larger ones, at least."""
 TIMED_SIDE = 32
 """Pixels along the sides of the slice that is timed, at least."""
 
@@ -143,19 +145,31 @@ class _LiveTensors(TorchDispatchMode):
 
 
 def activation_bytes(network: nn.Module, shape: Sequence[int]) -> int:
-    """Bytes that a network's forward pass holds at most, without its weights and without scratch space of operators.
+    """Bytes that a network's forward pass holds at most, the input included, its weights and operators' scratch not.
 
-    Nothing is computed, whatever the size: a copy of the network runs on the meta device, and every tensor is counted
-    as long as it lives.
+    Nothing is computed: a copy of the network runs on the meta device, and every tensor is counted as long as it lives.
+    Of large slices this is done for two smaller ones, from which a straight line over the pixels is drawn: all networks
+    here work in windows, tiles or pixel by pixel.
 
     Args:
         network: in eval mode.
-        shape: [B, C, H, W] of the input, which is counted too.
+        shape: [B, C, H, W] of the input.
     """
     shadow = copy.deepcopy(network).to("meta")
+    batch, channels, rows, columns = shape
+    multiple = getattr(network, "size_multiple", 1)
+    side = _up(COUNTED_SIDE, multiple)
+    pixels = _up(rows, multiple) * _up(columns, multiple)
+    if pixels <= 4 * side**2:
+        return _live_bytes(shadow, shape)
+    one, four = (_live_bytes(shadow, (batch, channels, n, n)) for n in (side, 2 * side))
+    return int(one + (four - one) * (pixels / side**2 - 1) / 3)
+
+
+def _live_bytes(network: nn.Module, shape: Sequence[int]) -> int:
     with torch.inference_mode(), _LiveTensors() as live:
-        shadow(torch.empty(tuple(shape), device="meta"))
-    return live.peak + FLOAT * math.prod(shape)
+        network(torch.empty(tuple(shape), device="meta"))
+    return live.peak
 
 
 def seconds_per_pixel(network: nn.Module, channels: int = 1, batch: int = 1) -> float:

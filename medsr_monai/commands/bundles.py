@@ -70,6 +70,8 @@ class BundleRunner:
         for name in overrides:
             if name.partition("#")[0] not in self.parser:
                 raise ValueError(f"bundle {bundle} has no option --{name.replace('_', '-')}: {self._use()}")
+        if not trained and "network_def#truncation" in self.parser:
+            overrides["network_def#truncation"] = "none"  # its centroids come with trained weights only
         progress = {"inferer#progress": sys.stderr.isatty()}
         self.parser.update({"bundle_root": str(folder), "output_dir": None} | progress | overrides)
         self.parser.parse()
