@@ -160,10 +160,10 @@ def activation_bytes(network: nn.Module, shape: Sequence[int]) -> int:
     multiple = getattr(network, "size_multiple", 1)
     side = _up(COUNTED_SIDE, multiple)
     pixels = _up(rows, multiple) * _up(columns, multiple)
-    if pixels <= 4 * side**2:
+    if pixels <= 2 * side**2:
         return _live_bytes(shadow, shape)
-    one, four = (_live_bytes(shadow, (batch, channels, n, n)) for n in (side, 2 * side))
-    return int(one + (four - one) * (pixels / side**2 - 1) / 3)
+    one, two = (_live_bytes(shadow, (batch, channels, side, n)) for n in (side, 2 * side))
+    return int(one + (two - one) * (pixels / side**2 - 1))
 
 
 def _live_bytes(network: nn.Module, shape: Sequence[int]) -> int:
