@@ -125,7 +125,7 @@ def find_cases(
     """
     check_input(source)
     path, out = Path(source), Path(target)
-    if path.is_dir() or zipfile.is_zipfile(path):
+    if path.is_dir() or path.name.lower().endswith(".zip") or zipfile.is_zipfile(path):
         from medsr_monai.commands.studies import find_study
 
         if (study := find_study(source, series, all_series)) is not None:
@@ -166,7 +166,8 @@ def _check_folder(path: Path, out: Path, what: str) -> None:
 
 def _series_cases(path: Path, out: Path, overwrite: bool, study: list[tuple[DicomSeries, str]]) -> list[Case]:
     """A case for each series, named in the output folder by its string."""
-    if len(study) == 1 and not out.is_dir():
+    plain = study[0][1] == path.name
+    if len(study) == 1 and not out.is_dir() and (plain or out.name.endswith(NIFTI_SUFFIXES)):
         return [Case(study[0][0].source, nifti_output(str(out), overwrite, str(path)), study[0][0])]
     _check_folder(path, out, f"a study of {len(study)} DICOM series (--series chooses one)")
     cases = [Case(series.source, out / f"{name}_sr.nii.gz", series) for series, name in study]

@@ -122,8 +122,10 @@ def _name(series: DicomSeries) -> str:
 
 
 def _names_patient(text: str, series: DicomSeries) -> bool:
+    """Whether a part of the patient's name is in ``text``; a name that is the PatientID too is a pseudonym."""
     header = series.slices[0].header
-    words = re.findall(
-        r"\w+", f"{header.get('PatientName', '')} {header.get('PatientID', '')}".replace("_", " ").lower()
-    )
+    name = str(header.get("PatientName", ""))
+    if header.get("PatientIdentityRemoved") == "YES" or name == str(header.get("PatientID", "")):
+        return False
+    words = re.findall(r"[^\W\d_]+", name.lower())
     return any(len(word) >= SHORTEST_NAME and word in text.lower() for word in words)

@@ -12,6 +12,8 @@ import pydicom
 from pydicom.uid import (
     JPEG2000,
     UID,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
     JPEG2000Lossless,
     JPEGBaseline8Bit,
     JPEGExtended12Bit,
@@ -26,6 +28,8 @@ from medsr_monai.data.dicom_slices import DicomFiles, DicomSlice
 
 __all__ = ["codec_problem", "read_stack"]
 
+HTJ2K = "1.2.840.10008.1.2.4.20"
+"""How the transfer syntaxes of high-throughput JPEG 2000 begin."""
 CODECS = 'pip install "medsr_monai[dicom]"'
 ITK_SYNTAXES = (
     JPEGBaseline8Bit,
@@ -45,15 +49,16 @@ PIXEL_TAGS = (
 
 
 def codec_problem(syntax: UID) -> str | None:
-    """Why pixels of a transfer syntax cannot be decoded here, and what to install; None where they can."""
-    if not syntax.is_transfer_syntax or not syntax.is_compressed or syntax in ITK_SYNTAXES or _pydicom_decodes(syntax):
+    """Why pixels of a transfer syntax cannot be decoded here, and what to do; None where they can."""
+    if not syntax.is_transfer_syntax or syntax.is_private:
+        return f"of the unknown transfer syntax {syntax}: export the series uncompressed"
+    if not syntax.is_encapsulated or syntax in ITK_SYNTAXES or _pydicom_decodes(syntax):
         return None
-    return f"compressed as {syntax.name}, which no installed library decodes: {CODECS}, or decompress the series first"
+    remedy = f"{CODECS}, or decompress" if syntax.startswith(HTJ2K) else "decompress"
+    return f"compressed as {syntax.name}, which no installed library decodes: {remedy} the series first"
 
 
 def _pydicom_decodes(syntax: UID) -> bool:
-    if not syntax.is_encapsulated:  # deflated
-        return True
     try:
         from pydicom.pixels import get_decoder
     except ImportError:  # pydicom 2
@@ -90,11 +95,14 @@ def read_stack(files: DicomFiles, slices: Sequence[DicomSlice]) -> np.ndarray:
 
 def _decoded(header: pydicom.Dataset, name: str) -> np.ndarray:
     """Stored values, [rows, columns] or [frames, rows, columns]."""
-    syntax = header.file_meta.get("TransferSyntaxUID", pydicom.uid.ImplicitVRLittleEndian)
+    if "TransferSyntaxUID" not in header.file_meta:  # pydicom has guessed it
+        implicit = header.original_encoding[0]
+        header.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian
+    syntax = header.file_meta.TransferSyntaxUID
     if problem := codec_problem(syntax):
         raise ValueError(f"{name}: {problem}")
     try:
-        if _pydicom_decodes(syntax) or not syntax.is_compressed:
+        if not syntax.is_encapsulated or _pydicom_decodes(syntax):
             return header.pixel_array
         return _decoded_by_itk(header)
     except MemoryError:

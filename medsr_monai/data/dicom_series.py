@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -99,8 +100,7 @@ class DicomSeries:
     @property
     def shape(self) -> tuple[int, int, int]:
         """Columns, rows, slices: the volume's axes."""
-        first = self.slices[0].header
-        return int(first.Columns), int(first.Rows), len(self.slices)
+        return self.slices[0].columns, self.slices[0].rows, len(self.slices)
 
     @property
     def spacing(self) -> tuple[float, float, float] | None:
@@ -157,13 +157,15 @@ class DicomSeries:
 
 
 def _frame_header(whole: pydicom.Dataset, item: DicomSlice) -> pydicom.Dataset:
-    header = pydicom.Dataset()
-    header.file_meta = whole.file_meta
     groups = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence", "NumberOfFrames")
-    header.update({element.tag: element for element in whole if element.keyword not in groups})
+    header = pydicom.Dataset({element.tag: copy.copy(element) for element in whole if element.keyword not in groups})
+    header.file_meta = whole.file_meta
     header.ImagePositionPatient, header.ImageOrientationPatient = list(item.position), list(item.orientation)
     header.PixelSpacing, header.ImageType = list(item.pixel_spacing), list(item.image_type)
-    header.SliceThickness, header.SpacingBetweenSlices = item.thickness, item.gap
+    lengths = {"SliceThickness": item.thickness, "SpacingBetweenSlices": item.gap}
+    for keyword, length in lengths.items():
+        if length is not None:
+            setattr(header, keyword, length)
     header.RescaleSlope, header.RescaleIntercept = item.slope, item.intercept
     header.InstanceNumber = item.frame + 1
     return header
@@ -293,7 +295,7 @@ def _series_of(root: str, group: list[DicomSlice], problems: dict[str, str]) -> 
 
 
 def _series(root: str, slices: list[DicomSlice], part: str, problem: str | None) -> DicomSeries:
-    if all(item.position and item.orientation for item in slices):
+    if all(_has_geometry(item) for item in slices):
         slices = [slices[i] for i in np.argsort(_distances(slices), kind="stable")]
     first = slices[0]
     header = first.header
@@ -366,11 +368,16 @@ def _impossible_geometry(item: DicomSlice) -> str | None:
         return f"ImageOrientationPatient {list(item.orientation)} is not of two perpendicular unit vectors"
     if min(item.pixel_spacing) <= 0:
         return f"PixelSpacing {list(item.pixel_spacing)} mm"
-    if int(item.header.Rows) < 1 or int(item.header.Columns) < 1:
-        return f"{item.header.Rows} rows and {item.header.Columns} columns"
+    if item.rows < 1 or item.columns < 1:
+        return f"{item.rows} rows and {item.columns} columns"
     if item.slope == 0:
         return "RescaleSlope 0"
     return None
+
+
+def _has_geometry(item: DicomSlice) -> bool:
+    stated = item.position is not None and item.orientation is not None and item.pixel_spacing is not None
+    return stated and _impossible_geometry(item) is None
 
 
 def _by_geometry(slices: list[DicomSlice]) -> list[list[DicomSlice]]:
@@ -388,7 +395,7 @@ def _by_geometry(slices: list[DicomSlice]) -> list[list[DicomSlice]]:
 
 def _same_geometry(one: DicomSlice, other: DicomSlice) -> bool:
     return (
-        (one.header.Rows, one.header.Columns) == (other.header.Rows, other.header.Columns)
+        (one.rows, one.columns) == (other.rows, other.columns)
         and np.allclose(one.pixel_spacing, other.pixel_spacing, rtol=1e-4, atol=0)
         and np.abs(np.subtract(one.orientation, other.orientation)).max() <= SAME_DIRECTION
         and ("LOCALIZER" in one.image_type) == ("LOCALIZER" in other.image_type)
@@ -516,7 +523,7 @@ def _lost(distances: np.ndarray, others: np.ndarray) -> list[str]:
 
 def _affine(slices: Sequence[DicomSlice]) -> np.ndarray | None:
     first, last = slices[0], slices[-1]
-    if first.orientation is None or first.pixel_spacing is None or first.position is None or last.position is None:
+    if not all(_has_geometry(item) for item in slices):
         return None
     if len(slices) > 1:
         step = (np.array(last.position) - first.position) / (len(slices) - 1)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import os
+import warnings
 import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -12,7 +14,6 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import pydicom
-from pydicom.datadict import tag_for_keyword
 from pydicom.errors import InvalidDicomError
 
 __all__ = ["DicomFiles", "DicomSlice", "is_zip", "read_slices"]
@@ -28,6 +29,7 @@ STUDY_TAGS = (
     "PhotometricInterpretation Columns PixelSpacing BitsAllocated RescaleIntercept RescaleSlope ModalityLUTSequence "
     "PatientName PatientID PatientIdentityRemoved SharedFunctionalGroupsSequence PerFrameFunctionalGroupsSequence"
 )
+INTEGERS = ("Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "SeriesNumber")
 PRIVATE_B_VALUES = ((0x0019, 0x100C), (0x0043, 0x1039), (0x2001, 0x1003))
 """Of Siemens, GE and Philips, where the standard's DiffusionBValue is missing."""
 
@@ -45,6 +47,8 @@ class DicomSlice:
     """Of a multi-frame file, counted from 0."""
     header: pydicom.Dataset = field(repr=False)
     """Some of the file's tags, without its pixels."""
+    rows: int
+    columns: int
     position: tuple[float, ...] | None
     orientation: tuple[float, ...] | None
     pixel_spacing: tuple[float, ...] | None
@@ -71,8 +75,12 @@ class DicomSlice:
 
 
 def is_zip(path: str | os.PathLike) -> bool:
-    """Whether ``path`` is a zip file, whatever its name."""
-    return Path(path).is_file() and zipfile.is_zipfile(path)
+    """Whether ``path`` is a zip file by its content or its name."""
+    return Path(path).is_file() and (str(path).lower().endswith(".zip") or zipfile.is_zipfile(path))
+
+
+class UnreadableZipError(ValueError):
+    """A zip is damaged, encrypted, or compressed in a way that Python cannot read."""
 
 
 class DicomFiles:
@@ -81,12 +89,15 @@ class DicomFiles:
     A zip is read in memory, nothing is unpacked to disk.
 
     Raises:
-        ValueError: a zip is damaged or encrypted.
+        UnreadableZipError: a zip is damaged or encrypted.
     """
 
     def __init__(self, root: str | os.PathLike) -> None:
         self.root = Path(root)
-        self.archive = zipfile.ZipFile(self.root) if is_zip(self.root) else None
+        try:
+            self.archive = zipfile.ZipFile(self.root) if is_zip(self.root) else None
+        except zipfile.BadZipFile as error:
+            raise UnreadableZipError(f"{self.root}: cannot be unpacked ({error}): a damaged zip?") from error
 
     def __enter__(self) -> DicomFiles:
         return self
@@ -120,14 +131,14 @@ class DicomFiles:
             return
         try:
             with self.archive.open(name) as member:
-                start = member.read(PREAMBLE)
-                yield io.BytesIO(start + member.read() if start[-4:] == b"DICM" else start)
-        except (zipfile.BadZipFile, RuntimeError, NotImplementedError, zipfile.zlib.error) as error:
-            if isinstance(error, RuntimeError) and self.archive.getinfo(name).flag_bits & 1 == 0:
-                raise
-            raise ValueError(
+                content = member.read(PREAMBLE)
+                if content[-4:] == b"DICM":
+                    content += member.read()
+        except (zipfile.BadZipFile, RuntimeError, NotImplementedError, zlib.error, EOFError) as error:
+            raise UnreadableZipError(
                 f"{self.root}: {name} cannot be unpacked ({error}): a damaged or encrypted zip?"
             ) from error
+        yield io.BytesIO(content)
 
 
 def read_slices(files: DicomFiles) -> tuple[list[DicomSlice], dict[str, str]]:
@@ -136,33 +147,31 @@ def read_slices(files: DicomFiles) -> tuple[list[DicomSlice], dict[str, str]]:
     Whatever else lies there is passed over: a DICOMDIR, reports, files of other kinds.
     """
     slices, damaged = [], {}
-    tags = [tag_for_keyword(keyword) for keyword in STUDY_TAGS.split()] + [
-        group << 16 | tag for group, tag in PRIVATE_B_VALUES
-    ]
-    for name in files.names():
-        try:
-            with files.open(name) as file:
-                header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=tags)
-                found = _of_header(name, header) if "Rows" in header else []
-        except InvalidDicomError:
-            if name.lower().endswith(SLICE_SUFFIXES):
-                damaged[name] = "does not begin as DICOM files do"
-            continue
-        except OSError as error:
-            damaged[name] = error.strerror or "cannot be opened"
-            continue
-        except ValueError as error:
-            if files.archive is not None and "unpacked" in str(error):
+    with warnings.catch_warnings(action="ignore"):  # pydicom's, of values that no volume depends on
+        for name in files.names():
+            try:
+                slices += _of_file(files, name)
+            except InvalidDicomError:
+                if name.lower().endswith(SLICE_SUFFIXES):
+                    damaged[name] = "does not begin as DICOM files do"
+            except OSError as error:
+                damaged[name] = error.strerror or "cannot be opened"
+            except UnreadableZipError:
                 raise
-            damaged[name] = f"has a damaged header ({_first_line(error)})"
-            continue
-        except Exception as error:  # pydicom meets damaged headers with many kinds
-            damaged[name] = f"has a damaged header ({_first_line(error)})"
-            continue
-        if not found and "Image Storage" in getattr(header.get("SOPClassUID"), "name", ""):
-            damaged[name] = "is an image without Rows: truncated?"
-        slices += found
+            except Exception as error:  # pydicom meets damaged headers with many kinds
+                damaged[name] = f"has a damaged header ({_first_line(error)})"
     return slices, damaged
+
+
+def _of_file(files: DicomFiles, name: str) -> list[DicomSlice]:
+    tags = [*STUDY_TAGS.split(), *PRIVATE_B_VALUES]
+    with files.open(name) as file:
+        header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=tags)
+    if "Rows" in header:
+        return _of_header(name, header)
+    if "Image Storage" in getattr(header.get("SOPClassUID"), "name", ""):
+        raise ValueError("an image without Rows: truncated?")
+    return []
 
 
 def _first_line(error: BaseException) -> str:
@@ -170,6 +179,11 @@ def _first_line(error: BaseException) -> str:
 
 
 def _of_header(name: str, header: pydicom.Dataset) -> list[DicomSlice]:
+    for _ in header:  # values are converted when they are first asked for: a wrong one shows here, not later
+        pass
+    for keyword in INTEGERS:
+        if header.get(keyword) not in (None, ""):
+            int(header.get(keyword))
     per_frame = header.get("PerFrameFunctionalGroupsSequence") or []
     if not per_frame:
         return [_slice(name, None, header, [])]
@@ -201,7 +215,7 @@ def _slice(name: str, frame: int | None, header: pydicom.Dataset, groups: Sequen
         found = value(keyword, sequence)
         if found is None:
             return None
-        if not isinstance(found, Sequence | pydicom.multival.MultiValue) or len(found) != count:
+        if not isinstance(found, Sequence) or len(found) != count:
             raise ValueError(f"{keyword} of other than {count} numbers")
         return tuple(float(n) for n in found)
 
@@ -218,11 +232,9 @@ def _slice(name: str, frame: int | None, header: pydicom.Dataset, groups: Sequen
     if b_value is None:
         b_value = next((header[tag].value for tag in PRIVATE_B_VALUES if tag in header), None)
     diffusion = ("MRDiffusionSequence", "DiffusionGradientDirectionSequence")
-    echo = (
-        value("EffectiveEchoTime", "MREchoSequence") if groups else header.get("EchoNumbers") or header.get("EchoTime")
-    )
     marks = {
-        "echo": echo,
+        "echo": header.get("EchoNumbers"),
+        "echo time": value("EffectiveEchoTime", "MREchoSequence") or header.get("EchoTime"),
         "b-value": b_value,
         "gradient direction": value("DiffusionGradientOrientation", *diffusion),
         "time": value("TemporalPositionIndex", "FrameContentSequence") or header.get("TemporalPositionIdentifier"),
@@ -237,6 +249,8 @@ def _slice(name: str, frame: int | None, header: pydicom.Dataset, groups: Sequen
         file=name,
         frame=frame,
         header=header,
+        rows=int(header.get("Rows") or 0),
+        columns=int(header.get("Columns") or 0),
         position=numbers("ImagePositionPatient", "PlanePositionSequence", 3),
         orientation=numbers("ImageOrientationPatient", "PlaneOrientationSequence", 6),
         pixel_spacing=numbers("PixelSpacing", "PixelMeasuresSequence", 2),
