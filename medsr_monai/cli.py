@@ -13,6 +13,7 @@ from medsr_monai.commands.evaluate import evaluate
 from medsr_monai.commands.export import export
 from medsr_monai.commands.fetch import fetch
 from medsr_monai.commands.files import ERRORS, reason_of
+from medsr_monai.commands.inspect import inspect
 from medsr_monai.commands.models import models
 from medsr_monai.commands.package import package
 from medsr_monai.commands.prepare import prepare
@@ -20,7 +21,21 @@ from medsr_monai.commands.upscale import upscale
 
 COMMANDS = {
     f.__name__: f
-    for f in (upscale, degrade, evaluate, convert, prepare, models, fetch, package, export, demo, benchmark, compare)
+    for f in (
+        upscale,
+        inspect,
+        degrade,
+        evaluate,
+        compare,
+        demo,
+        models,
+        fetch,
+        convert,
+        prepare,
+        export,
+        package,
+        benchmark,
+    )
 }
 
 

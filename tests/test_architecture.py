@@ -35,6 +35,7 @@ ALLOWED = {
     "cohort": {"atomic", "metrics"},
     "quality": {"atomic", "inferers", "metrics", "transforms"},
     "report_page": {"atomic"},
+    "estimate": {"inferers", "transforms.geometry"},
     "compare": {"atomic", "handlers", "inferers", "metrics", "networks", "transforms"},
     "exported": set(),
     "exchange": {"atomic", "exported", "networks.blocks.deformable"},

@@ -50,10 +50,11 @@ class BundleRunner:
     Args:
         bundle: name or folder.
         weights: file, or None for the bundle's own; one that `medsr export` wrote takes the place of the network.
+        trained: load weights; without them the network's grid, memory and time are the same.
         overrides: ids of the bundle's inference.json and their values.
     """
 
-    def __init__(self, bundle: str, weights: str | None = None, **overrides: Any) -> None:
+    def __init__(self, bundle: str, weights: str | None = None, trained: bool = True, **overrides: Any) -> None:
         folder = self.folder = bundle_folder(bundle)
         if weights is not None and not Path(weights).is_file():
             raise FileNotFoundError(f"{weights}: no such weights file")
@@ -74,10 +75,12 @@ class BundleRunner:
         if exported:
             target = {"_target_": "medsr_monai.exported.ExportedNetwork", "path": weights, "scale": "@scale"}
             overrides["network_def"] = target
+        if not trained and "network_def#truncation" in self.parser:
+            overrides["network_def#truncation"] = "none"  # its centroids come with trained weights only
         progress = {"inferer#progress": sys.stderr.isatty()}
         self.parser.update({"bundle_root": str(folder), "output_dir": None} | progress | overrides)
         self.parser.parse()
-        self.weights = weights or self["weights"]
+        self.weights = (weights or self["weights"]) if trained else None
         self.network = self["network"].eval()
         if self.weights and not exported:
             from medsr_monai.handlers import load_weights

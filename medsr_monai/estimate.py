@@ -1,0 +1,198 @@
+"""What super-resolving a volume will take, before it is done: the output's grid, memory and time."""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from medsr_monai.inferers import PlaneInferer, ThroughPlaneInferer
+from medsr_monai.transforms.geometry import AXES, PLANES
+
+__all__ = ["Work", "activation_bytes", "peak_memory", "planned_work", "resident_bytes", "seconds_per_pixel"]
+
+FLOAT = 4
+"""Bytes of a voxel; all buffers are float32."""
+INPUTS = 2.0
+"""Volumes of the input's size: as read, and scaled."""
+PLANE_OUTPUTS = 2.0
+"""Volumes of the output's size while slices are enlarged: the output and the map that counts windows."""
+THROUGH_OUTPUTS = (3.7, 4.4)
+"""The same for thick slices, refined in one plane and in both: with the interpolated volume and the first result."""
+LAST_OUTPUTS = 3.3
+"""After the network: the output, and copies for its intensities and for the file."""
+HEAP = 128 * 2**20
+"""Bytes that the C library keeps for later once they have been used, at most."""
+COUNTED_SIDE = 64
+"""Pixels along the sides of the smaller slice whose activations are counted for larger ones, at least."""
+TIMED_SIDE = 32
+"""Pixels along the sides of the slice that is timed, at least."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What an inferer does to one volume.
+
+    Attributes:
+        shape: of the input, (X, Y, Z).
+        new_shape: of the output.
+        slices: for each plane, how many slices the network sees, and their rows and columns.
+        outputs: volumes of the output's size that are held at a time meanwhile.
+    """
+
+    shape: tuple[int, int, int]
+    new_shape: tuple[int, int, int]
+    slices: tuple[tuple[int, int, int], ...]
+    outputs: float
+
+    def pixels(self, multiple: int = 1) -> int:
+        """That the network sees in all, each slice padded to a multiple of its window."""
+        return sum(count * _up(rows, multiple) * _up(columns, multiple) for count, rows, columns in self.slices)
+
+
+def planned_work(
+    inferer: PlaneInferer | ThroughPlaneInferer,
+    affine: np.ndarray | torch.Tensor,
+    shape: Sequence[int],
+    scale_factors: Sequence[int],
+) -> Work:
+    """What an inferer will do to a volume with this 4x4 affine and shape (X, Y, Z), by the inferer's own plan.
+
+    Args:
+        scale_factors: by which the network enlarges rows and columns of a slice.
+
+    Raises:
+        ValueError: see :meth:`medsr_monai.inferers.ThroughPlaneInferer.plan`.
+    """
+    shape = tuple(int(n) for n in shape)
+    new_shape = list(shape)
+    if isinstance(inferer, ThroughPlaneInferer):
+        plan = inferer.plan(affine, shape)
+        new_shape[plan.array_axis] = plan.new_size
+        seen = tuple(new_shape) if inferer.factor == 1 else shape
+        slices, through = [], PLANES[AXES.index(plan.thick_axis)]
+        for plane in plan.planes:
+            across, rows, columns = PlaneInferer(plane, through=through).axes(affine, seen)
+            slices.append((seen[across], seen[rows], seen[columns]))
+        return Work(shape, tuple(new_shape), tuple(slices), THROUGH_OUTPUTS[len(plan.planes) - 1])
+    across, rows, columns = inferer.axes(affine, shape)
+    for axis, factor in zip((rows, columns), scale_factors, strict=True):
+        new_shape[axis] *= factor
+    return Work(shape, tuple(new_shape), ((shape[across], shape[rows], shape[columns]),), PLANE_OUTPUTS)
+
+
+def peak_memory(resident: int, work: Work, activations: int, channels: int = 1) -> int:
+    """Bytes of main memory that the process holds at most, on the CPU.
+
+    ``resident + heap + max(inputs + outputs + activations, inputs + last outputs)``: the process with its libraries and
+    the network; what the C library keeps of the activations (all of them, up to HEAP); buffers of float32, INPUTS of
+    the input's size and of the output's size those of the work while the network runs, LAST_OUTPUTS after it.
+
+    Args:
+        resident: of a process that has loaded the same libraries and the network, see :func:`resident_bytes`.
+        activations: of one batch of slices, see :func:`activation_bytes`.
+        channels: of the volume.
+    """
+    inputs = INPUTS * FLOAT * channels * math.prod(work.shape)
+    output = FLOAT * channels * math.prod(work.new_shape)
+    running = inputs + work.outputs * output + activations
+    return int(resident + min(activations, HEAP) + max(running, inputs + LAST_OUTPUTS * output))
+
+
+def resident_bytes() -> int | None:
+    """Main memory that this process holds now; None where the system does not tell (it is read from /proc)."""
+    status = Path("/proc/self/status")
+    if not status.is_file():
+        return None
+    line = next(line for line in status.read_text().splitlines() if line.startswith("VmRSS:"))
+    return int(line.split()[1]) * 2**10
+
+
+class _LiveTensors(TorchDispatchMode):
+    """Bytes of the tensors that operators make, while they are alive."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.peak = self.now = 0
+        self.alive: dict[int, int] = {}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(made):
+            if not isinstance(tensor, torch.Tensor):
+                continue
+            storage = tensor.untyped_storage()
+            key = storage._cdata
+            if key not in self.alive:
+                self.alive[key] = storage.nbytes()
+                self.now += storage.nbytes()
+                self.peak = max(self.peak, self.now)
+                weakref.finalize(storage, self._free, key)
+        return made
+
+    def _free(self, key: int) -> None:
+        self.now -= self.alive.pop(key, 0)
+
+
+def activation_bytes(network: nn.Module, shape: Sequence[int]) -> int:
+    """Bytes that a network's forward pass holds at most, the input included, its weights and operators' scratch not.
+
+    Nothing is computed: a copy of the network runs on the meta device, and every tensor is counted as long as it lives.
+    Of large slices this is done for two smaller ones, from which a straight line over the pixels is drawn: all networks
+    here work in windows, tiles or pixel by pixel.
+
+    Args:
+        network: in eval mode.
+        shape: [B, C, H, W] of the input.
+    """
+    shadow = copy.deepcopy(network).to("meta")
+    batch, channels, rows, columns = shape
+    multiple = getattr(network, "size_multiple", 1)
+    side = _up(COUNTED_SIDE, multiple)
+    pixels = _up(rows, multiple) * _up(columns, multiple)
+    if pixels <= 2 * side**2:
+        return _live_bytes(shadow, shape)
+    one, two = (_live_bytes(shadow, (batch, channels, side, n)) for n in (side, 2 * side))
+    return int(one + (two - one) * (pixels / side**2 - 1))
+
+
+def _live_bytes(network: nn.Module, shape: Sequence[int]) -> int:
+    with torch.inference_mode(), _LiveTensors() as live:
+        network(torch.empty(tuple(shape), device="meta"))
+    return live.peak
+
+
+def seconds_per_pixel(network: nn.Module, channels: int = 1, batch: int = 1) -> float:
+    """Time the network takes for an input pixel, measured on a small slice, on its device, after a run to warm up.
+
+    Args:
+        network: in eval mode.
+        channels: of the input.
+        batch: slices at a time.
+    """
+    side = _up(TIMED_SIDE, getattr(network, "size_multiple", 1))
+    device = next((weight.device for weight in network.parameters()), torch.device("cpu"))
+    image = torch.rand(batch, channels, side, side, device=device)
+    seconds = math.inf
+    with torch.inference_mode():
+        for _ in range(2):
+            start = time.perf_counter()
+            network(image)
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            seconds = time.perf_counter() - start
+    return seconds / (batch * side * side)
+
+
+def _up(size: int, multiple: int) -> int:
+    return math.ceil(size / multiple) * multiple
