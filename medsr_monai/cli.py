@@ -22,19 +22,8 @@ from medsr_monai.commands.upscale import upscale
 COMMANDS = {
     f.__name__: f
     for f in (
-        upscale,
-        inspect,
-        degrade,
-        evaluate,
-        compare,
-        demo,
-        models,
-        fetch,
-        convert,
-        prepare,
-        export,
-        package,
-        benchmark,
+        *(upscale, inspect, degrade, evaluate, compare, demo),
+        *(models, fetch, convert, prepare, export, package, benchmark),
     )
 }
 
