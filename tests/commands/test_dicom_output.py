@@ -1,5 +1,6 @@
 """`medsr upscale --output-format dicom`, on the command line."""
 
+import json
 import os
 import subprocess
 import sys
@@ -59,7 +60,10 @@ def test_command(tmp_path):
     assert run.returncode == 0, run.stderr
     assert NAME not in run.stdout + run.stderr and "Roe" not in run.stdout + run.stderr
     assert {path.name: path.read_bytes() for path in source.iterdir()} == before
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["derived", "source"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["derived", "derived.json", "derived.quality.png", "source"]
+    sidecar = json.loads((tmp_path / "derived.json").read_text())
+    assert [one["Name"] for one in sidecar["Outputs"]] == ["derived", "derived.quality.png"]
+    assert NAME not in str(sidecar)
     assert upscale(str(source), str(tmp_path / "sr.nii.gz"), device="cpu") == 0
     load = LoadVolumed("image").load
     derived, nifti, original = load(out), load(tmp_path / "sr.nii.gz"), load(source)
@@ -105,11 +109,12 @@ def test_refused(tmp_path):
         upscale(str(source), str(tmp_path / "out"), output_format="DCM")
 
 
-def test_refused_before_the_work(tmp_path, capsys, monkeypatch):
+def test_refused_before_the_work(tmp_path, monkeypatch):
     """A series of neither MR nor CT: nothing is computed."""
     from medsr_monai.commands.bundles import BundleRunner
 
     monkeypatch.setattr(BundleRunner, "run", lambda *args: pytest.fail("computed"))
     source = write_series(tmp_path / "source", sop_class="1.2.840.10008.5.1.4.1.1.7")
-    assert upscale(str(source), str(tmp_path / "out"), output_format="dicom", device="cpu") == 1
-    assert "made of MR and CT images" in capsys.readouterr().err and not (tmp_path / "out").exists()
+    with pytest.raises(ValueError, match="made of MR and CT images"):
+        upscale(str(source), str(tmp_path / "out"), output_format="dicom", device="cpu")
+    assert not (tmp_path / "out").exists()

@@ -212,7 +212,8 @@ def test_missing_geometry(tmp_path, tag):
 
 
 def test_no_image(tmp_path):
-    refused(write_series(tmp_path / "bad", lambda n, header: delattr(header, "Rows")), "without an image")
+    folder = write_series(tmp_path / "bad", lambda n, header: delattr(header, "Rows"))
+    refused(folder, "an image without Rows and Columns")
 
 
 def test_missing_file(tmp_path):
@@ -384,7 +385,7 @@ def test_cases_of_a_study(tmp_path, capsys):
     assert names(find_cases(str(folder), str(out), False, "3"), out) == ["003_t1-MPR_sr.nii.gz"]
     uid = cases[0].series.uid
     one = find_cases(str(zipped(folder)), str(tmp_path / "x.nii.gz"), False, uid)
-    assert len(one) == 1 and one[0].output == tmp_path / "x.nii.gz" and one[0].files == [str(folder) + ".zip"]
+    assert len(one) == 1 and one[0].output == tmp_path / "x.nii.gz" and one[0].files == [Path(str(folder) + ".zip")]
     for options, message in {
         ("9", False): "no series 9, it has 1 t1 sag; 2 scout",
         ("1", True): "leave --all-",
@@ -402,7 +403,7 @@ def test_one_plain_series_is_named_after_its_folder(tmp_path):
     folder = write_series(tmp_path / "t1.axial", derived)
     (case,) = find_cases(str(folder), str(tmp_path), False)
     assert case.source == str(folder) and case.output == tmp_path / "t1.axial_sr.nii.gz"
-    assert sorted(case.files) == sorted(map(str, folder.iterdir()))
+    assert sorted(case.files) == sorted(folder.iterdir())
     (case,) = find_cases(str(folder), str(tmp_path / "x.nii.gz"), False)
     assert case.output == tmp_path / "x.nii.gz"
 
@@ -834,7 +835,7 @@ def test_upscale_a_zipped_export(tmp_path):
     temporary.mkdir()
     result = run_medsr("upscale", archive, out, "--device", "cpu", TMPDIR=str(temporary))
     assert result.returncode == 1 and "Traceback" not in result.stderr
-    assert [p.name for p in out.iterdir()] == ["001_t1-sag_sr.nii.gz"] and not list(temporary.rglob("*.dcm"))
+    assert [p.name for p in out.glob("*.nii.gz")] == ["001_t1-sag_sr.nii.gz"] and not list(temporary.rglob("*.dcm"))
     assert "series 2 scout: localiser, left out" in result.stdout and "series 3 t1/MPR: derived" in result.stdout
     assert "series 5 t2 Phantom: DICOM slices are unevenly spaced" in result.stderr
     image = nibabel.load(out / "001_t1-sag_sr.nii.gz")
