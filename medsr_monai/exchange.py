@@ -170,6 +170,7 @@ def _write_onnx(network: nn.Module, path: Path, record: Mapping[str, Any]) -> No
                 input_names=["image"],
                 output_names=["pred"],
                 verbose=False,
+                optimize=False,  # onnxruntime does it when it loads the file, and better; here it takes minutes
             )
     except torch.onnx.OnnxExporterError as error:
         raise ValueError(

@@ -111,6 +111,7 @@ def _open_onnx(path: Path, providers: Sequence[str]) -> tuple[Any, dict[str, Any
         raise ImportError(f"{path}: needs onnxruntime: pip install 'medsr_monai[export]'") from error
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 3  # errors; of float16 it warns line by line what a CPU computes in float32
     try:
         session = onnxruntime.InferenceSession(path, options, providers=list(providers))
     except Exception as error:  # onnxruntime has no common class for what it raises

@@ -96,7 +96,7 @@ def test_every_super_resolution_network_is_listed():
     assert {*SMALL} | NOT_SUPER_RESOLUTION == {*NETWORKS.names}
 
 
-@pytest.mark.parametrize("name", cases([n for n in SMALL if n not in NO_TORCHSCRIPT]))
+@pytest.mark.parametrize("name", cases([n for n in SMALL if n not in NO_TORCHSCRIPT], (*QUICK, "RDSTE", "LGSRLight")))
 def test_torchscript(name, tmp_path):
     network = small(name, scale=[1, 4])
     parity = export_network(network, tmp_path / "model.ts", "torchscript")
