@@ -38,6 +38,7 @@ from medsr_monai.networks import RDST, NetworkArguments
 from medsr_monai.transforms import outer_corners
 
 ROOT = Path(__file__).parent.parent
+OUTPUTS = ("out.json", "out.nii.gz", "out.quality.png")
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked")
 
 # processes
@@ -775,7 +776,7 @@ def test_kill_9_at_a_random_moment_loses_nothing(medsr, bundle, tmp_path, slow_c
         assert result.code in (0, -signal.SIGKILL), result
         killed += result.code != 0
         assert Path("a.nii.gz").read_bytes() == source
-        assert {n for n in os.listdir() if not n.startswith(".partial-")} == {"a.nii.gz", "out.nii.gz"}
+        assert {n for n in os.listdir() if not n.startswith(".partial-")} == {"a.nii.gz", *OUTPUTS}
         content = Path("out.nii.gz").read_bytes()
         if content != old:
             np.testing.assert_array_equal(nib.load("out.nii.gz").get_fdata(), expected)
@@ -1013,7 +1014,7 @@ def told_or_done(result: Result, folder: Path, source: str) -> None:
     errors = [line for line in result.err.splitlines() if line.startswith("medsr: error: ")]
     assert "Traceback" not in result.err and len(errors) == result.code, result
     left = {p.name for p in folder.iterdir()} - {source}
-    assert left == ({"out.nii.gz"} if result.code == 0 else set()), left
+    assert left == (set(OUTPUTS) if result.code == 0 else set()), left
     if result.code == 0:
         assert np.isfinite(nib.load(folder / "out.nii.gz").get_fdata()).all()
 

@@ -182,7 +182,7 @@ def test_what_is_complete_is_kept_as_it_is(medsr, bundle, tmp_path):
     options = ("--bundle", bundle, "--slice-batch", 1, "--device", "cpu")
     code, out, err = medsr("upscale", tmp_path / "in", tmp_path / "out", *options)
     assert (code, err) == (0, "") and "3 cases: 3 kept" in out
-    assert snapshot() == before and len(before) == 6
+    assert snapshot() == before and len(before) == 9
     assert status() == {case: row | {"status": "kept"} for case, row in table.items()}
     assert medsr("upscale", "in", "out", "--bundle", bundle, "--overwrite")[0] == 0
     assert {row["reason"] for row in status().values()} == {"redone: --overwrite"}
@@ -198,7 +198,7 @@ CHANGES = {
     "redone: a_sr.nii.gz was missing": lambda: Path("out/a_sr.nii.gz").unlink(),
     "redone: a_sr.nii.gz was not as written": lambda: Path("out/a_sr.nii.gz").write_bytes(b"half"),
     "redone: other version than before": lambda: _edit_sidecar(GeneratedBy=[{"Name": "medsr_monai", "Version": "0"}]),
-    "": lambda: [Path(f"out/a_sr.{suffix}").unlink() for suffix in ("json", "nii.gz")],
+    "": lambda: [Path(f"out/a_sr.{suffix}").unlink() for suffix in ("json", "nii.gz", "quality.png")],
 }
 
 
@@ -405,7 +405,7 @@ def test_two_processes_killed_and_resumed(medsr, bundle, tmp_path, launcher, res
     assert set(table.values()) == {"kept", "done"} and f"{len(complete)} kept" in out
     assert out.count("plane axial") == 4 - len(complete), "no case is done twice"
     again = snapshot(tmp_path / "out")
-    assert len(again) == 8 and all(again[p] == made[p] for p in made if Path(p).name.split("_")[0] in complete)
+    assert len(again) == 12 and all(again[p] == made[p] for p in made if Path(p).name.split("_")[0] in complete)
     assert not hidden(tmp_path / "out")
 
 
