@@ -954,6 +954,7 @@ def read(path: Path) -> tuple[np.ndarray, np.ndarray] | str:
         with naming(path):
             volume = load_volume()({"image": str(path)})["image"]
     except (ValueError, OSError) as error:
+        assert not isinstance(error.__cause__, RecursionError | NotImplementedError)  # bugs, not refusals
         return str(error)
     return outer_corners(volume.affine, volume.shape[1:]), volume.numpy()
 
@@ -1046,26 +1047,7 @@ TAGS = {
     "SOPClassUID": "UI",
     "PixelData": "OW",
 }
-WORDS = (
-    "",
-    " ",
-    "nan",
-    "inf",
-    "-inf",
-    "0",
-    "-0",
-    "1",
-    "-1",
-    "1.5",
-    "2",
-    "17",
-    "1e9",
-    "1e-9",
-    "1e300",
-    "abc",
-    "1,5",
-    "ü",
-)
+WORDS = ("", " ", "nan", "inf", "-inf", "0", "-0", "1", "-1", "1.5", "17", "1e9", "1e-9", "1e300", "abc", "1,5", "ü")
 
 
 @st.composite
@@ -1114,6 +1096,17 @@ def mutate(folder: Path, series: list[bytes], changes: list[tuple[str, bytes | N
             header.save_as(folder / f"{place}.dcm")
         except (ValueError, TypeError, OverflowError):
             reject()  # pydicom does not write everything
+
+
+def test_what_is_mutated_is_read_before(good_series, tmp_path):
+    """Refusing everything would keep the promises below."""
+    (tmp_path / "a.nii").write_bytes(SMALL)
+    mutate(tmp_path / "series", good_series, [])
+    for path, stated in ((tmp_path / "a.nii", stated_grid(SMALL)), (tmp_path / "series", None)):
+        result = read(path)
+        assert not isinstance(result, str), result
+        expected = stated_corners(path) if stated is None else in_order(stated)
+        np.testing.assert_allclose(in_order(result[0]), expected, atol=2e-3)
 
 
 @given(mutations())

@@ -382,7 +382,7 @@ def _impossible_geometry(item: DicomSlice) -> str | None:
         return f"{item.rows} rows and {item.columns} columns"
     if item.slope == 0:
         return "RescaleSlope 0"
-    alone = _affine([item])
+    alone = _stack_affine([item])
     if not np.isfinite(alone).all():
         return "its thickness is not a number"
     return implausible_grid(alone, (item.columns, item.rows, 1))
@@ -535,9 +535,12 @@ def _lost(distances: np.ndarray, others: np.ndarray) -> list[str]:
 
 
 def _affine(slices: Sequence[DicomSlice]) -> np.ndarray | None:
+    return _stack_affine(slices) if all(_has_geometry(item) for item in slices) else None
+
+
+def _stack_affine(slices: Sequence[DicomSlice]) -> np.ndarray:
+    """As the headers say, right or wrong."""
     first, last = slices[0], slices[-1]
-    if not all(_has_geometry(item) for item in slices):
-        return None
     if len(slices) > 1:
         step = (np.array(last.position) - first.position) / (len(slices) - 1)
     else:
