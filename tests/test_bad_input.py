@@ -353,11 +353,12 @@ def test_a_folder_of_bad_volumes_as_a_user_starts_it(bundle, tmp_path):
     """Each is told once, the good one is done, nothing else is left."""
     folder, made = tmp_path / "in", {}
     for case, (name, make, _) in VOLUMES.items():
-        if case not in ("missing file", "folder where a file is expected", "another suffix"):
+        if case not in ("missing file", "folder where a file is expected", "another suffix", "pipe"):
             made[case] = folder / f"{case.replace(' ', '_').replace(',', '').replace('.', '')}{name[1:]}"
             folder.mkdir(exist_ok=True)
             make(made[case])
     save(folder / "good.nii.gz")
+    os.mkfifo(folder / "passed over.nii.gz")
     before = contents(folder)
     result = started("upscale", folder, tmp_path / "out", "--bundle", bundle, "--device", "cpu")
     lines = [line for line in result.err.splitlines() if line.startswith("medsr: error: ")]
