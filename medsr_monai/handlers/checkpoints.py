@@ -56,7 +56,6 @@ def load_weights(network: torch.nn.Module, path: str | os.PathLike) -> None:
         ValueError: no such dictionary in it, other arguments, or other parameters.
     """
     path = Path(path)
-    _check_zip(path)
     _fill(network, path, read_weights(path))
 
 
@@ -79,7 +78,6 @@ def load_network(path: str | os.PathLike | None) -> torch.nn.Module:
             "trained bundle (a segmentation U-Net: --unet_path)"
         )
     path = Path(path)
-    _check_zip(path)
     content = read_weights(path)
     try:
         network = build_network(content["network"])
@@ -87,21 +85,6 @@ def load_network(path: str | os.PathLike | None) -> torch.nn.Module:
         raise ValueError(f"{path}: {' '.join(str(error).split())}") from error
     _fill(network, path, content)
     return network.eval()
-
-
-def _check_zip(path: Path) -> None:
-    """torch writes checksums into its files, and does not look at them when it reads."""
-    import zipfile
-
-    if not zipfile.is_zipfile(path):
-        return
-    try:
-        with zipfile.ZipFile(path) as archive:
-            broken = archive.testzip()
-    except (zipfile.BadZipFile, zipfile.zlib.error, EOFError, NotImplementedError):
-        broken = "its table of contents"
-    if broken:
-        raise ValueError(f"{path}: damaged weights, {broken} fails its checksum: copy the file again")
 
 
 def load_trained_part(network: torch.nn.Module, path: str | os.PathLike | None, part: str) -> torch.nn.Module:
