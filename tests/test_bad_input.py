@@ -776,7 +776,7 @@ def test_kill_9_at_a_random_moment_loses_nothing(medsr, bundle, tmp_path, slow_c
         assert result.code in (0, -signal.SIGKILL), result
         killed += result.code != 0
         assert Path("a.nii.gz").read_bytes() == source
-        assert {n for n in os.listdir() if not n.startswith(".partial-")} == {"a.nii.gz", "out.nii.gz"}
+        assert all(n.startswith((".", "a.nii.gz", "out.")) for n in os.listdir()), os.listdir()
         content = Path("out.nii.gz").read_bytes()
         if content != old:
             np.testing.assert_array_equal(nib.load("out.nii.gz").get_fdata(), expected)
@@ -836,7 +836,7 @@ def test_out_of_memory_in_the_end_says_what_to_do(medsr, bundle, tmp_path, error
     *retries, last = result.err.splitlines(keepends=True)
     assert len(retries) == 3 and all(line.startswith("medsr: out of memory") for line in retries), retries
     told(result._replace(err=last), r"a\.nii\.gz: out of memory even with one tile .*--tile, another --device")
-    assert contents(tmp_path) == {**before, "new": None} or contents(tmp_path) == before
+    assert contents(tmp_path) == before
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems do not limit the address space")
@@ -1015,7 +1015,7 @@ def told_or_done(result: Result, folder: Path, source: str) -> None:
     errors = [line for line in result.err.splitlines() if line.startswith("medsr: error: ")]
     assert "Traceback" not in result.err and len(errors) == result.code, result
     left = {p.name for p in folder.iterdir()} - {source}
-    assert {name for name in left if Path(name).stem != "out"} <= {"out.nii.gz"}, left
+    assert all(name.startswith("out.") for name in left), left
     assert ("out.nii.gz" in left) == (result.code == 0) and (left == set() or result.code == 0), left
     if result.code == 0:
         assert np.isfinite(nib.load(folder / "out.nii.gz").get_fdata()).all()
