@@ -210,6 +210,10 @@ def bundle(tmp_path_factory) -> Path:
     content = json.loads(config.read_text())
     content["network_def"] |= SIZES
     config.write_text(json.dumps(content))
+    metadata = folder / "configs" / "metadata.json"
+    stated = json.loads(metadata.read_text())
+    stated.pop("weights", None)  # the checksum of the published ones
+    metadata.write_text(json.dumps(stated))
     save_weights(tiny_network(), folder / "models" / "model.pt")
     return folder
 
@@ -354,11 +358,12 @@ def test_a_folder_of_bad_volumes_as_a_user_starts_it(bundle, tmp_path):
     """Each is told once, the good one is done, nothing else is left."""
     folder, made = tmp_path / "in", {}
     for case, (name, make, _) in VOLUMES.items():
-        if case not in ("missing file", "folder where a file is expected", "another suffix"):
+        if case not in ("missing file", "folder where a file is expected", "another suffix", "pipe"):
             made[case] = folder / f"{case.replace(' ', '_').replace(',', '').replace('.', '')}{name[1:]}"
             folder.mkdir(exist_ok=True)
             make(made[case])
     save(folder / "good.nii.gz")
+    os.mkfifo(folder / "passed over.nii.gz")
     before = contents(folder)
     result = started("upscale", folder, tmp_path / "out", "--bundle", bundle, "--device", "cpu")
     lines = [line for line in result.err.splitlines() if line.startswith("medsr: error: ")]
@@ -530,7 +535,7 @@ DICOM = {
     "colour": (setting("PhotometricInterpretation", lambda n: "PALETTE COLOR"), "colour"),
     "no position": (lambda n, header: n == 1 and delattr(header, "ImagePositionPatient"), "ImagePositionPatient"),
     "no spacing": (lambda n, header: n == 1 and delattr(header, "PixelSpacing"), "PixelSpacing"),
-    "no columns": (lambda n, header: n == 1 and delattr(header, "Columns"), "1.dcm .*image without .*Columns"),
+    "no columns": (lambda n, header: n == 1 and delattr(header, "Columns"), "1.dcm .*without an image: no .*Columns"),
     "no pixels": (lambda n, header: n == 1 and delattr(header, "PixelData"), "1.dcm: cannot be read"),
     "no image": (lambda n, header: delattr(header, "Rows"), "without"),
     "negative spacing": (raw("PixelSpacing", rb"-1\1.5 "), "1.dcm: PixelSpacing .*correct"),
@@ -776,7 +781,7 @@ def test_kill_9_at_a_random_moment_loses_nothing(medsr, bundle, tmp_path, slow_c
         assert result.code in (0, -signal.SIGKILL), result
         killed += result.code != 0
         assert Path("a.nii.gz").read_bytes() == source
-        assert {n for n in os.listdir() if not n.startswith(".partial-")} == {"a.nii.gz", *OUTPUTS}
+        assert all(n.startswith((".", "a.nii.gz", "out.")) for n in os.listdir()), os.listdir()
         content = Path("out.nii.gz").read_bytes()
         if content != old:
             np.testing.assert_array_equal(nib.load("out.nii.gz").get_fdata(), expected)
@@ -836,7 +841,7 @@ def test_out_of_memory_in_the_end_says_what_to_do(medsr, bundle, tmp_path, error
     *retries, last = result.err.splitlines(keepends=True)
     assert len(retries) == 3 and all(line.startswith("medsr: out of memory") for line in retries), retries
     told(result._replace(err=last), r"a\.nii\.gz: out of memory even with one tile .*--tile, another --device")
-    assert contents(tmp_path) == {**before, "new": None} or contents(tmp_path) == before
+    assert contents(tmp_path) == before
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems do not limit the address space")
@@ -959,6 +964,7 @@ def read(path: Path) -> tuple[np.ndarray, np.ndarray] | str:
         with naming(path):
             volume = load_volume()({"image": str(path)})["image"]
     except (ValueError, OSError) as error:
+        assert not isinstance(error.__cause__, RecursionError | NotImplementedError)  # bugs, not refusals
         return str(error)
     return outer_corners(volume.affine, volume.shape[1:]), volume.numpy()
 
@@ -1051,26 +1057,7 @@ TAGS = {
     "SOPClassUID": "UI",
     "PixelData": "OW",
 }
-WORDS = (
-    "",
-    " ",
-    "nan",
-    "inf",
-    "-inf",
-    "0",
-    "-0",
-    "1",
-    "-1",
-    "1.5",
-    "2",
-    "17",
-    "1e9",
-    "1e-9",
-    "1e300",
-    "abc",
-    "1,5",
-    "ü",
-)
+WORDS = ("", " ", "nan", "inf", "-inf", "0", "-0", "1", "-1", "1.5", "17", "1e9", "1e-9", "1e300", "abc", "1,5", "ü")
 
 
 @st.composite
@@ -1119,6 +1106,17 @@ def mutate(folder: Path, series: list[bytes], changes: list[tuple[str, bytes | N
             header.save_as(folder / f"{place}.dcm")
         except (ValueError, TypeError, OverflowError):
             reject()  # pydicom does not write everything
+
+
+def test_what_is_mutated_is_read_before(good_series, tmp_path):
+    """Refusing everything would keep the promises below."""
+    (tmp_path / "a.nii").write_bytes(SMALL)
+    mutate(tmp_path / "series", good_series, [])
+    for path, stated in ((tmp_path / "a.nii", stated_grid(SMALL)), (tmp_path / "series", None)):
+        result = read(path)
+        assert not isinstance(result, str), result
+        expected = stated_corners(path) if stated is None else in_order(stated)
+        np.testing.assert_allclose(in_order(result[0]), expected, atol=2e-3)
 
 
 @given(mutations())

@@ -170,7 +170,7 @@ def _of_file(files: DicomFiles, name: str) -> list[DicomSlice]:
     if "Rows" in header and "Columns" in header:
         return _of_header(name, header)
     if "Image Storage" in getattr(header.get("SOPClassUID"), "name", ""):
-        raise ValueError("an image without Rows and Columns: truncated?")
+        raise ValueError("without an image: no Rows and Columns, truncated?")
     return []
 
 

@@ -108,7 +108,9 @@ def _volumes_below(root: Path) -> list[str]:
     return sorted(
         str(p)
         for p in root.rglob("*")
-        if p.name.lower().endswith(SUFFIXES) and not any(part.startswith(".") for part in p.relative_to(root).parts)
+        if p.name.lower().endswith(SUFFIXES)
+        and not any(part.startswith(".") for part in p.relative_to(root).parts)
+        and not p.is_fifo()  # whoever opened a pipe would wait for ever
     )
 
 
