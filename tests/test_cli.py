@@ -54,6 +54,9 @@ def save_weights(network: RDST, path: Path) -> None:
     torch.save({"network": NetworkArguments(network).state_dict(), "model": network.state_dict()}, path)
 
 
+COHORT = ("index.html", "status.csv", "status.json")
+
+
 def forget_checksums(folder: Path) -> None:
     """Of the published weights, from which those of the test differ."""
     file = folder / "configs" / "metadata.json"
@@ -195,7 +198,7 @@ def test_every_plane_keeps_the_corners_and_enlarges_the_two_axes_of_its_slices(m
     assert result.shape == tuple(n * (1 if axis == across else 4) for axis, n in enumerate((20, 18, 5)))
     assert result.get_data_dtype() == np.float32
     assert_same_corners(source, tmp_path / "new/out.nii.gz")
-    assert sorted(os.listdir("new")) == ["out.json", "out.nii.gz"]
+    assert sorted(os.listdir("new")) == ["out.json", "out.nii.gz", "out.quality.png"]
 
 
 def test_a_process_gives_what_the_bundle_gives_and_says_nothing_on_stderr(bundle, tmp_path):
@@ -222,8 +225,9 @@ def test_a_folder_keeps_its_subfolders_and_goes_on_after_a_bad_case(medsr, bundl
     assert last == "medsr: error: 1 of 4 volumes failed"
     written = sorted(str(p.relative_to("out")) for p in Path("out").rglob("*") if p.is_file())
     assert written == [
-        "a_sr.json", "a_sr.nii.gz", "status.csv", "status.json", "sub-1/anat/b_sr.json", "sub-1/anat/b_sr.nii.gz",
-        "sub-2/d_sr.json", "sub-2/d_sr.nii.gz",
+        "a_sr.json", "a_sr.nii.gz", "a_sr.quality.png", "index.html", "status.csv", "status.json",
+        "sub-1/anat/b_sr.json", "sub-1/anat/b_sr.nii.gz", "sub-1/anat/b_sr.quality.png",
+        "sub-2/d_sr.json", "sub-2/d_sr.nii.gz", "sub-2/d_sr.quality.png",
     ]  # fmt: skip
     assert out.count("plane axial (auto)") == 3
     Path("out/a_sr.json").unlink()
@@ -234,7 +238,7 @@ def test_a_file_goes_into_an_existing_folder(medsr, bundle, tmp_path):
     make_volume(tmp_path / "a.nii.gz")
     Path("out").mkdir()
     assert medsr("upscale", "a.nii.gz", "out", "--bundle", bundle)[0] == 0
-    assert sorted(os.listdir("out")) == ["a_sr.json", "a_sr.nii.gz"]
+    assert sorted(os.listdir("out")) == ["a_sr.json", "a_sr.nii.gz", "a_sr.quality.png"]
     refused(medsr("upscale", "a.nii.gz", "out", "--bundle", bundle), r"out/a_sr\.nii\.gz: exists.*--overwrite")
 
 
@@ -247,7 +251,7 @@ def test_two_inputs_never_share_an_output(medsr, bundle, tmp_path):
 
 def test_results_beside_their_inputs_are_not_taken_for_inputs(medsr, bundle, tmp_path):
     make_volume(tmp_path / "in" / "a.nii.gz")
-    names = ["a.nii.gz", "a_sr.json", "a_sr.nii.gz", "status.csv", "status.json"]
+    names = ["a.nii.gz", "a_sr.json", "a_sr.nii.gz", "a_sr.quality.png", "index.html", "status.csv", "status.json"]
     for switch in ((), (), ("--overwrite",)):
         assert medsr("upscale", "in", "in", "--bundle", bundle, *switch)[0] == 0
         assert sorted(os.listdir("in")) == names
@@ -526,7 +530,7 @@ def test_a_cohort_of_bad_files_in_a_process_gives_one_line_each(bundle, tmp_path
     for name in volumes:
         assert sum(f"/{name}: " in line for line in lines) == 1, err
     written = sorted(p.name for p in (tmp_path / "out").rglob("*") if p.is_file())
-    assert written == ["good_sr.json", "good_sr.nii.gz", "status.csv", "status.json"], out
+    assert written == ["good_sr.json", "good_sr.nii.gz", "good_sr.quality.png", *COHORT], out
 
 
 # the command line itself
@@ -563,7 +567,7 @@ def test_paths_and_ids_stay_strings(medsr, recorded, name):
 def test_a_folder_named_2024_is_upscaled_into_1e3(medsr, bundle, tmp_path):
     make_volume(tmp_path / "2024" / "7.nii.gz")
     assert medsr("upscale", "2024", "1e3", "--bundle", bundle)[0] == 0
-    assert sorted(os.listdir("1e3")) == ["7_sr.json", "7_sr.nii.gz", "status.csv", "status.json"]
+    assert sorted(os.listdir("1e3")) == ["7_sr.json", "7_sr.nii.gz", "7_sr.quality.png", *COHORT]
 
 
 @pytest.mark.parametrize(
@@ -1102,4 +1106,6 @@ def test_benchmark_goes_on_after_a_network_that_fails(medsr, monkeypatch):
     options = ("--networks", "EDSRLite,Bicubic", "--size", "8x8", "--runs", 0, "--device", "cpu")
     code, out, err = medsr("benchmark", *options)
     assert code == 1 and [line.split("|")[1].strip() for line in out.splitlines()[2:]] == ["Bicubic"]
-    assert err == "medsr: error: EDSRLite on cpu: CUDA out of memory\n"
+    assert (
+        err.startswith("medsr: error: EDSRLite on cpu: out of memory (CUDA out of memory): ") and err.count("\n") == 1
+    )

@@ -454,7 +454,7 @@ def test_a_dicom_image_becomes_a_picture_or_a_volume(medsr, bundle, tmp_path):
     for number in range(2):
         dicom(folder / f"IM{number}", corner(255, 3))
     assert medsr("upscale", folder, "out", "--bundle", bundle)[::2] == (0, "")
-    assert sorted(p.name for p in (tmp_path / "out").glob("*.png")) == ["IM0_sr.png", "IM1_sr.png"]
+    assert sorted(p.name for p in (tmp_path / "out").glob("*_sr.png")) == ["IM0_sr.png", "IM1_sr.png"]
     assert read(tmp_path / "out" / "IM0_sr.png").shape == (96, 144, 3)
 
 
@@ -513,7 +513,7 @@ def test_a_bad_picture_does_not_stop_a_folder(medsr, bundle, tmp_path):
     save(folder / "c.png", corner())
     code, _, err = medsr("upscale", folder, "out", "--bundle", bundle)
     assert code == 1 and re.search(r"b.png: cannot be read", err) and "1 of 3" in err
-    assert sorted(p.name for p in (tmp_path / "out").glob("*.png")) == ["a_sr.png", "c_sr.png"]
+    assert sorted(p.name for p in (tmp_path / "out").glob("*_sr.png")) == ["a_sr.png", "c_sr.png"]
 
 
 def test_pictures_are_evaluated(medsr, bundle, tmp_path):
@@ -524,7 +524,7 @@ def test_pictures_are_evaluated(medsr, bundle, tmp_path):
     assert (code, err) == (0, "") and "axial, 1 slices: PSNR" in out
 
 
-def test_no_weights_are_shipped_and_the_error_says_so(medsr, tmp_path):
+def test_without_weights_the_error_says_so(medsr, tmp_path):
     save(tmp_path / "in.png", corner())
     copy = tmp_path / "lgsr"
     shutil.copytree(BUNDLE / "configs", copy / "configs")
