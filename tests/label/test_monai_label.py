@@ -275,7 +275,8 @@ def bundle_run(folder, name, source, output):
         f"{PYTHON} -m monai.bundle run --config_file {bundle}/configs/inference.json --bundle_root {bundle}".split()
     )
     command += ["--dataset_dir", str(folder / source), "--output_dir", str(folder / output)]
-    subprocess.run(command, env=environment(folder), check=True, capture_output=True, timeout=1200)
+    done = subprocess.run(command, env=environment(folder), capture_output=True, text=True, timeout=1200)
+    assert done.returncode == 0, done.stderr[-3000:]
     (path,) = (folder / output).glob("*.nii.gz")
     return nib.load(path)
 
