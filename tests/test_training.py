@@ -1,5 +1,6 @@
 """Training as real processes: kill and resume, several processes; and the parts of its state."""
 
+import json
 import math
 import os
 import signal
@@ -14,6 +15,8 @@ import pytest
 import torch
 from ignite.engine import Events
 from monai.bundle import ConfigWorkflow
+
+from medsr_monai.handlers import load_weights
 
 CONFIGS = Path(__file__).parents[1] / "bundles" / "rdst_e" / "configs"
 COSINE = CONFIGS / "cosine.json"
@@ -157,6 +160,53 @@ def test_files_of_an_earlier_training_are_set_aside(volumes, uninterrupted, tmp_
     workflow(volumes, tmp_path, epochs=1).run()
     assert {p.name for p in folder.iterdir()} == {"model.pt", "model.1.pt", "model.2.pt", "last.pt", "last.1.pt"}
     assert (folder / "model.1.pt").read_text() == "model.1.pt" and (folder / "model.2.pt").read_text() == "model.pt"
+
+
+def test_earlier_weights_stay_until_there_are_new_ones(volumes, tmp_path):
+    """MONAI Label's server takes random weights where it finds none, as during the first epoch."""
+    folder = tmp_path / "models"
+    folder.mkdir()
+    (folder / "model.pt").write_text("earlier")
+    for _ in range(2):
+        flow = workflow(volumes, tmp_path, epochs=1)
+        trainer = flow.parser.get_parsed_content("train#trainer")
+        trainer.add_event_handler(Events.ITERATION_STARTED, lambda e: e.terminate())
+        flow.run()
+        assert (folder / "model.pt").read_text() == (folder / "model.1.pt").read_text() == "earlier"
+        (folder / "last.pt").unlink(missing_ok=True)
+    assert {p.name for p in folder.iterdir()} == {"model.pt", "model.1.pt"}, "copied once"
+    workflow(volumes, tmp_path, epochs=1).run()
+    assert torch.load(folder / "model.pt", weights_only=True)["model"]
+
+
+def test_the_state_is_a_weights_file_of_the_average(volumes, uninterrupted):
+    """MONAI Label offers every .pt file of the folder, and loads what has no "model" as nothing at all."""
+    content = state(uninterrupted)
+    assert_same(content["model"], content["state"]["ema"], rtol=0, atol=0)
+    network = workflow(volumes, uninterrupted).parser.get_parsed_content("network_def")
+    load_weights(network, uninterrupted / "models" / "last.pt")
+    assert_same(network.state_dict(), content["state"]["ema"], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("loader", ["ours", "MONAI Label's"])
+def test_the_average_starts_from_loaded_weights(volumes, uninterrupted, tmp_path, loader):
+    weights = uninterrupted / "models" / "model.pt"
+    more = {"weights": str(weights)}
+    if loader != "ours":  # BundleTrainTask puts this in front
+        theirs = {"_target_": "CheckpointLoader", "load_path": str(weights), "load_dict": {"model": "$@network"}}
+        handlers = json.loads((CONFIGS / "train.json").read_text())["train"]["handlers"]
+        more = {"train#handlers": [theirs | {"strict": False}, *handlers]}
+    flow = workflow(volumes, tmp_path, epochs=1, learning_rate=1e-6, **more)
+    flow.run()
+    loaded, written = (torch.load(p, weights_only=True)["model"] for p in (weights, tmp_path / "models" / "model.pt"))
+    assert_same(written, loaded, rtol=0, atol=1e-4)
+    assert any(not torch.equal(written[k], loaded[k]) for k in loaded)
+
+
+def test_a_device_may_be_a_string(volumes, tmp_path):
+    """As MONAI Label gives it, and `--device cpu` of a command line."""
+    workflow(volumes, tmp_path, epochs=1, device="cpu").run()
+    assert (tmp_path / "models" / "model.pt").is_file()
 
 
 def test_max_steps_are_rounded_up_to_whole_epochs(volumes, tmp_path):

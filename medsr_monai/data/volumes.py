@@ -524,10 +524,12 @@ class NiftiWriter(NibabelWriter):
 
 
 def _name_parts(meta: dict, saver: SaveImage) -> dict:
-    """MONAI takes what follows the last dot of a DICOM folder's name for a suffix."""
+    """MONAI takes what follows the last dot of a DICOM folder's name for a suffix, and its parent for its place."""
     parts = default_name_formatter(meta, saver)
     path = Path(str(parts["subject"]))
-    return parts | {"subject": str(path.with_name(f"{volume_name(path)}.nii.gz"))}
+    name, root = f"{volume_name(path)}.nii.gz", saver.folder_layout.data_root_dir
+    is_root = bool(root) and path.resolve() == Path(root).resolve()
+    return parts | {"subject": str(path / name if is_root else path.with_name(name))}
 
 
 class SaveVolumed(SaveImaged):

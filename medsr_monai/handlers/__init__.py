@@ -15,6 +15,7 @@ from .evaluation import ReportDice, ReportSlices
 from .gradient_penalty import GradientPenalty
 from .linear_decay import LinearDecay
 from .modality import ModalityMetric
+from .moving_average import StartMovingAverage
 from .prior import PriorLoader
 from .process_group import leave_process_group
 from .sample_grid import SampleGrid

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import filecmp
 import logging
 import os
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -234,8 +236,11 @@ class TrainingCheckpoints:
 
     Without an evaluator there is no best, and ``model.pt`` is always the latest.
 
+    ``last.pt`` is a weights file, too, of the latest ``best_network``: MONAI Label offers every .pt file of the folder.
+
     A training that is started anew in a folder with such files sets them aside first (``model.1.pt``, ``last.1.pt``
-    and so on).
+    and so on). An earlier ``model.pt`` also keeps its name until the first weights of the new training replace it: a
+    server that reads it meanwhile, MONAI Label's, would take untrained weights if there were none.
 
     Args:
         ckpt_dir: folder, made if missing.
@@ -280,8 +285,8 @@ class TrainingCheckpoints:
         if self.resume and (self.folder / LAST).is_file():
             self._load(engine)
         elif _is_writer():
-            for name in (LAST, BEST):
-                _set_aside(self.folder / name)
+            _set_aside(self.folder / LAST)
+            _set_aside(self.folder / BEST, keep=True)
 
     def _load(self, engine: Engine) -> None:
         path = self.folder / LAST
@@ -314,6 +319,7 @@ class TrainingCheckpoints:
             save_atomically(content, self.folder / BEST)
         content = {
             "network": NetworkArguments(self.network).state_dict(),
+            "model": self.best_network.state_dict(),  # in the state, too, and stored once
             "state": {name: target.state_dict() for name, target in self.state.items()},
             "trainer": dict(engine.state_dict()),
             "best": self.best,
@@ -341,11 +347,18 @@ def _is_writer() -> bool:
     return not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0
 
 
-def _set_aside(path: Path) -> None:
+def _set_aside(path: Path, keep: bool = False) -> None:
+    """Give a file a numbered name; ``keep`` copies it instead, unless there is such a copy."""
     if not path.exists():
         return
     number = 1
-    while (moved := path.with_name(f"{path.stem}.{number}{path.suffix}")).exists():
+    while (aside := path.with_name(f"{path.stem}.{number}{path.suffix}")).exists():
+        if keep and filecmp.cmp(path, aside, shallow=False):  # of a training that ended before its first weights
+            return
         number += 1
-    path.rename(moved)
-    logger.warning("%s is of an earlier training: moved to %s", path, moved.name)
+    if keep:
+        with written_atomically(aside) as partial:
+            shutil.copy2(path, partial)
+    else:
+        path.rename(aside)
+    logger.warning("%s is of an earlier training: %s to %s", path, "copied" if keep else "moved", aside.name)

@@ -493,3 +493,13 @@ def test_real_volumes(name, plane):
         assert sharp_plane(volume.affine) == {"L": "sagittal", "P": "coronal", "I": "axial"}.get(
             across, {"R": "sagittal", "A": "coronal", "S": "axial"}.get(across)
         )
+
+
+def test_a_dicom_folder_that_is_the_root_is_saved_below_the_output(tmp_path):
+    """Its own parent is no place below the root: the result would land beside the output folder."""
+    study = tmp_path / "study"
+    study.mkdir()
+    volume = MetaTensor(torch.rand(1, 4, 5, 6), affine=torch.eye(4), meta={"filename_or_obj": str(study)})
+    for root in (str(study), f"{study}/"):
+        SaveVolumed("pred", str(tmp_path / "out"), data_root_dir=root, overwrite=True)({"pred": volume})
+    assert [p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*.nii.gz")] == ["out/study_sr.nii.gz"]
