@@ -22,6 +22,7 @@ from medsr_monai.atomic import folder_written_atomically, written_atomically
 from medsr_monai.data.volumes import volume_name
 from medsr_monai.metrics.report import json_values
 from medsr_monai.transforms.geometry import spacing
+from medsr_monai.weights import MAIN_WEIGHTS, METADATA, stated_files
 
 if TYPE_CHECKING:
     import torch
@@ -94,6 +95,14 @@ def source_record(source: str | os.PathLike, files: Sequence[str | os.PathLike])
     return {"Name": Path(source).name, "SHA256": hashlib.sha256(lines.encode()).hexdigest(), "Files": len(sums)}
 
 
+def _are_published(folder: Path, weights: Path) -> bool:
+    """Whether weights are those that a bundle was published with, wherever they lie; without a stated sum, its own."""
+    stated = stated_files(folder).get(MAIN_WEIGHTS) if (folder / METADATA).is_file() else None
+    if stated is not None and stated.hash_val:
+        return stated.fits(weights)
+    return weights.resolve().parent == folder / "models"
+
+
 def bundle_record(folder: str | os.PathLike, weights: str | os.PathLike | None) -> tuple[dict[str, Any], list[str]]:
     """A bundle's name, version, configuration, weights and the degradation that these were trained for; and warnings.
 
@@ -107,7 +116,7 @@ def bundle_record(folder: str | os.PathLike, weights: str | os.PathLike | None) 
     file = folder / "configs" / "metadata.json"
     metadata = json.loads(file.read_text()) if file.is_file() else {}
     degradation, warnings = metadata.get("degradation"), []
-    if weights is not None and Path(weights).resolve().parent != folder / "models":
+    if weights is not None and not _are_published(folder, Path(weights)):
         degradation = None
         warnings = [f"{Path(weights).name} are not the weights of bundle {folder.name}: what they were trained for is "
                     "not known here"]  # fmt: skip

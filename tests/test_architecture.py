@@ -31,7 +31,7 @@ ALLOWED = {
     "handlers": {"handlers", "metrics", "networks.arguments", "atomic", "out_of_memory", "weights"},
     "command_line": set(),
     "cli": {"command_line", "commands"},
-    "provenance": {"atomic", "data", "metrics", "transforms.geometry"},
+    "provenance": {"atomic", "data", "metrics", "transforms.geometry", "weights"},
     "cohort": {"atomic", "metrics"},
     "quality": {"atomic", "inferers", "metrics", "transforms"},
     "report_page": {"atomic"},
