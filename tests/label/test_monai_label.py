@@ -240,6 +240,9 @@ def folder(tmp_path_factory):
             give_weights(folder / "bundles" / name)
         lines = recipe(name)[0]
         assert lines[:2] == ["bash tests/label/make_environment.sh label_env", ". label_env/bin/activate"]
+        # as the card of seg_unet says: weights are written after a validation, there every 500 steps
+        config = folder / "bundles" / name / "configs" / "train.json"
+        config.write_text(json.dumps(json.loads(config.read_text()) | {"val_interval": 1}))
         first = 2 if name == NAMES[0] else 3  # the app is fetched once
         commands = "\n".join(["set -e", *lines[first:-1]])
         subprocess.run(["bash", "-c", commands], cwd=folder, env=environment(folder), check=True, capture_output=True)
@@ -383,7 +386,7 @@ class TestServer:
         parameters = [k for k, v in before["model"].items() if v.is_floating_point() and "running_" not in k]
         moved = max((after["model"][k] - before["model"][k]).abs().max().item() for k in parameters)
         print(f"  largest change of a weight {moved:g}")
-        assert 0 < moved < 5e-3, "two steps from the weights that were there"
+        assert 0 < moved < 5e-3, "a few steps from the weights that were there"
 
         source = nib.load(folder / "inputs" / "case1.nii.gz")
         answer = client.infer(name, "image=case1", path=tmp_path / "answer.nii.gz")
