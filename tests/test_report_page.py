@@ -74,9 +74,13 @@ def test_in_a_browser(page, tmp_path):
     copy.write_text(page.read_text().replace("<head>", "<head>" + CHECK))
     options = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"]
     options += ["--enable-logging=stderr", "--virtual-time-budget=10000", f"--user-data-dir={tmp_path / 'profile'}"]
-    done = subprocess.run([BROWSER, *options, "--dump-dom", copy.as_uri()], capture_output=True, text=True, timeout=120)
-    assert "CONSOLE" not in done.stderr, done.stderr
-    match = re.search(r'<pre id="found">(.*?)</pre>', done.stdout, re.S)
+    command = [BROWSER, *options, "--dump-dom", copy.as_uri()]
+    for _ in range(3):  # on a busy machine the virtual time may pass before the pictures are decoded
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        assert "CONSOLE" not in done.stderr, done.stderr
+        match = re.search(r'<pre id="found">(.*?)</pre>', done.stdout, re.S)
+        if match:
+            break
     assert match, (done.stdout[-500:], done.stderr[-2000:])
     found = json.loads(html.unescape(match.group(1)))
     assert found["title"] == "Cohort <i>1</i>" and found["failed"] is None
