@@ -213,7 +213,7 @@ def test_missing_geometry(tmp_path, tag):
 
 def test_no_image(tmp_path):
     folder = write_series(tmp_path / "bad", lambda n, header: delattr(header, "Rows"))
-    refused(folder, "an image without Rows and Columns")
+    refused(folder, "without an image: no Rows and Columns")
 
 
 def test_missing_file(tmp_path):
