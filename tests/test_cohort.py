@@ -361,8 +361,9 @@ LAUNCHERS = {
 @pytest.mark.parametrize(
     ("launcher", "resumed"),
     [
-        *((launcher, "alone") for launcher in LAUNCHERS),
-        *(pytest.param(launcher, launcher, marks=pytest.mark.slow) for launcher in LAUNCHERS),
+        pytest.param(launcher, resumed, marks=pytest.mark.slow)
+        for launcher in LAUNCHERS
+        for resumed in ("alone", launcher)
     ],
 )
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds the processes in /proc")
