@@ -10,6 +10,7 @@ from .checkpoints import (
     load_trained_part,
     load_weights,
     save_atomically,
+    transfer_weights,
 )
 from .evaluation import ReportDice, ReportSlices
 from .gradient_penalty import GradientPenalty

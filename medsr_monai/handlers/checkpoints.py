@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from ignite.engine import Engine, Events
 from monai.handlers import EarlyStopHandler
+from monai.networks.utils import copy_model_state
 
 from medsr_monai.atomic import written_atomically
 from medsr_monai.networks.arguments import NetworkArguments, build_network
@@ -27,6 +28,7 @@ __all__ = [
     "load_trained_part",
     "load_weights",
     "save_atomically",
+    "transfer_weights",
 ]
 
 logger = logging.getLogger(__name__)
@@ -59,6 +61,31 @@ def load_weights(network: torch.nn.Module, path: str | os.PathLike) -> None:
     """
     path = Path(path)
     _fill(network, path, read_weights(path))
+
+
+def transfer_weights(network: torch.nn.Module, path: str | os.PathLike) -> list[str]:
+    """Load of the weights of a network for another scale what fits: all but layers whose size the scale decides.
+
+    Args:
+        network: whose arguments differ from those of the weights in their scale at most.
+        path: weights file, as :func:`load_weights` reads it.
+
+    Returns:
+        Names of the parameters that keep their initial values.
+
+    Raises:
+        FileNotFoundError: no file.
+        ValueError: a damaged file, or other arguments than the scale differ.
+    """
+    path = Path(path)
+    content = read_weights(path)
+    network = getattr(network, "module", network)
+    ours = NetworkArguments(network)
+    try:
+        ours.load_state_dict({**content["network"], "scale": ours.state_dict().get("scale")})
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}: {' '.join(str(error).split())}") from error
+    return copy_model_state(network, content["model"])[2]
 
 
 def load_network(path: str | os.PathLike | None) -> torch.nn.Module:
@@ -174,10 +201,14 @@ class WeightsLoader:
     Args:
         path: weights file, or None to load nothing (a network without weights, or training from scratch).
         network: to be filled; several where a moving average starts from the same weights.
+        other_scale: take of weights for another scale what fits, see :func:`transfer_weights`.
     """
 
-    def __init__(self, path: str | None, network: torch.nn.Module | Sequence[torch.nn.Module]) -> None:
+    def __init__(
+        self, path: str | None, network: torch.nn.Module | Sequence[torch.nn.Module], other_scale: bool = False
+    ) -> None:
         self.path = path
+        self.other_scale = other_scale
         # TorchScript modules look iterable
         self.networks = (network,) if isinstance(network, torch.nn.Module) else tuple(network)
 
@@ -188,7 +219,11 @@ class WeightsLoader:
 
     def __call__(self, engine: Engine) -> None:
         for network in self.networks:
-            load_weights(network, self.path)
+            if self.other_scale:
+                kept = transfer_weights(network, self.path)
+                logger.info("of %s everything fits but %s", self.path, ", ".join(kept) or "nothing")
+            else:
+                load_weights(network, self.path)
         logger.info("loaded weights %s", self.path)
 
 

@@ -1,0 +1,58 @@
+"""Weights of one scale as the start of another."""
+
+import logging
+
+import pytest
+import torch
+from ignite.engine import Engine
+
+from medsr_monai.handlers import WeightsLoader, save_atomically, transfer_weights
+from medsr_monai.networks import RDST, NetworkArguments
+
+SIZES = {"embed_dim": 12, "growth_rate": 6, "num_heads": 2, "num_blocks": 1, "num_dense_blocks": 1}
+
+
+@pytest.fixture
+def weights(tmp_path):
+    torch.manual_seed(0)
+    network = RDST(scale=4, **SIZES)
+    path = tmp_path / "x4.pt"
+    save_atomically({"network": NetworkArguments(network).state_dict(), "model": network.state_dict()}, path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("scale", "kept"),
+    [(2, []), (3, ["upsample.0.bias", "upsample.0.weight"]), ([1, 4], ["upsample."])],
+)
+def test_what_fits_is_taken_and_the_rest_keeps_its_first_values(weights, scale, kept):
+    theirs = torch.load(weights, weights_only=True)["model"]
+    network = RDST(scale=scale, **SIZES)
+    first = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    names = transfer_weights(network, weights)
+    assert all(any(name.startswith(start) for start in kept) for name in names) and bool(names) == bool(kept)
+    for name, tensor in network.state_dict().items():
+        assert torch.equal(tensor, first[name] if name in names else theirs[name]), name
+    assert network(torch.rand(1, 1, 8, 8)).isfinite().all()
+
+
+def test_another_network_is_refused(weights):
+    network = RDST(scale=2, **SIZES | {"num_blocks": 2})
+    first = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    with pytest.raises(ValueError, match=r"x4\.pt: .*num_blocks is 1 in the weights and 2 in network_def") as raised:
+        transfer_weights(network, weights)
+    assert "scale" not in str(raised.value)
+    assert all(torch.equal(tensor, first[name]) for name, tensor in network.state_dict().items())
+
+
+def test_a_training_says_what_begins_anew(weights, caplog):
+    network = RDST(scale=3, **SIZES)
+    engine = Engine(lambda engine, batch: None)
+    WeightsLoader(str(weights), network, other_scale=True).attach(engine)
+    with caplog.at_level(logging.INFO):
+        engine.run([0])
+    assert "everything fits but upsample.0.bias, upsample.0.weight" in caplog.text
+    refusing = Engine(lambda engine, batch: None)
+    WeightsLoader(str(weights), network).attach(refusing)
+    with pytest.raises(ValueError, match="scale is 4 in the weights and 3"):
+        refusing.run([0])
