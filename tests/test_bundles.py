@@ -203,6 +203,27 @@ def test_configs_are_self_contained(bundle):
     assert config(bundle, "inference")["network_def"] == kept
 
 
+LOGGING = {"StatsHandler", "TensorBoardStatsHandler", "TensorBoardImageHandler"}
+
+
+@each_bundle
+def test_overlays_mean_the_handlers_that_they_number(bundle):
+    """A handler more in train.json moves those behind it, and with the wrong ones disabled processes wait for ever."""
+    train = config(bundle, "train")
+    for overlay in sorted((bundle / "configs").glob("*.json")):
+        changed = [re.fullmatch(r"(\w+)#handlers#(\d+)#(.+)", key) for key in json.loads(overlay.read_text())]
+        named = {(m[1], train[m[1]]["handlers"][int(m[2])]["_target_"], m[3]) for m in changed if m}
+        assert {target for _, target, _ in named} <= LOGGING, overlay.name
+        if overlay.stem == "multi_gpu_train":  # one process logs, all do the rest
+            logging = {
+                (part, one["_target_"], "_disabled_")
+                for part in ("train", "validate")
+                for one in train[part]["handlers"]
+                if one["_target_"] in LOGGING
+            }
+            assert named == logging
+
+
 @each_image_bundle
 def test_network_in_and_out(bundle):
     verify_net_in_out(
