@@ -29,15 +29,10 @@ def written_atomically(path: str | os.PathLike) -> Iterator[Path]:
     path = Path(path)
     partial = path.with_name(f".partial-{os.getpid()}-{path.name}")
     try:
-        yield partial
-        # network file systems tell only now that there was no room
-        with open(partial, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except OSError as error:
-        if error.errno not in NO_ROOM:
-            raise
-        raise OSError(f"{path}: no room for it ({error.strerror}): free disk space or choose another output") from error
+        with _no_room_explained(path):
+            yield partial
+            _to_disk(partial)
+            os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
 
@@ -52,12 +47,32 @@ def folder_written_atomically(path: str | os.PathLike) -> Iterator[Path]:
     partial, replaced = (path.with_name(f".{state}-{os.getpid()}-{path.name}") for state in ("partial", "replaced"))
     partial.mkdir(parents=True)
     try:
-        yield partial
-        if path.exists():
-            os.replace(path, replaced)
-        os.replace(partial, path)
+        with _no_room_explained(path):
+            yield partial
+            for file in partial.rglob("*"):
+                if file.is_file():
+                    _to_disk(file)
+            if path.exists():
+                os.replace(path, replaced)
+            os.replace(partial, path)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
         if not path.exists() and replaced.exists():
             os.replace(replaced, path)
         shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _to_disk(file: Path) -> None:
+    """Network file systems tell only now that there was no room."""
+    with open(file, "rb+") as stream:
+        os.fsync(stream.fileno())
+
+
+@contextmanager
+def _no_room_explained(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        raise OSError(f"{path}: no room for it ({error.strerror}): free disk space or choose another output") from error

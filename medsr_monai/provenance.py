@@ -95,11 +95,11 @@ def source_record(source: str | os.PathLike, files: Sequence[str | os.PathLike])
     return {"Name": Path(source).name, "SHA256": hashlib.sha256(lines.encode()).hexdigest(), "Files": len(sums)}
 
 
-def _are_published(folder: Path, weights: Path) -> bool:
+def _are_published(folder: Path, weights: Path, sha256: str) -> bool:
     """Whether weights are those that a bundle was published with, wherever they lie; without a stated sum, its own."""
     stated = stated_files(folder).get(MAIN_WEIGHTS) if (folder / METADATA).is_file() else None
     if stated is not None and stated.hash_val:
-        return stated.fits(weights)
+        return stated.hash_val == sha256 if stated.hash_type == "sha256" else stated.fits(weights)
     return weights.resolve().parent == folder / "models"
 
 
@@ -116,7 +116,8 @@ def bundle_record(folder: str | os.PathLike, weights: str | os.PathLike | None) 
     file = folder / "configs" / "metadata.json"
     metadata = json.loads(file.read_text()) if file.is_file() else {}
     degradation, warnings = metadata.get("degradation"), []
-    if weights is not None and not _are_published(folder, Path(weights)):
+    used = None if weights is None else file_record(weights)
+    if used is not None and not _are_published(folder, Path(weights), used["SHA256"]):
         degradation = None
         warnings = [f"{Path(weights).name} are not the weights of bundle {folder.name}: what they were trained for is "
                     "not known here"]  # fmt: skip
@@ -127,7 +128,7 @@ def bundle_record(folder: str | os.PathLike, weights: str | os.PathLike | None) 
         "Name": folder.name,
         "Version": metadata.get("version"),
         "Config": file_record(folder / "configs" / "inference.json"),
-        "Weights": None if weights is None else file_record(weights),
+        "Weights": used,
         "Degradation": degradation,
     }
     return record, warnings

@@ -84,10 +84,8 @@ class BundleRunner:
         self.network = self["network"].eval()
         if self.weights and not exported:
             from medsr_monai.handlers import load_weights
-            from medsr_monai.weights import examine
 
-            load_weights(self.network, self.weights)
-            self.weights = str(examine(self.weights).file)  # it may lie in the offline folder
+            self.weights = str(load_weights(self.network, self.weights))
             numbers = self.network.state_dict().items()
             if broken := [name for name, tensor in numbers if not tensor.isfinite().all()]:
                 raise ValueError(

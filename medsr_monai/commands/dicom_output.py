@@ -9,7 +9,6 @@ from medsr_monai.commands.files import NIFTI_SUFFIXES, Case, check_input
 
 if TYPE_CHECKING:
     import pydicom
-    from monai.data import MetaTensor
 
 OUTPUT_FORMATS = ("nifti", "dicom")
 
@@ -58,10 +57,3 @@ def source_headers(case: Case) -> list[pydicom.Dataset]:
     headers = case.series.headers()
     check_sources(headers)
     return headers
-
-
-def write_series(volume: MetaTensor, folder: Path, headers: list[pydicom.Dataset], description: str) -> None:
-    """Write a derived series into an empty folder; errors do not name the folder, which may be a temporary one."""
-    from medsr_monai.data import write_dicom_series
-
-    write_dicom_series(volume, folder, headers, description=description)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 
 from medsr_monai.commands.bundles import BundleRunner, choose_device
-from medsr_monai.commands.dicom_output import source_headers, write_series
+from medsr_monai.commands.dicom_output import source_headers
 from medsr_monai.commands.files import Case, describe, naming, write_voxels
 from medsr_monai.commands.quality import QualityOptions, checked_quality
 
@@ -99,6 +99,7 @@ class Upscaler:
         Raises:
             ValueError: one line that names the file.
         """
+        from medsr_monai.data import save_dicom_slices
         from medsr_monai.provenance import (
             Warnings,
             add_output,
@@ -138,7 +139,7 @@ class Upscaler:
             record["Warnings"], record["Seconds"] = warnings, round(time.perf_counter() - start, 3)
             with naming(out), recorded(out, record, folder=self.to_dicom) as partial:
                 if self.to_dicom:
-                    write_series(result, partial, headers, f"{record['Description']}, {what}")
+                    save_dicom_slices(result, partial, headers, description=f"{record['Description']}, {what}")
                 else:
                     write_voxels(result, partial)
                 if write_picture is not None:

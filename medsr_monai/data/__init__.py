@@ -5,7 +5,7 @@ from .dicom import is_dicom_file, is_dicom_folder, is_flat_image, read_dicom_ima
 from .dicom_attributes import check_sources
 from .dicom_series import DicomSeries, find_series, one_series
 from .dicom_slices import DicomSlice, is_zip
-from .dicom_writer import check_series_folder, write_dicom_series
+from .dicom_writer import check_series_folder, save_dicom_slices, write_dicom_series
 from .labelled import list_pairs, split_labelled
 from .pictures import (
     PICTURE_SUFFIXES,

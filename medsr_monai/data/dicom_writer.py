@@ -33,7 +33,7 @@ from medsr_monai.data.dicom_attributes import (
 )
 from medsr_monai.transforms.geometry import spacing
 
-__all__ = ["check_series_folder", "write_dicom_series"]
+__all__ = ["check_series_folder", "save_dicom_slices", "write_dicom_series"]
 
 SOFTWARE = "medsr_monai"
 LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
@@ -138,6 +138,20 @@ def write_dicom_series(
     """
     folder = Path(folder)
     check_series_folder(folder, overwrite)
+    with folder_written_atomically(folder) as partial:
+        save_dicom_slices(volume, partial, sources, description=description)
+
+
+def save_dicom_slices(volume: MetaTensor, folder: Path, sources: Sequence[Dataset], *, description: str = "") -> None:
+    """Save the files of :func:`write_dicom_series`, one by one, into an empty folder that the caller has made.
+
+    Args:
+        volume, sources, description: see there.
+        folder: of the files; errors do not name it, since it may be a temporary one.
+
+    Raises:
+        ValueError: see there; nothing has been saved then.
+    """
     if volume.ndim != 4 or volume.shape[0] != 1:
         raise ValueError(f"a volume [1, X, Y, Z] is written as DICOM, this has the shape {tuple(volume.shape)}")
     low, high = (float(value) for value in volume.as_tensor().aminmax())  # NaN of any NaN
@@ -155,15 +169,14 @@ def write_dicom_series(
         # of the frames of one file, the file
         everything = [_reference(h, whole=True) for h in {h.SOPInstanceUID: h for h in sources}.values()]
         width = max(4, len(str(len(stack.voxels))))
-        with folder_written_atomically(folder) as partial:
-            for number in range(len(stack.voxels)):
-                dataset = Dataset()
-                dataset.update(shared)
-                _place(dataset, stack, number)
-                same = _at_same_place(sources, stack, number)
-                dataset.SourceImageSequence = everything if same is None else [_reference(same)]
-                dataset.PixelData = encoding.store(stack.voxels[number]).tobytes()
-                _save(dataset, partial / f"{number + 1:0{width}}.dcm")
+        for number in range(len(stack.voxels)):
+            dataset = Dataset()
+            dataset.update(shared)
+            _place(dataset, stack, number)
+            same = _at_same_place(sources, stack, number)
+            dataset.SourceImageSequence = everything if same is None else [_reference(same)]
+            dataset.PixelData = encoding.store(stack.voxels[number]).tobytes()
+            _save(dataset, folder / f"{number + 1:0{width}}.dcm")
 
 
 def check_series_folder(

@@ -44,7 +44,7 @@ def save_atomically(content: object, path: str | os.PathLike) -> None:
         torch.save(content, partial)
 
 
-def load_weights(network: torch.nn.Module, path: str | os.PathLike) -> None:
+def load_weights(network: torch.nn.Module, path: str | os.PathLike) -> Path:
     """Load ``{"model": state dict, "network": constructor arguments}`` into ``network``, strictly.
 
     Switches without parameters (a bicubic residual, a scale of attention) would load strictly and give wrong pixels,
@@ -55,12 +55,16 @@ def load_weights(network: torch.nn.Module, path: str | os.PathLike) -> None:
         network: built with the arguments that the weights were trained with; may be wrapped for several processes.
         path: weights file. A file of a bundle without one means that the bundle ships no trained weights.
 
+    Returns:
+        The file that was read, which may lie in the offline folder.
+
     Raises:
         FileNotFoundError: no file.
         ValueError: a damaged file, no such dictionary in it, other arguments, or other parameters.
     """
-    path = Path(path)
-    _fill(network, path, read_weights(path))
+    file, content = read_weights(Path(path))
+    _fill(network, file, content)
+    return file
 
 
 def transfer_weights(network: torch.nn.Module, path: str | os.PathLike) -> list[str]:
@@ -77,8 +81,7 @@ def transfer_weights(network: torch.nn.Module, path: str | os.PathLike) -> list[
         FileNotFoundError: no file.
         ValueError: a damaged file, or other arguments than the scale differ.
     """
-    path = Path(path)
-    content = read_weights(path)
+    path, content = read_weights(Path(path))
     network = getattr(network, "module", network)
     ours = NetworkArguments(network)
     try:
@@ -106,8 +109,7 @@ def load_network(path: str | os.PathLike | None) -> torch.nn.Module:
             'no weights file given: expected the path of a {"model", "network"} file, such as the models/model.pt of a '
             "trained bundle (a segmentation U-Net: --unet_path)"
         )
-    path = Path(path)
-    content = read_weights(path)
+    path, content = read_weights(Path(path))
     try:
         network = build_network(content["network"])
     except (AttributeError, TypeError, ValueError) as error:
@@ -146,8 +148,8 @@ def load_trained_part(network: torch.nn.Module, path: str | os.PathLike | None, 
     return network.eval()
 
 
-def read_weights(path: Path) -> Mapping:
-    """The dictionary in a weights file, with at least "model" and "network"; raises the errors of load_weights."""
+def read_weights(path: Path) -> tuple[Path, Mapping]:
+    """Where a weights file was found, and its dictionary, with "model" and "network"; raises as load_weights."""
     found = examine(path)
     if found.file is None:
         raise FileNotFoundError(_missing(path, found.stated))
@@ -164,7 +166,7 @@ def read_weights(path: Path) -> Mapping:
         raise ValueError(f"{path}: not a PyTorch weights file, or a damaged one") from error
     if not isinstance(content, Mapping) or not {"model", "network"} <= set(content):
         raise ValueError(f'{path}: no {{"model", "network"}} dictionary; official weights: `medsr convert` first')
-    return content
+    return path, content
 
 
 def _missing(path: Path, stated: StatedFile | None) -> str:

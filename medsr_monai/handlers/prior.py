@@ -51,7 +51,7 @@ class PriorLoader:
                     "transmrsr_prior, or train without both (configs/ablation_no_prior.json)"
                 )
             return
-        content = read_weights(self.path)
+        _, content = read_weights(self.path)
         centroids = content.get("centroids")
         for network in self.networks:
             if network.centroids is not None and centroids is None:
