@@ -25,9 +25,9 @@ FLOAT = 4
 """Bytes of a voxel; all buffers are float32."""
 INPUTS = 2.0
 """Volumes of the input's size: as read, and scaled."""
-PLANE_OUTPUTS = 2.0
-"""Volumes of the output's size while slices are enlarged: the output and the map that counts windows."""
-THROUGH_OUTPUTS = (3.7, 4.4)
+PLANE_OUTPUTS = 1.0
+"""Volumes of the output's size while whole slices are enlarged: the output itself."""
+THROUGH_OUTPUTS = (3.4, 3.7)
 """The same for thick slices, refined in one plane and in both: with the interpolated volume and the first result."""
 LAST_OUTPUTS = 3.3
 """After the network: the output, and copies for its intensities and for the file."""

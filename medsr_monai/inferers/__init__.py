@@ -3,4 +3,5 @@
 from .data_consistency import DataConsistency, Residual
 from .latent import TruncationInferer
 from .plane import PlaneInferer
+from .slabs import Slab, slab_passes
 from .through_plane import ThroughPlaneInferer

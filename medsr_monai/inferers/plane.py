@@ -10,6 +10,7 @@ from monai.data import MetaTensor
 from monai.inferers import SliceInferer
 from monai.utils import BlendMode, PytorchPadMode
 
+from medsr_monai.inferers.slice_batches import enlarge_slices
 from medsr_monai.out_of_memory import is_out_of_memory
 from medsr_monai.transforms.geometry import PLANES, plane_axis, sharp_plane
 
@@ -31,7 +32,8 @@ class PlaneInferer(SliceInferer):
     The result differs between batch sizes by less than 1e-5 of the output's range (measured: 3e-7; the order of float32
     sums changes with the batch), and is bit-identical for the same batch size.
 
-    Memory: the output, a count map of the same size (of one channel), and the activations of one slice batch.
+    Memory: the output, and the activations of one slice batch; of tiles also a count map of the output's size (of one
+    channel).
 
     Args:
         plane: ``sagittal``, ``coronal``, ``axial``, or ``auto`` for the plane with the finest pixels by voxel size
@@ -45,7 +47,8 @@ class PlaneInferer(SliceInferer):
         through: plane in which thick slices were acquired, for networks with a scale per axis: slices are handed to
             the network with the thick axis last, as ``scale=[1, 4]`` expects. None keeps the volume's axis order.
         progress: show a progress bar with the time left.
-        sw_device, device: where windows are computed and where the output is gathered; None for the input's device.
+        sw_device, device: where windows are computed and where the output is gathered; None for the input's device. On
+            a GPU, of which this is unmeasured, an output of whole slices that does not fit is gathered in main memory.
 
     Raises:
         ValueError: for unknown planes, or ``through`` equal to the plane that is cut.
@@ -140,6 +143,15 @@ class PlaneInferer(SliceInferer):
         try:
             while True:
                 try:
+                    if self.orig_roi_size == WHOLE_SLICES:
+                        return enlarge_slices(
+                            volume,
+                            lambda slices: network(slices, *args, **kwargs),
+                            self.sw_batch_size,
+                            progress=self.progress,
+                            sw_device=self.sw_device,
+                            device=self.device,
+                        )
                     return super().__call__(volume, network, *args, **kwargs)
                 except (RuntimeError, MemoryError) as error:
                     if not is_out_of_memory(error):

@@ -193,6 +193,8 @@ class ThroughPlaneInferer(Inferer):
         out = None
         for plane in plan.planes:
             refined = self._refine(volume, plan, plane, network, *args, **kwargs)
+            if out is not None and out.device != refined.device:  # a GPU had room for the first one only
+                out, refined = out.cpu(), refined.cpu()
             out = refined if out is None else out.add_(refined)
         if len(plan.planes) > 1:
             out /= len(plan.planes)

@@ -308,11 +308,11 @@ print(peak() - before, out.numel() * 4)
 
 @pytest.mark.skipif(sys.platform != "linux", reason="VmHWM is Linux's")
 def test_peak_memory():
-    """Output, count map, input and a slice batch of 2; a third copy of the output would be seen."""
+    """Output, input and a slice batch of 2; a second copy of the output, such as a count map, would be seen."""
     done = subprocess.run(
         [sys.executable, "-c", MEMORY], capture_output=True, text=True, check=True, timeout=60, env=dict(os.environ)
     )
     rise, output = map(int, done.stdout.split())
     assert output == 512 * 60 * 640 * 4
     slice_batch = 2 * 512 * 640 * 4
-    assert 1.5 * output < rise < 2 * output + output // 16 + 10 * slice_batch, f"{rise / output:.2f} outputs"
+    assert 0.9 * output < rise < output + output // 16 + 10 * slice_batch, f"{rise / output:.2f} outputs"

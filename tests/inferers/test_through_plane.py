@@ -343,10 +343,10 @@ print(peak() - before, out.numel() * 4)
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="VmHWM is Linux's")
 def test_peak_memory():
-    """The interpolated volume, one plane's result, the other's and its count map; one more would be seen."""
+    """The interpolated volume, one plane's result, the other's, and an interpolation's; one more would be seen."""
     done = subprocess.run(
         [sys.executable, "-c", MEMORY], capture_output=True, text=True, check=True, timeout=60, env=dict(os.environ)
     )
     rise, output = map(int, re.findall(r"\d+", done.stdout))
     assert output == 176**3 * 4
-    assert 3.5 * output < rise < 4.6 * output, f"{rise / output:.2f} outputs"
+    assert 3 * output < rise < 4.2 * output, f"{rise / output:.2f} outputs"
