@@ -55,21 +55,25 @@ class TrainedOn:
         return {"Description": self.sentence, "Data": groups}
 
     def warn(self, image: MetaTensor, case: Case) -> None:
-        """Log a warning a line of how an input differs from the training data.
+        """Log a warning a line of how an input differs from the training data, see :meth:`differences`."""
+        for line in self.differences(image, case):
+            logger.warning("unlike what %s was trained on: %s", self.name, line)
+
+    def differences(self, image: MetaTensor, case: Case) -> list[str]:
+        """How an input differs from the training data, one line each; none where nothing is known of these.
 
         Args:
             image: preprocessed input.
             case: that it was read from.
         """
         if self.description is None:
-            return
+            return []
         from medsr_monai.training_data import Known, differences, is_hounsfield, known_of
 
         known = known_of(case.source, _series(case))
         if known.modality is None and is_hounsfield(*_ends(image)):
             known = Known("CT", None, known.body_part, "intensities like Hounsfield units")
-        for line in differences(self.description, self.seen(image), known):
-            logger.warning("unlike what %s was trained on: %s", self.name, line)
+        return differences(self.description, self.seen(image), known)
 
     def seen(self, image: MetaTensor) -> list[Seen]:
         """What the network gets of an input, in every plane."""
