@@ -9,6 +9,7 @@ from medsr_monai.commands.compare import compare
 from medsr_monai.commands.convert import convert
 from medsr_monai.commands.degrade import degrade
 from medsr_monai.commands.demo import demo
+from medsr_monai.commands.describe import describe
 from medsr_monai.commands.evaluate import evaluate
 from medsr_monai.commands.export import export
 from medsr_monai.commands.fetch import fetch
@@ -23,7 +24,7 @@ COMMANDS = {
     f.__name__: f
     for f in (
         *(upscale, inspect, degrade, evaluate, compare, demo),
-        *(models, fetch, convert, prepare, export, package, benchmark),
+        *(models, fetch, convert, prepare, describe, export, package, benchmark),
     )
 }
 

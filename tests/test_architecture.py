@@ -33,6 +33,7 @@ ALLOWED = {
     "cli": {"command_line", "commands"},
     "provenance": {"atomic", "data", "metrics", "transforms.geometry", "weights"},
     "cohort": {"atomic", "metrics"},
+    "training_data": {"data", "transforms.geometry", "transforms.intensity"},
     "quality": {"atomic", "inferers", "metrics", "transforms"},
     "report_page": {"atomic"},
     "estimate": {"inferers", "transforms.geometry"},

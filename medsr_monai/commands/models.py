@@ -20,10 +20,14 @@ def models(json: bool = False) -> None:
     Args:
         json: print JSON.
     """
+    from medsr_monai.training_data import find_description, sentence
+
     rows = []
     for name, folder in bundle_folders().items():
         metadata = jsonlib.loads((folder / "configs" / "metadata.json").read_text())
         found = examine(folder / MAIN_WEIGHTS)
+        sha256 = file_hash(found.file) if found.file else None
+        described = find_description(folder, found.file, sha256) if found.file else None
         rows.append(
             {
                 "bundle": name,
@@ -34,7 +38,8 @@ def models(json: bool = False) -> None:
                 "trained": found.state in USABLE,
                 "state": found.state,
                 "reason": found.reason or None,
-                "sha256": file_hash(found.file) if found.file else None,
+                "sha256": sha256,
+                "trained_on": sentence(described) if described else None,
                 "expected": found.stated.hash_val if found.stated else None,
                 "expected_hash_type": found.stated.hash_type if found.stated else None,
                 "url": found.stated.url if found.stated else None,
@@ -48,6 +53,8 @@ def models(json: bool = False) -> None:
         if row["sha256"]:
             reason = f": {row['reason']}" if row["reason"] else ""
             print(f"  weights {row['weights']}, sha256 {row['sha256'][:16]}, {row['state']}{reason}")
+            if row["trained_on"]:
+                print(f"  {row['trained_on']}")
         elif row["url"]:
             print(f"  weights missing: `medsr fetch {row['bundle']}`, or put model.pt at {row['weights']}")
         elif row["expected"]:

@@ -72,6 +72,8 @@ def package(
         _check_fit(folder, weights)
     files = _own_files(folder, keep_large_files)
     files |= _weights_files(folder, weights, keep_large_files)
+    if weights is not None:
+        _describe_own(files, weights)
     if thin:
         metadata["required_packages_version"] = {"medsr_monai": __version__}
     else:
@@ -153,6 +155,16 @@ def _stated_content(folder: Path, path: str, stated: StatedFile | None) -> bytes
         file = Path(temporary) / "file"
         fetch_file(folder, stated, file)
         return file.read_bytes()
+
+
+def _describe_own(files: dict[str, bytes], weights: str) -> None:
+    """Of own weights the package holds the description that lies beside them, not that of the published ones."""
+    from medsr_monai.training_data import DESCRIPTION, description_path
+
+    files.pop(f"docs/{DESCRIPTION}", None)
+    if (own := description_path(weights)).is_file():
+        content = json.loads(own.read_text()) | {"weights_sha256": hashlib.sha256(files[MAIN_WEIGHTS]).hexdigest()}
+        files[f"docs/{DESCRIPTION}"] = (json.dumps(content, indent=2) + "\n").encode()
 
 
 def _check_fit(folder: Path, weights: str) -> None:

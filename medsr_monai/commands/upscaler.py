@@ -14,6 +14,7 @@ from medsr_monai.commands.bundles import BundleRunner, choose_device
 from medsr_monai.commands.dicom_output import source_headers
 from medsr_monai.commands.files import Case, describe, naming, write_voxels
 from medsr_monai.commands.quality import QualityOptions, checked_quality
+from medsr_monai.commands.trained_on import TrainedOn
 
 if TYPE_CHECKING:
     import torch
@@ -71,6 +72,7 @@ class Upscaler:
         self.inferer = self.runner["inferer"]  # checks its options
         self.device = self.runner["device"]
         bundle, self.warnings = bundle_record(self.runner.folder, self.runner.weights)
+        self.trained_on = TrainedOn(self.runner, bundle["Weights"])
         self.identity = {
             "GeneratedBy": [{"Name": "medsr_monai", "Version": versions()["medsr_monai"], "Command": "upscale"}],
             "Bundle": bundle,
@@ -80,12 +82,14 @@ class Upscaler:
             "Description": f"Super-resolved by bundle {bundle['Name']} of medsr_monai",
             "IntendedUse": INTENDED_USE,
             **self.identity,
+            "TrainedOn": self.trained_on.record(),
             "Versions": versions(),
             "Device": _device_name(self.device),
         }
 
     def warn(self) -> None:
-        """Log what every sidecar of this run will say."""
+        """Tell what every sidecar of this run will say."""
+        say(self.trained_on.sentence)
         for warning in self.warnings:
             logger.warning(warning)
 
@@ -128,6 +132,7 @@ class Upscaler:
                 record["Plan"], record["Planes"] = self.inferer.describe(image), self.inferer.planes(image)
                 what += f", {record['Plan']}"
             say(f"{path}: {what}")
+            self.trained_on.warn(image, case)
             result = self.runner.run(item)
             result, figures, write_picture = checked_quality(self.runner, item, result, out, self.quality)
             record["DataConsistency"] = figures

@@ -27,7 +27,8 @@ STUDY_TAGS = (
     "Units ConvolutionKernel TemporalPositionIdentifier AcquisitionNumber AcquisitionTime DiffusionBValue "
     "DiffusionGradientOrientation ImagePositionPatient ImageOrientationPatient SamplesPerPixel NumberOfFrames Rows "
     "PhotometricInterpretation Columns PixelSpacing BitsAllocated RescaleIntercept RescaleSlope ModalityLUTSequence "
-    "PatientName PatientID PatientIdentityRemoved SharedFunctionalGroupsSequence PerFrameFunctionalGroupsSequence"
+    "BodyPartExamined ProtocolName PatientName PatientID PatientIdentityRemoved SharedFunctionalGroupsSequence "
+    "PerFrameFunctionalGroupsSequence"
 )
 INTEGERS = ("Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "SeriesNumber")
 PRIVATE_B_VALUES = ((0x0019, 0x100C), (0x0043, 0x1039), (0x2001, 0x1003))
