@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from medsr_monai import __version__
 from medsr_monai.atomic import folder_written_atomically, written_atomically
+from medsr_monai.data.pictures import QUALITY_SUFFIX
 from medsr_monai.data.volumes import volume_name
 from medsr_monai.metrics.report import json_values
 from medsr_monai.transforms.geometry import spacing
@@ -310,9 +311,9 @@ def recorded(output: str | os.PathLike, record: dict[str, Any], folder: bool = F
 
 
 def remove_partial(output: str | os.PathLike) -> None:
-    """Remove what a killed process has left of an output; no other process may be at work on it."""
+    """Remove what a killed process has left of an output, its sidecar and its picture; nobody else may work on it."""
     output = Path(output)
-    for path in (output, sidecar_path(output)):
+    for path in (output, sidecar_path(output), output.with_name(volume_name(output) + QUALITY_SUFFIX)):
         for partial in path.parent.glob(f".partial-*-{glob.escape(path.name)}"):
             if partial.is_dir():
                 shutil.rmtree(partial)

@@ -270,6 +270,7 @@ def test_an_interrupted_run_shows_what_was_not_reached_and_goes_on(medsr, bundle
     # what a kill leaves beside it
     Path("out/.partial-1-b_sr.nii.gz").write_bytes(b"half")
     Path("out/.partial-1-b_sr.json").write_bytes(b"half")
+    Path("out/.partial-1-b_sr.quality.png").write_bytes(b"half")
     assert medsr("upscale", "in", "out", "--bundle", bundle)[0] == 0
     assert statuses() == {"a": "kept", "b": "done", "sub-1/c": "done"} and not hidden()
 
