@@ -60,7 +60,8 @@ dialog img { width: auto; max-width: 98vw; max-height: 98vh; cursor: zoom-out; }
 <span id="count" aria-live="polite"></span>
 <table>
 <thead><tr>
-{%- for name in ("case", "status", "reason", "warnings", "residual RMS, % of range", "residual RMS / noise", "seconds") %}
+{%- for name in ("case", "status", "reason", "warnings", "residual RMS, % of range", "residual RMS / noise",
+    "seconds") %}
 <th><button type="button">{{ name }}</button></th>{% endfor %}
 <th>picture</th></tr></thead>
 <tbody>
