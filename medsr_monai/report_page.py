@@ -60,13 +60,15 @@ dialog img { width: auto; max-width: 98vw; max-height: 98vh; cursor: zoom-out; }
 <span id="count" aria-live="polite"></span>
 <table>
 <thead><tr>
-{%- for name in ("case", "status", "reason", "residual RMS, % of range", "residual RMS / noise", "seconds") %}
+{%- for name in ("case", "status", "reason", "warnings", "residual RMS, % of range", "residual RMS / noise",
+    "seconds") %}
 <th><button type="button">{{ name }}</button></th>{% endfor %}
 <th>picture</th></tr></thead>
 <tbody>
 {%- for row in rows %}
 <tr data-status="{{ row.status }}">
 <td class="text">{{ row.case }}</td><td class="status">{{ row.status }}</td><td class="text">{{ row.reason }}</td>
+<td class="text">{{ row.warnings }}</td>
 <td class="number">{{ row.percent|figure }}</td><td class="number">{{ row.per_noise|figure }}</td>
 <td class="number">{{ row.seconds|figure }}</td>
 <td class="picture">{% if row.picture %}<img src="{{ row|embedded }}" alt="quality picture of {{ row.case }}">
@@ -98,7 +100,7 @@ heads.forEach((head, column) => head.querySelector("button").addEventListener("c
   const rows = [...body.rows].sort((a, b) => {
     const x = key(a), y = key(b);
     if ((x === "") !== (y === "")) return x === "" ? 1 : -1;  // what is unknown stays last
-    return (down ? -1 : 1) * (column > 2 ? Number(x) - Number(y) : x.localeCompare(y, "en", {numeric: true}));
+    return (down ? -1 : 1) * (column > 3 ? Number(x) - Number(y) : x.localeCompare(y, "en", {numeric: true}));
   });
   body.append(...rows);
 }));
@@ -127,6 +129,7 @@ class PageRow:
         case: its name.
         status: a word, such as done or failed; failed is shown in red.
         reason: why it failed.
+        warnings: of its sidecar, one after the other.
         seconds: that it took.
         residual: RMS of the re-degraded output's difference from the input, in parts of the input's intensity range.
         residual_per_noise: the same in parts of the input's noise.
@@ -140,6 +143,7 @@ class PageRow:
     residual: float | None = None
     residual_per_noise: float | None = None
     picture: Path | None = None
+    warnings: str = ""
 
     @property
     def percent(self) -> float | None:

@@ -25,7 +25,7 @@ window.addEventListener("load", async () => {
   const found = {title: document.title, widths: images.map(image => image.naturalWidth), failed: window.failed || null,
     bold: document.querySelectorAll("b").length, cells: [...document.querySelector("tbody").rows].map(cells)};
   const press = number => { document.querySelectorAll("th button")[number].click(); return names(); };
-  found.by_case = press(0); found.by_seconds = press(5); found.by_seconds_down = press(5);
+  found.by_case = press(0); found.by_seconds = press(6); found.by_seconds_down = press(6);
   const search = document.querySelector("#search");
   search.value = "NaN"; search.dispatchEvent(new Event("input")); found.searched = names();
   search.value = ""; search.dispatchEvent(new Event("input"));
@@ -45,7 +45,7 @@ def page(tmp_path):
     Image.fromarray(pixels).save(tmp_path / "a.quality.png")
     Image.fromarray(pixels[:, :200]).save(tmp_path / "b.quality.png")
     rows = [
-        PageRow(NASTY, "done", "", 12.345, 0.0123, 0.5, tmp_path / "a.quality.png"),
+        PageRow(NASTY, "done", "", 12.345, 0.0123, 0.5, tmp_path / "a.quality.png", NASTY),
         PageRow("sub-10", "failed", "sub-10.nii.gz: 3 voxels are NaN", 0.5),
         PageRow("sub-9", "done", "", 100.0, 0.5, None, tmp_path / "b.quality.png"),
         PageRow("sub-11 \udce9", "kept"),
@@ -85,8 +85,8 @@ def test_in_a_browser(page, tmp_path):
     found = json.loads(html.unescape(match.group(1)))
     assert found["title"] == "Cohort <i>1</i>" and found["failed"] is None
     assert found["widths"] == [PICTURE_WIDTH, 200] and found["bold"] == 0
-    assert found["cells"][0] == [NASTY, "done", "", "1.23", "0.5", "12.3", ""]
-    assert found["cells"][1] == ["sub-10", "failed", "sub-10.nii.gz: 3 voxels are NaN", "", "", "0.5", ""]
+    assert found["cells"][0] == [NASTY, "done", "", NASTY, "1.23", "0.5", "12.3", ""]
+    assert found["cells"][1] == ["sub-10", "failed", "sub-10.nii.gz: 3 voxels are NaN", "", "", "", "0.5", ""]
     # numbers in names sort as numbers, and what is unknown stays last either way
     assert found["by_case"] == [NASTY, "sub-9", "sub-10", "sub-11 ?"]
     assert found["by_seconds"] == ["sub-10", NASTY, "sub-9", "sub-11 ?"]

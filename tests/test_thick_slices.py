@@ -125,6 +125,7 @@ def test_thick_slices_become_thin(medsr, tiny, tmp_path):
     code, out, err = medsr("upscale", "in.nii.gz", "out.nii.gz", "--bundle", tiny)
     assert (code, err) == (0, "")
     assert out.startswith(
+        "tiny: not known what the weights were trained on\n"
         "in.nii.gz: 13x12x7 voxels of 1x1x3.3 mm, thick axis inferior-superior (auto): 7 slices of 3.3 mm become 23 of "
         "1.004 mm, refined in sagittal and coronal slices\nout.nii.gz: 13x12x23 voxels of 1x1x1 mm, residual RMS "
     )

@@ -137,6 +137,7 @@ def _rows(plan: Plan, table: StatusTable) -> list[dict]:
 
 def _sum_up(plan: Plan, upscaler: Upscaler, table: StatusTable, rows: list[dict], start: float) -> None:
     from medsr_monai.cohort import DONE, KEPT, summary_line
+    from medsr_monai.provenance import read_sidecar
 
     seconds = round(time.perf_counter() - start, 1)
     facts = {name: upscaler.record[name] for name in ("IntendedUse", "GeneratedBy", "Bundle", "Options", "Versions")}
@@ -144,16 +145,9 @@ def _sum_up(plan: Plan, upscaler: Upscaler, table: StatusTable, rows: list[dict]
     say(f"{plan.folder}: {summary_line(rows)}, in {seconds:.0f} s; {table.path}")
     if plan.quality.picture:
         note = f"{summary_line(rows)}, by bundle {upscaler.record['Bundle']['Name']}.".capitalize()
-        say(str(write_page(plan.folder, rows, _figures, note)))
+        say(str(write_page(plan.folder, rows, read_sidecar, note)))
     if failed := sum(row["status"] not in (DONE, KEPT) for row in rows):
         complain(f"{failed} of {len(rows)} volumes failed")
-
-
-def _figures(output: Path) -> dict | None:
-    """What an output's sidecar says of its consistency."""
-    from medsr_monai.provenance import read_sidecar
-
-    return (read_sidecar(output) or {}).get("DataConsistency")
 
 
 @contextlib.contextmanager

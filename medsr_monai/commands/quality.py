@@ -112,7 +112,7 @@ def check_page(folder: str | os.PathLike, overwrite: bool) -> None:
 def write_page(
     folder: str | os.PathLike,
     rows: Sequence[Mapping[str, Any]],
-    figures_of: Callable[[Path], Mapping[str, Any] | None],
+    sidecar_of: Callable[[Path], Mapping[str, Any] | None],
     note: str,
 ) -> Path:
     """Write a cohort's page, ``index.html``, with every picture that is beside an output.
@@ -120,8 +120,7 @@ def write_page(
     Args:
         folder: of the outputs.
         rows: ``case``, ``output`` (below the folder), ``status``, ``reason`` and ``seconds``, as in the status table.
-        figures_of: figures of an output (see :meth:`medsr_monai.quality.QualityCheck.check`), None where there are
-            none.
+        sidecar_of: sidecar of an output, None where there is none.
         note: sentence below the title.
     """
     from medsr_monai.quality import RESEARCH_USE
@@ -130,7 +129,8 @@ def write_page(
     page = []
     for row in rows:
         output = Path(folder) / row["output"]
-        figures = figures_of(output) or {}
+        sidecar = sidecar_of(output) or {}
+        figures = sidecar.get("DataConsistency") or {}
         residual, picture = figures.get("residual") or {}, quality_path(output)
         rms, seconds = residual.get("rms"), row.get("seconds")
         page.append(
@@ -142,6 +142,7 @@ def write_page(
                 None if rms is None else rms / figures["intensity_range"],
                 residual.get("rms_per_noise"),
                 picture if output.exists() and picture.is_file() else None,
+                "; ".join(sidecar.get("Warnings") or ()),
             )
         )
     path = Path(folder) / INDEX_NAME
