@@ -429,7 +429,7 @@ def test_an_interrupted_process_leaves_nothing(bundle, tmp_path):
     listening = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
     out = tmp_path / "out" / "out.nii.gz"
     running = start("upscale", source, out, "--bundle", bundle, preexec_fn=listening)
-    assert "plane axial" in running.stdout.readline()
+    assert "trained on" in running.stdout.readline() and "plane axial" in running.stdout.readline()
     running.send_signal(signal.SIGINT)
     _, err = running.communicate(timeout=60)
     assert (running.returncode, err) == (130, "medsr: interrupted\n")
