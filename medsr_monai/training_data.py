@@ -25,43 +25,28 @@ from medsr_monai.data.datasets import SliceDataset
 from medsr_monai.data.dicom_series import DicomSeries
 from medsr_monai.data.pictures import is_picture
 from medsr_monai.data.volumes import volume_name
+from medsr_monai.training_description import FIGURES
 from medsr_monai.transforms.geometry import plane_axis, spacing
 from medsr_monai.transforms.intensity import intensity_range
 
 __all__ = [
-    "DESCRIPTION",
-    "FIGURES",
     "Known",
     "Seen",
     "differences",
-    "find_description",
     "is_hounsfield",
     "known_of",
     "measured",
-    "read_description",
     "seen_of_slices",
-    "sentence",
     "training_groups",
     "usable_slices",
 ]
 
-DESCRIPTION = "training_data.json"
-"""In a bundle's docs; beside weights of another place ``<name of the weights>.training_data.json``."""
 SLICES = 32
 """Of a volume and plane that are measured, evenly spread."""
 TISSUE = 0.15
 """Of the intensity range, below which pixels are background: air, what was masked, a lung in CT."""
 BAND = 0.05
 """Of the intensity range: width within which tissue is alike."""
-FIGURES = {
-    "background": "share of background",
-    "dark": "darkest tenth of the tissue",
-    "median": "median of the tissue",
-    "bright": "brightest tenth of the tissue",
-    "alike": "share of the tissue that is alike",
-    "edges": "contrast between neighbouring pixels",
-}
-"""What :func:`slice_figures` measures, in words."""
 MARGIN = 0.25
 """By which an input may lie beyond the training data, as a part of the width of their range."""
 LEAST_MARGIN = {"background": 0.15, "dark": 0.05, "median": 0.05, "bright": 0.05, "alike": 0.03, "edges": 0.05}
@@ -305,75 +290,6 @@ def contrast_of(text: str) -> str | None:
     """MR contrast that a file's name or a series' description names."""
     words = set(re.split(r"[^a-z0-9*]+", text.lower()))
     return next((name for name, known in CONTRASTS.items() if words & set(known)), None)
-
-
-def sentence(description: Mapping[str, Any] | None) -> str:
-    """What weights were trained on, for a log line or a picture."""
-    if description is None:
-        return "not known what the weights were trained on"
-    parts = [_group_words(group) for group in description["groups"]]
-    data = " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
-    method = (description.get("degradation") or {}).get("method")
-    return f"trained on {data}{f', {method} degradation' if method else ''}"
-
-
-def _group_words(group: Mapping[str, Any]) -> str:
-    """Such as: 13 brain MR volumes (T1, T2, FLAIR)."""
-    counts = [
-        f"{n} {_of(group)}{kind}{'s' if n > 1 else ''}" for kind in ("volume", "image") if (n := group[kind + "s"])
-    ]
-    names = f" ({', '.join(group['contrasts'])})" if group["contrasts"] else ""
-    return " and ".join(counts) + names
-
-
-def _of(group: Mapping[str, Any]) -> str:
-    words = [*(["/".join(group["body_parts"])] if group["body_parts"] else []), group["modality"] or ""]
-    return "".join(f"{word} " for word in words if word)
-
-
-def read_description(path: str | os.PathLike) -> dict[str, Any]:
-    """Description of training data, see :func:`training_groups` for its ``groups``.
-
-    Raises:
-        ValueError: another file; names it.
-    """
-    try:
-        content = json.loads(Path(path).read_text())
-        needed = {"modality", "body_parts", "contrasts", "volumes", "images", "pixel_mm", "thickness", "figures"}
-        fits = bool(content["groups"]) and all(needed <= group.keys() for group in content["groups"])
-        fits = fits and all(FIGURES.keys() <= group["figures"].keys() for group in content["groups"])
-    except (ValueError, TypeError, LookupError, AttributeError):
-        fits = False
-    if not fits:
-        raise ValueError(f"{path}: no description of training data, make it by `medsr describe` or remove it")
-    return content
-
-
-def find_description(bundle: str | os.PathLike, weights: str | os.PathLike, sha256: str) -> dict[str, Any] | None:
-    """Description of the data behind weights; None if there is none.
-
-    It lies beside the weights, ``<name>.training_data.json``, or in the bundle's ``docs``. It states the sum of the
-    weights that it is about; one that is about others is passed over, one beside the weights may state none.
-
-    Args:
-        bundle: folder.
-        weights: file that is used.
-        sha256: its sum.
-    """
-    beside = description_path(weights)
-    for path in (beside, Path(bundle) / "docs" / DESCRIPTION):
-        if path.is_file():
-            content = read_description(path)
-            about = content.get("weights_sha256")
-            if about == sha256 or (about is None and path == beside):
-                return content
-    return None
-
-
-def description_path(weights: str | os.PathLike) -> Path:
-    """Of the description beside a weights file: ``model.pt`` has ``model.training_data.json``."""
-    path = Path(weights)
-    return path.with_name(f"{path.stem}.{DESCRIPTION}")
 
 
 def is_hounsfield(low: float, high: float) -> bool:

@@ -20,14 +20,12 @@ from medsr_monai.training_data import (
     Known,
     Seen,
     differences,
-    find_description,
     is_hounsfield,
     known_of,
     measured,
-    read_description,
-    sentence,
     slice_figures,
 )
+from medsr_monai.training_description import find_description, read_description, sentence
 from medsr_monai.transforms import degrade, plane_axis, resample
 from medsr_monai.transforms.recipes import load_volume
 from medsr_monai.weights import MAIN_WEIGHTS, stated_files

@@ -42,7 +42,7 @@ def describe(
     file = Path(weights) if weights is not None else folder / "models" / "model.pt"
     if not file.is_file():
         raise FileNotFoundError(f"{file}: no such weights file, give the one that was trained on these data")
-    from medsr_monai.training_data import description_path, sentence, training_groups
+    from medsr_monai.training_description import description_path, sentence
 
     out = Path(output) if output is not None else description_path(file)
     check_output(out, overwrite)
@@ -50,6 +50,7 @@ def describe(
 
     from medsr_monai import __version__
     from medsr_monai.atomic import written_atomically
+    from medsr_monai.training_data import training_groups
     from medsr_monai.weights import file_hash
 
     parser = ConfigParser()

@@ -20,7 +20,7 @@ def models(json: bool = False) -> None:
     Args:
         json: print JSON.
     """
-    from medsr_monai.training_data import find_description, sentence
+    from medsr_monai.training_description import find_description, sentence
 
     rows = []
     for name, folder in bundle_folders().items():

@@ -159,7 +159,7 @@ def _stated_content(folder: Path, path: str, stated: StatedFile | None) -> bytes
 
 def _describe_own(files: dict[str, bytes], weights: str) -> None:
     """Of own weights the package holds the description that lies beside them, not that of the published ones."""
-    from medsr_monai.training_data import DESCRIPTION, description_path
+    from medsr_monai.training_description import DESCRIPTION, description_path
 
     files.pop(f"docs/{DESCRIPTION}", None)
     if (own := description_path(weights)).is_file():

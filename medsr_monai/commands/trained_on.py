@@ -28,7 +28,7 @@ class TrainedOn:
     """
 
     def __init__(self, runner: BundleRunner, weights: Mapping[str, Any] | None) -> None:
-        from medsr_monai.training_data import find_description, sentence
+        from medsr_monai.training_description import find_description, sentence
 
         self.name, self.inferer = Path(runner.folder).resolve().name, runner["inferer"]
         self.description = None
