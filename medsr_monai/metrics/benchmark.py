@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import importlib.util
 import multiprocessing
@@ -247,7 +248,11 @@ def _measure(
     steps, state, outputs, peak = [], None, [], None
     for build in builds:
         network = build().to(place)
-        state = network.state_dict() if state is None else state
+        if state is None:
+            if len(builds) > 1:  # what untrained weights hide shows in the comparison
+                for parameter in network.parameters():
+                    parameter.data.add_(torch.randn_like(parameter), alpha=0.05)
+            state = copy.deepcopy(network.state_dict())  # before training steps change it
         network.load_state_dict(state)
         with torch.inference_mode():
             if len(builds) > 1:
