@@ -1038,6 +1038,41 @@ def test_benchmark_measures_a_bundle(medsr, bundle):
     assert row["parameters"] == sum(p.numel() for p in tiny_network().parameters())
 
 
+PLAIN = ROOT / "tests" / "networks" / "plain_rdst.py"
+
+
+@pytest.mark.parametrize(("option", "mode", "passes"), [((), "inference", 1), (("--training",), "training step", 3)])
+def test_benchmark_beside_a_reference(medsr, bundle, option, mode, passes):
+    options = ("--size", "16x12", "--batch", 2, "--runs", 3, "--device", "cpu", "--reference", f"{PLAIN}:PlainRDST")
+    code, out, err = medsr("benchmark", "--bundle", bundle, *options, *option, "--json", "--csv", "table.csv")
+    assert (code, err) == (0, "")
+    ours, reference = rows = json.loads(out)
+    assert (ours["network"], reference["network"]) == (bundle, "PlainRDST")
+    for row in rows:
+        assert (row["input"], row["mode"], row["runs"]) == ("2x1x16x12", mode, 3)
+        assert row["parameters"] == sum(p.numel() for p in tiny_network().parameters()) and row["peak_mib"] > 50
+        assert 0 < row["seconds_q1"] <= row["seconds"] <= row["seconds_q3"]
+        assert row["gflop_per_s"] == pytest.approx(2 * passes * row["macs"] / 1e9 / row["seconds"])
+        assert row["slices_per_s"] == pytest.approx(2 / row["seconds"]) and row["matmul_share"] > 0
+    assert reference["speed_up"] == 1 and ours["speed_up"] > 0 and ours["macs"] == reference["macs"]
+    # one schema in every format
+    lines = Path("table.csv").read_text().splitlines()
+    assert lines[0].split(",") == list(ours) == list(reference) and len(lines) == 3
+
+
+def test_benchmark_refuses_another_function_as_reference(medsr, bundle):
+    source = PLAIN.read_text().replace(
+        "torch.cat([x, self.bottleneck(y)], dim=-1)", "torch.cat([x, self.bottleneck(x)], dim=-1)"
+    )
+    Path("other.py").write_text(source)
+    options = ("benchmark", "--bundle", bundle, "--size", "16x12", "--runs", 1, "--device", "cpu", "--reference")
+    refused(medsr(*options, "other.py:PlainRDST"), "the reference computes something else")
+    refused(medsr(*options, "missing.py:PlainRDST"), "missing.py:PlainRDST.*expected FILE.py:NAME")
+    refused(medsr(*options, "other.py:Nothing"), "has no class or function 'Nothing'")
+    Path("few.py").write_text("def build(): pass")
+    refused(medsr(*options, "few.py:build"), "does not take the network's arguments")
+
+
 def test_benchmark_puts_bundle_and_networks_in_one_table(medsr, bundle):
     options = ("--bundle", bundle, "--networks", "Bicubic", "--size", "16x12", "--runs", 0)
     code, out, err = medsr("benchmark", *options, "--json", "--csv", "new/table.csv")
@@ -1062,6 +1097,7 @@ def test_benchmark_runs_the_default_bundle(medsr):
     [
         (["--size", "16"], "size is '16', expected HxW"),
         (["--runs=-1"], "runs is -1"),
+        (["--batch", "0"], "batch is 0, expected at least 1"),
         (["--bundle", "nope"], "no bundle 'nope'"),
         (["--bundle", "transmrsr_prior"], "bundle transmrsr_prior takes no images"),
         (["--networks", "EDSRLite,EDRS"], "no network 'EDRS': choose all, or some of RDST,RDSTE,"),

@@ -16,7 +16,10 @@ from medsr_monai.commands.files import check_output, json_text, reason_of
 def benchmark(
     bundle: str | None = None,
     networks: str | None = None,
-    size: str = "160x160",
+    size: str | None = None,
+    batch: int | None = None,
+    training: bool = False,
+    reference: str | None = None,
     device: str = "auto",
     runs: int = 5,
     csv: str | None = None,
@@ -31,13 +34,21 @@ def benchmark(
     Args:
         bundle: name or folder; by default rdst_e, unless networks are named.
         networks: all, or names with commas between them such as RDSTE,EDSRLite: one channel, x4.
-        size: HxW of the low-resolution slice.
+        size: HxW of the low-resolution slices, by default 160x160, in training 24x24.
+        batch: slices at a time, by default 1, in training 4.
+        training: time steps of training (forward, L1 loss, backward, Adam) instead of forward passes.
+        reference: FILE.py:NAME of a plainer form of the networks, built from their arguments; it gets the same weights,
+            runs in turns with each of them and has a row of its own. Such as tests/networks/plain_rdst.py:PlainRDST.
         device: auto (the CPU, and the GPU where there is one), cpu, cuda:0.
         runs: timed runs after two warm-up runs, the median counts; 0 prints the counts only.
         csv: write the table to this file.
         json: print JSON, with null for what was not measured.
         overwrite: replace an existing CSV file.
     """
+    size = size or ("24x24" if training else "160x160")
+    batch = (4 if training else 1) if batch is None else batch
+    if batch < 1:
+        raise ValueError(f"batch is {batch}, expected at least 1")
     sides = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", size)
     if not sides:
         raise ValueError(f"size is {size!r}, expected HxW such as 160x160")
@@ -49,7 +60,13 @@ def benchmark(
     if bundle is None and networks is None:
         bundle = DEFAULT_BUNDLE
     folder = None if bundle is None else bundle_folder(bundle)
-    from medsr_monai.metrics import benchmark_header, benchmark_line, benchmark_network, write_benchmark
+    from medsr_monai.metrics import (
+        benchmark_beside,
+        benchmark_header,
+        benchmark_line,
+        benchmark_network,
+        write_benchmark,
+    )
     from medsr_monai.networks import build_network
 
     chosen, failed = {}, False
@@ -66,18 +83,27 @@ def benchmark(
         devices.insert(0, "cpu")
     rows = []
     for name, arguments in chosen.items():
-        shape = (1, arguments["in_channels"], height, width)
+        shape = (batch, arguments["in_channels"], height, width)
+        build = functools.partial(build_network, arguments)
         for place in devices:
+            how = (shape, place, runs, "training step" if training else "inference")
             try:
-                row = benchmark_network(functools.partial(build_network, arguments), shape, place, runs)
+                measured = (
+                    [benchmark_network(build, *how)]
+                    if reference is None
+                    else benchmark_beside(build, reference, arguments, *how)
+                )
             except (MemoryError, RuntimeError) as error:
                 failed = True
                 print(f"medsr: error: {name} on {place}: {reason_of(error)}", file=sys.stderr)
                 continue
-            rows.append(row | {"network": name})
-            # a line as soon as it is known: large networks take minutes
-            if not json:
-                print(benchmark_header() + "\n" if len(rows) == 1 else "", benchmark_line(rows[-1]), sep="", flush=True)
+            measured[0]["network"] = name
+            for row in measured:
+                rows.append(row)
+                # a line as soon as it is known: large networks take minutes
+                if not json:
+                    header = benchmark_header() + "\n" if len(rows) == 1 else ""
+                    print(header, benchmark_line(row), sep="", flush=True)
     if csv is not None:
         Path(csv).parent.mkdir(parents=True, exist_ok=True)
         write_benchmark(rows, csv)

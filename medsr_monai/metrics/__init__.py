@@ -1,6 +1,7 @@
 """Image quality, size and speed, and the tables and pictures that report them."""
 
 from .benchmark import (
+    benchmark_beside,
     benchmark_header,
     benchmark_line,
     benchmark_network,

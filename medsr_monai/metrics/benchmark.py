@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import csv
+import importlib.util
 import multiprocessing
 import resource
 import statistics
@@ -12,14 +14,17 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from monai.networks import eval_mode
 from torch import nn
 
 from .complexity import count_macs, count_macs_as_published, count_parameters, count_parameters_as_published
 
 __all__ = [
+    "benchmark_beside",
     "benchmark_header",
     "benchmark_line",
     "benchmark_network",
@@ -39,23 +44,34 @@ COLUMNS: dict[str, tuple[str, Callable]] = {
     "macs_as_published": ("GMACs, as published", lambda n: f"{n / 1e9:.2f}"),
     "parameters": ("M weights", lambda n: f"{n / 1e6:.2f}"),
     "macs": ("GMACs", lambda n: f"{n / 1e9:.2f}"),
+    "mode": ("mode", str),
     "device": ("device", str),
     "threads": ("threads", str),
     "runs": ("runs", str),
     "seconds": ("seconds", "{:.4g}".format),
+    "seconds_q1": ("1st quartile", "{:.4g}".format),
+    "seconds_q3": ("3rd quartile", "{:.4g}".format),
     "spread": ("slowest / fastest", "{:.2f}".format),
     "slices_per_s": ("slices/s", "{:.4g}".format),
     "gflop_per_s": ("GFLOP/s", "{:.4g}".format),
     "matmul_gflop_per_s": ("matmul GFLOP/s", "{:.4g}".format),
     "matmul_share": ("share of matmul", "{:.2f}".format),
     "peak_mib": ("peak MiB", "{:.0f}".format),
+    "speed_up": ("times as fast as the reference", "{:.2f}".format),
 }
+MODES = ("inference", "training step")
+DIFFERENCE = 1e-3
+"""Of a network's output from its reference's, at most, as a share of the greatest value."""
 
 
 def benchmark_network(
-    build: Callable[[], nn.Module], shape: Sequence[int], device: torch.device | str = "cpu", runs: int = 5
+    build: Callable[[], nn.Module],
+    shape: Sequence[int],
+    device: torch.device | str = "cpu",
+    runs: int = 5,
+    mode: str = "inference",
 ) -> dict[str, float | int | str | None]:
-    """Count a network's weights and operations, and time its forward pass on random slices in a process of its own.
+    """Count a network's weights and operations, and time it on random slices in a process of its own.
 
     The weights are random, the arithmetic float32. A fresh process a network keeps the peak memory of one from hiding
     that of the next. On the CPU the peak is the process's resident memory as the operating system counts it, with
@@ -66,49 +82,124 @@ def benchmark_network(
         shape: [B, C, H, W] of the input.
         device: cpu or cuda.
         runs: timed, after two warm-up runs; 0 counts only, and no process is started.
+        mode: inference, a forward pass, or training step: forward, L1 loss to random images, backward, Adam.
 
     Returns:
-        network (its class), input, parameters and macs (see `count_parameters` and `count_macs`) and what the RDST
-        paper would print (`count_parameters_as_published`, `count_macs_as_published`); device, threads (of the CPU),
-        runs, seconds (median), spread (slowest over fastest), slices_per_s (of the median), gflop_per_s (a multiply and
-        an add count as two), the machine's matmul_gflop_per_s in the same process, the share of it, and peak_mib. All
-        from device on are None without runs.
+        network (its class), input, parameters and macs (see `count_parameters` and `count_macs`, of a forward pass) and
+        what the RDST paper would print (`count_parameters_as_published`, `count_macs_as_published`); mode, device,
+        threads (of the CPU), runs, seconds (median), their quartiles seconds_q1 and seconds_q3, spread (slowest over
+        fastest), slices_per_s (of the median), gflop_per_s (a multiply and an add count as two, a training step as
+        three forward passes), the machine's matmul_gflop_per_s in the same process, the share of it, peak_mib, and
+        speed_up, None here. All from mode on are None without runs.
 
     Raises:
-        ValueError: a negative number of runs.
+        ValueError: a negative number of runs; another word for mode.
         MemoryError: the process ended early, as one does that the system ends for its memory.
         RuntimeError: what the network raises, such as CUDA's lack of memory.
     """
-    if runs < 0:
-        raise ValueError(f"runs is {runs}, expected at least 1, or 0 to count only")
-    with torch.device("meta"):
-        network = build().eval()
-    row = dict.fromkeys(COLUMNS) | {
-        "network": type(network).__name__,
-        "input": "x".join(map(str, shape)),
-        "parameters_as_published": count_parameters_as_published(network),
-        "macs_as_published": count_macs_as_published(network, shape),
-        "parameters": count_parameters(network),
-        "macs": count_macs(network, shape),
-    }
+    row = _counted(build, shape, runs, mode)
     if not runs:
         return row
+    [measured] = _in_a_process(row, _measure, [build], tuple(shape), str(device), runs, mode)
+    return _measured_row(row, measured, shape, mode)
+
+
+def benchmark_beside(
+    build: Callable[[], nn.Module],
+    reference: str,
+    arguments: dict[str, Any],
+    shape: Sequence[int],
+    device: torch.device | str = "cpu",
+    runs: int = 5,
+    mode: str = "inference",
+) -> list[dict[str, float | int | str | None]]:
+    """`benchmark_network` of a network and of a plainer form of it, in turns in one process and with the same weights.
+
+    Load that comes and goes falls on both. The peaks of memory are measured in a process each.
+
+    Args:
+        reference: FILE.py:NAME, where NAME(**arguments) builds a module that takes the network's `state_dict`.
+        arguments: of the network, with or without `_target_`.
+
+    Returns:
+        The rows of the network and of the reference; the network's speed_up is the median of the reference's time
+        over its own, run by run, and the reference's is 1.
+
+    Raises:
+        ValueError: no such file or name in it; their outputs differ by more than 0.1 % of the greatest value.
+    """
+    plain = _Reference(reference, {name: value for name, value in arguments.items() if name != "_target_"})
+    rows = [_counted(each, shape, runs, mode) for each in (build, plain)]
+    if not runs:
+        return rows
+    common = (tuple(shape), str(device), runs, mode)
+    measured = _in_a_process(rows[0], _measure, [build, plain], *common)
+    [alone] = _in_a_process(rows[1], _measure, [plain], *common[:2], 0, mode)
+    measured[1]["peak_mib"] = alone["peak_mib"]
+    return [_measured_row(row, each, shape, mode) for row, each in zip(rows, measured, strict=True)]
+
+
+class _Reference:
+    """Builds a module from a name in a Python file; can be pickled."""
+
+    def __init__(self, reference: str, arguments: dict[str, Any]) -> None:
+        self.reference = reference
+        self.arguments = arguments
+
+    def __call__(self) -> nn.Module:
+        path, _, name = self.reference.rpartition(":")
+        if not (path.endswith(".py") and Path(path).is_file()):
+            raise ValueError(f"reference is {self.reference!r}: expected FILE.py:NAME of an existing Python file")
+        spec = importlib.util.spec_from_file_location(Path(path).stem, path)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        if not callable(getattr(module, name, None)):
+            raise ValueError(f"{path} has no class or function {name!r}: give another one as --reference FILE.py:NAME")
+        try:
+            return getattr(module, name)(**self.arguments)
+        except TypeError as error:
+            raise ValueError(f"{name} in {path} does not take the network's arguments: {error}") from error
+
+
+def _counted(build: Callable[[], nn.Module], shape: Sequence[int], runs: int, mode: str) -> dict[str, Any]:
+    if runs < 0:
+        raise ValueError(f"runs is {runs}, expected at least 1, or 0 to count only")
+    if mode not in MODES:
+        raise ValueError(f"mode is {mode!r}, expected one of {', '.join(MODES)}")
+    with torch.device("meta"):
+        network = build().eval()
+        return dict.fromkeys(COLUMNS) | {
+            "network": type(network).__name__,
+            "input": "x".join(map(str, shape)),
+            "parameters_as_published": count_parameters_as_published(network),
+            "macs_as_published": count_macs_as_published(network, shape),
+            "parameters": count_parameters(network),
+            "macs": count_macs(network, shape),
+        }
+
+
+def _in_a_process(row: dict, function: Callable, *args: Any) -> Any:
     # spawn: CUDA cannot be used after a fork, and a forked process would start with this one's memory
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         try:
-            measured = pool.submit(_measure, build, tuple(shape), str(device), runs).result()
+            return pool.submit(function, *args).result()
         except BrokenProcessPool as error:
             raise MemoryError(
                 f"the process that ran {row['network']} on {row['input']} ended early, perhaps for lack of memory: "
                 "choose a smaller input"
             ) from error
-        except RuntimeError as error:
+        except (RuntimeError, ValueError) as error:
             raise error from None  # without the other process's traceback, which comes as its cause
-    rate = 2 * row["macs"] / 1e9 / measured["seconds"]
+
+
+def _measured_row(row: dict, measured: dict, shape: Sequence[int], mode: str) -> dict:
+    passes = 1 if mode == "inference" else 3
+    rate = 2 * passes * row["macs"] / 1e9 / measured["seconds"]
     return (
         row
         | measured
         | {
+            "mode": mode,
             "slices_per_s": shape[0] / measured["seconds"],
             "gflop_per_s": rate,
             "matmul_share": rate / measured["matmul_gflop_per_s"],
@@ -145,31 +236,84 @@ def network_figures(
     return row | {"fps": shape[0] / statistics.median(times)}
 
 
-def _measure(build: Callable[[], nn.Module], shape: tuple[int, ...], device: str, runs: int) -> dict:
-    """Build and time a network in this process, which must have done nothing else: its peak memory is taken."""
+def _measure(
+    builds: Sequence[Callable[[], nn.Module]], shape: tuple[int, ...], device: str, runs: int, mode: str
+) -> list[dict]:
+    """Build and time networks, by turns, in this process, which must have done nothing else: its peak memory is taken.
+
+    The peak is that of the first network; without runs there is nothing else.
+    """
     place = torch.device(device)
-    network, image = build().eval().to(place), torch.rand(shape, device=place)
-    with torch.inference_mode():
-        network(image)
-        if place.type == "cuda":
-            torch.cuda.synchronize(place)
-            peak = torch.cuda.max_memory_allocated(place) / 2**20
-            name = torch.cuda.get_device_name(place)
-        else:
-            peak, name = peak_resident_mib(), place.type
-        before = matmul_rate(place, runs)
-        times = _seconds(lambda: network(image), place, runs)
-        after = matmul_rate(place, runs)
-    return {
-        "device": name,
-        "threads": torch.get_num_threads(),
-        "runs": runs,
-        "seconds": statistics.median(times),
-        "spread": max(times) / min(times),
-        # before and after, since clocks and neighbours change
-        "matmul_gflop_per_s": (before + after) / 2,
-        "peak_mib": peak,
-    }
+    image = torch.rand(shape, device=place)
+    steps, state, outputs, peak = [], None, [], None
+    for build in builds:
+        network = build().to(place)
+        if state is None:
+            if len(builds) > 1:  # what untrained weights hide shows in the comparison
+                for parameter in network.parameters():
+                    parameter.data.add_(torch.randn_like(parameter), alpha=0.05)
+            state = copy.deepcopy(network.state_dict())  # before training steps change it
+        network.load_state_dict(state)
+        with torch.inference_mode():
+            if len(builds) > 1:
+                outputs.append(network.eval()(image))
+        step = _step(network, image, mode)
+        step()
+        if peak is None:
+            if place.type == "cuda":
+                torch.cuda.synchronize(place)
+            peak = torch.cuda.max_memory_allocated(place) / 2**20 if place.type == "cuda" else peak_resident_mib()
+        steps.append(step)
+    if not runs:
+        return [{"peak_mib": peak}]
+    if len(outputs) > 1 and not (outputs[1] - outputs[0]).abs().max() <= DIFFERENCE * outputs[1].abs().max():
+        raise ValueError("the reference computes something else: its output is not the network's with the same weights")
+    before = matmul_rate(place, runs)
+    times = _seconds_in_turn(steps, place, runs)
+    after = matmul_rate(place, runs)
+    rows = []
+    for number, ours in enumerate(times):
+        low, median, high = statistics.quantiles(ours, n=4, method="inclusive") if runs > 1 else ours * 3
+        ratios = [theirs / mine for mine, theirs in zip(ours, times[-1], strict=True)]
+        rows.append(
+            {
+                "device": torch.cuda.get_device_name(place) if place.type == "cuda" else place.type,
+                "threads": torch.get_num_threads(),
+                "runs": runs,
+                "seconds": median,
+                "seconds_q1": low,
+                "seconds_q3": high,
+                "spread": max(ours) / min(ours),
+                # before and after, since clocks and neighbours change
+                "matmul_gflop_per_s": (before + after) / 2,
+                "peak_mib": peak if number == 0 else None,
+                "speed_up": statistics.median(ratios) if len(builds) > 1 else None,
+            }
+        )
+    return rows
+
+
+def _step(network: nn.Module, image: torch.Tensor, mode: str) -> Callable[[], object]:
+    """What is timed: a forward pass, or a step of training with random targets."""
+    if mode == "inference":
+        network.eval()
+
+        @torch.inference_mode()
+        def forward() -> None:
+            network(image)
+
+        return forward
+    network.train()
+    optimizer = torch.optim.Adam(network.parameters(), 1e-4)
+    with torch.no_grad():
+        target = torch.rand_like(network(image))
+
+    def train() -> None:
+        optimizer.zero_grad()
+        F.l1_loss(network(image), target).backward()
+        optimizer.step()
+
+    return train
 
 
 def peak_resident_mib() -> float:
@@ -184,16 +328,22 @@ def peak_resident_mib() -> float:
 
 
 def _seconds(run: Callable[[], object], device: torch.device, runs: int) -> list[float]:
-    times = []
+    return _seconds_in_turn([run], device, runs)[0]
+
+
+def _seconds_in_turn(calls: Sequence[Callable[[], object]], device: torch.device, runs: int) -> list[list[float]]:
+    """Time calls, one after the other and then all again, after WARM_UP rounds: a list a call."""
+    times: list[list[float]] = [[] for _ in calls]
     for number in range(runs + WARM_UP):
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        start = time.perf_counter()
-        run()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        if number >= WARM_UP:
-            times.append(time.perf_counter() - start)
+        for call, seconds in zip(calls, times, strict=True):
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            start = time.perf_counter()
+            call()
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            if number >= WARM_UP:
+                seconds.append(time.perf_counter() - start)
     return times
 
 

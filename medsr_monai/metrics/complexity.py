@@ -34,7 +34,8 @@ def count_parameters_as_published(network: nn.Module) -> int:
 def count_macs(network: nn.Module, shape: Sequence[int]) -> int:
     """Return the MACs of all convolutions, linear layers and matrix products, those of attention included.
 
-    Half of what `torch.utils.flop_counter.FlopCounterMode` counts in one forward pass; nothing else is counted.
+    Half of what `torch.utils.flop_counter.FlopCounterMode` counts in one forward pass; nothing else is counted. Layers
+    that a network computes as one (its `merges_layers`) count as what they are, one by one.
 
     Args:
         network: in eval mode; on the meta device nothing is computed, however large the network.
@@ -99,5 +100,12 @@ def _forward(network: nn.Module, shape: Sequence[int]) -> None:
     """Run a network on zeros; attention as separate products and softmax, which every counter knows."""
     parameter = next(network.parameters(), torch.empty(0))
     x = torch.zeros(tuple(shape), device=parameter.device, dtype=parameter.dtype)
-    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
-        network(x)
+    merging = [module for module in network.modules() if getattr(module, "merges_layers", False)]
+    for module in merging:
+        module.merges_layers = False
+    try:
+        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+            network(x)
+    finally:
+        for module in merging:
+            module.merges_layers = True

@@ -11,7 +11,12 @@ from torch import Tensor, nn
 from medsr_monai.networks.arguments import records_arguments
 from medsr_monai.networks.blocks.padding import pad_to_multiple
 from medsr_monai.networks.blocks.swin_layer import SwinLayer
-from medsr_monai.networks.blocks.upsample import Upsample, require_equal_channels, scale_per_axis
+from medsr_monai.networks.blocks.upsample import (
+    Upsample,
+    require_equal_channels,
+    scale_per_axis,
+    shuffle_and_convolve,
+)
 from medsr_monai.networks.blocks.window_attention import shifted_windows, window_partition, window_reverse
 
 
@@ -96,6 +101,8 @@ class RDST(nn.Module):
         scale_factors: (rows, columns) by which the output is larger.
         size_multiple: the window; inputs of such a size need no padding.
         minimum_size: the smallest H and W, 1.
+        merges_layers: compute the last two convolutions as one (see `shuffle_and_convolve`), as is the default; the
+            result is the same to 1e-5, the layers' forward hooks are not called.
         arguments: the config entry that builds this network (see `records_arguments`).
 
     Args:
@@ -121,7 +128,7 @@ class RDST(nn.Module):
             bicubic_residual with in_channels != out_channels.
     """
 
-    __constants__ = ("global_feature_fusion",)  # TorchScript compiles only the branch that is built
+    __constants__ = ("enlarges", "global_feature_fusion")  # TorchScript compiles only the branch that is built
     minimum_size = 1
 
     def __init__(
@@ -155,6 +162,7 @@ class RDST(nn.Module):
         self.size_multiple = window_size
         self.shift_size = shift_size
         self.bicubic_residual = bicubic_residual
+        self.merges_layers = True
 
         self.head = nn.Conv2d(in_channels, embed_dim, 3, padding=1)
         self.embed_norm = nn.LayerNorm(embed_dim)
@@ -180,6 +188,7 @@ class RDST(nn.Module):
             self.norm = nn.LayerNorm(embed_dim)
             self.conv_after_body = nn.Conv2d(embed_dim, embed_dim, 3, padding=1)
         self.upsample = Upsample(embed_dim, scale)
+        self.enlarges = len(self.upsample) > 0 and window_size > 1
         self.last = nn.Conv2d(embed_dim, out_channels, 3, padding=1)
 
         for module in self.modules():  # convolutions keep PyTorch's default, as the authors do
@@ -207,7 +216,22 @@ class RDST(nn.Module):
             for block in self.blocks:
                 tokens = block(tokens, shifted)
             deep = self.conv_after_body(self.norm(tokens).permute(0, 3, 1, 2))
-        y = self.last(self.upsample(deep + shallow))[:, :, :height, :width]
+        y = self.enlarge(deep + shallow)[:, :, :height, :width]
         if self.bicubic_residual:
             y = y + F.interpolate(x, size=(height, width), mode="bicubic", align_corners=False)
         return y
+
+    def enlarge(self, x: Tensor) -> Tensor:
+        """Last layers: features [B, embed_dim, H, W] -> [B, out_channels, H * rows, W * columns]."""
+        if self.enlarges and self.merges_layers:
+            y = x
+            for i, layer in enumerate(self.upsample):
+                if i < len(self.upsample) - 2:
+                    y = layer(y)
+            conv, shuffle = self.upsample[-2], self.upsample[-1]
+            bias, last_bias = conv.bias, self.last.bias
+            assert bias is not None and last_bias is not None  # TorchScript cannot know
+            return shuffle_and_convolve(
+                y, conv.weight, bias, self.last.weight, last_bias, shuffle.rows, shuffle.columns
+            )
+        return self.last(self.upsample(x))
