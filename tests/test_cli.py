@@ -316,7 +316,7 @@ def test_tiles_and_slice_batches_give_nearly_the_same(medsr, bundle, tmp_path):
     [
         (["--plane", "oblique"], "plane is 'oblique', expected auto, sagittal, coronal, axial"),
         (["--device", "nonsense"], "device 'nonsense' is not available here"),
-        (["--tile", "8"], "tile at least 32"),
+        (["--tile", "8"], "tile must be at least 32"),
         (["--slice_batch", "0"], "slice_batch must be at least 1"),
         (["--bundle", "seg_unet"], "bundle seg_unet does not super-resolve: run it as its docs/README.md says"),
         (["--bundle", "nope"], "no bundle 'nope': choose .*rdst_e.*, or give a bundle's folder"),
