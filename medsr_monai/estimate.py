@@ -17,9 +17,19 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from medsr_monai.inferers import PlaneInferer, ThroughPlaneInferer
+from medsr_monai.inferers.slice_batches import RESULTS
 from medsr_monai.transforms.geometry import AXES, PLANES
 
-__all__ = ["Work", "activation_bytes", "peak_memory", "planned_work", "resident_bytes", "seconds_per_pixel"]
+__all__ = [
+    "Work",
+    "activation_bytes",
+    "free_gpu_bytes",
+    "peak_memory",
+    "planned_work",
+    "resident_bytes",
+    "seconds_per_pixel",
+    "slices_that_fit",
+]
 
 FLOAT = 4
 """Bytes of a voxel; all buffers are float32."""
@@ -33,6 +43,10 @@ LAST_OUTPUTS = 3.3
 """After the network: the output, and copies for its intensities and for the file."""
 HEAP = 128 * 2**20
 """Bytes that the C library keeps for later once they have been used, at most."""
+GPU_SHARE = 0.8
+"""Of the free memory of a GPU, the part that is planned for; operators' scratch takes some more."""
+MOST_SLICES = 64
+"""Slices at a time on a GPU: more leave it no less idle."""
 COUNTED_SIDE = 64
 """Pixels along the sides of the smaller slice whose activations are counted for larger ones, at least."""
 TIMED_SIDE = 32
@@ -170,6 +184,31 @@ def _live_bytes(network: nn.Module, shape: Sequence[int]) -> int:
     with torch.inference_mode(), _LiveTensors() as live:
         network(torch.empty(tuple(shape), device="meta"))
     return live.peak
+
+
+def slices_that_fit(network: nn.Module, work: Work, free: int, channels: int = 1) -> int:
+    """Slices that a GPU takes at a time, of all that the network sees at most, MOST_SLICES at most, one at least.
+
+    A part GPU_SHARE of the free memory is filled: with the output, unless it is gathered elsewhere since there is no
+    room for it, and with the activations of the slices, counted in float32.
+
+    Args:
+        network: in eval mode.
+        work: see :func:`planned_work`.
+        free: bytes of the GPU's memory that are free.
+        channels: of the volume.
+    """
+    output = RESULTS * FLOAT * channels * math.prod(work.new_shape)
+    room = GPU_SHARE * free - (output if output <= free else 0)
+    sizes = {(rows, columns) for _, rows, columns in work.slices}
+    largest = max(activation_bytes(network, (1, channels, *size)) for size in sizes)
+    return max(1, min(int(room // largest), MOST_SLICES, max(count for count, _, _ in work.slices)))
+
+
+def free_gpu_bytes(device: torch.device | str) -> int:
+    """Of a GPU: what nobody holds, and what this process's torch holds for later."""
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + unused
 
 
 def seconds_per_pixel(network: nn.Module, channels: int = 1, batch: int = 1) -> float:

@@ -34,6 +34,7 @@ class ExportedNetwork(nn.Module):
     Attributes:
         information: what `medsr export` recorded: bundle, version, network, weights_sha256 and so on; empty of files
             that others wrote.
+        exchange_format: onnx or torchscript.
         scale_factors: (rows, columns) by which the output is larger; None where neither `scale` nor the file says it.
 
     Args:
@@ -61,6 +62,7 @@ class ExportedNetwork(nn.Module):
             )
         if not self.path.is_file():
             raise FileNotFoundError(f"{path}: no such exported network, write one with `medsr export`")
+        self.exchange_format = next(name for name, suffix in SUFFIXES.items() if suffix == self.path.suffix)
         self.script: nn.Module | None = None
         self.session: Any = None
         if self.path.suffix == SUFFIXES["onnx"]:

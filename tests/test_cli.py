@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import functools
 import importlib.util
+import io
 import itertools
 import json
 import os
@@ -315,7 +316,7 @@ def test_tiles_and_slice_batches_give_nearly_the_same(medsr, bundle, tmp_path):
     [
         (["--plane", "oblique"], "plane is 'oblique', expected auto, sagittal, coronal, axial"),
         (["--device", "nonsense"], "device 'nonsense' is not available here"),
-        (["--tile", "8"], "tile at least 32"),
+        (["--tile", "8"], "tile must be at least 32"),
         (["--slice_batch", "0"], "slice_batch must be at least 1"),
         (["--bundle", "seg_unet"], "bundle seg_unet does not super-resolve: run it as its docs/README.md says"),
         (["--bundle", "nope"], "no bundle 'nope': choose .*rdst_e.*, or give a bundle's folder"),
@@ -412,11 +413,11 @@ def test_a_write_that_ends_early_leaves_the_old_file_and_no_part(medsr, bundle, 
     Path("out").mkdir()
     Path("out/out.nii.gz").write_text("mine")
 
-    def half(image: nib.Nifti1Image, name: str) -> None:
-        Path(name).write_bytes(b"half")
+    def half(image: nib.Nifti1Image, stream: io.RawIOBase) -> None:
+        stream.write(b"half")
         raise error
 
-    monkeypatch.setattr(nib, "save", half)
+    monkeypatch.setattr(nib.Nifti1Image, "to_stream", half)
     result = medsr("upscale", "in.nii.gz", "out/out.nii.gz", "--bundle", bundle, "--overwrite")
     assert result[0] == code and result[2].count("\n") == 1
     assert os.listdir("out") == ["out.nii.gz"]

@@ -123,10 +123,12 @@ class BundleRunner:
         """Super-resolved volume [C, X, Y, Z] of a preprocessed input, with another network if one is given."""
         import torch
 
+        from medsr_monai.inferers import to_device
+
         device = self["device"]
-        # as MONAI's evaluator does it in `monai.bundle run`
-        with torch.inference_mode(), torch.autocast(device.type, enabled=self["amp"]):
-            pred = self["inferer"](item["image"][None].to(device), network or self.network)[0].cpu()
+        # as MONAI's evaluator does it in `monai.bundle run`; precision and compiling are the inferer's in both
+        with torch.inference_mode():
+            pred = self["inferer"](to_device(item["image"][None], device), network or self.network)[0].cpu()
         result = self["postprocessing"](item | {"pred": pred})["pred"]
         if broken := int((~result.isfinite()).sum()):
             raise ValueError(

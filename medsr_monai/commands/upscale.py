@@ -7,6 +7,7 @@ from pathlib import Path
 from medsr_monai.commands.bundles import DEFAULT_BUNDLE, bundle_folder, choose_device
 from medsr_monai.commands.cohorts import upscale_cohort, upscale_in_processes
 from medsr_monai.commands.dicom_output import OUTPUT_FORMATS, find_dicom_cases
+from medsr_monai.commands.fast_path import fast_options, parse_slice_batch
 from medsr_monai.commands.files import NIFTI_SUFFIXES, find_cases
 from medsr_monai.commands.quality import check_page, check_pictures, quality_options
 from medsr_monai.commands.upscaler import Plan, Upscaler
@@ -20,7 +21,9 @@ def upscale(
     device: str = "auto",
     weights: str | None = None,
     frame: int | None = None,
-    slice_batch: int = 4,
+    slice_batch: str = "auto",
+    precision: str = "auto",
+    compile: bool = False,
     tile: int | None = None,
     thick_axis: str = "auto",
     target_spacing: float | None = None,
@@ -61,7 +64,11 @@ def upscale(
         device: auto, cpu, cuda:0; auto gives each process of several the next GPU.
         weights: another weights file than the bundle's models/model.pt, or a network that `medsr export` wrote.
         frame: of a 4D file, counted from 0.
-        slice_batch: slices computed at a time.
+        slice_batch: slices computed at a time; auto is 4 on a CPU, on CUDA as many as fit into its free memory.
+        precision: float32, bfloat16, float16 (autocast: convolutions and matrix products) or auto, which is float32 on
+            a CPU and float16 on CUDA. Largest error on the sample volume: bfloat16 1 %, float16 0.2 % of the range.
+        compile: compile the network (torch.compile) for the slices' size and number: minutes at first, less when the
+            same has been compiled before; worth it on CUDA and for folders of volumes of one size.
         tile: side in pixels of tiles, to save memory; leaves faint seams. Default: whole slices.
         thick_axis: of thick slices, the direction across them: left-right (sagittal slices), posterior-anterior
             (coronal) or inferior-superior (axial); auto is that of the longest voxel edge.
@@ -97,13 +104,13 @@ def upscale(
 
     if plane not in ("auto", *PLANES):
         raise ValueError(f"plane is {plane!r}, expected auto, {', '.join(PLANES)}")
-    if slice_batch < 1 or (tile is not None and tile < 32):
-        raise ValueError("slice_batch must be at least 1 and tile at least 32 pixels")
+    batch = parse_slice_batch(slice_batch)
+    if tile is not None and tile < 32:
+        raise ValueError("tile must be at least 32 pixels")
     if jobs < 1:
         raise ValueError(f"jobs is {jobs}, expected at least 1")
-    choose_device(device)
     # what is not given is left to the bundle, which has some of these
-    options = {"frame": frame}
+    options = {"frame": frame} | fast_options(precision, compile, choose_device(device), weights)
     if plane != "auto":
         options["plane"] = plane
     if thick_axis != "auto":
@@ -129,9 +136,7 @@ def upscale(
         check_pictures(cases, overwrite)
         if folder is not None:
             check_page(folder, overwrite)
-    plan = Plan(
-        cases, Path(input), folder, bundle, weights, device, slice_batch, options, quality, output_format, overwrite
-    )
+    plan = Plan(cases, Path(input), folder, bundle, weights, device, batch, options, quality, output_format, overwrite)
     ranks = Ranks.from_environment()
     if folder is None:
         if jobs > 1 or ranks.size > 1:

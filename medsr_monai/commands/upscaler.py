@@ -5,13 +5,13 @@ from __future__ import annotations
 import logging
 import os
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 
 from medsr_monai.commands.bundles import BundleRunner, choose_device
 from medsr_monai.commands.dicom_output import source_headers
+from medsr_monai.commands.fast_path import SLICE_BATCH, FittingSlices, Laps, recorded_options
 from medsr_monai.commands.files import Case, describe, naming, write_voxels
 from medsr_monai.commands.quality import QualityOptions, checked_quality
 from medsr_monai.commands.trained_on import TrainedOn
@@ -33,7 +33,8 @@ class Plan(NamedTuple):
     bundle: str
     weights: str | None
     device: str
-    slice_batch: int
+    slice_batch: int | None
+    """None for what a device takes."""
     options: dict[str, Any]
     """Ids of the bundle's inference.json that the result depends on, and their values."""
     quality: QualityOptions
@@ -64,19 +65,25 @@ class Upscaler:
         from medsr_monai.provenance import INTENDED_USE, bundle_record, versions
 
         device = choose_device(plan.device, local_rank)
-        overrides = plan.options | {"sw_batch_size": plan.slice_batch, "device": f"$torch.device('{device}')"}
+        overrides = plan.options | {
+            "sw_batch_size": plan.slice_batch or SLICE_BATCH,
+            "device": f"$torch.device('{device}')",
+        }
         if plan.folder is not None:
             overrides["inferer#progress"] = False  # there is a bar of the cases
         self.quality, self.to_dicom = plan.quality, plan.output_format == "dicom"
         self.runner = BundleRunner(plan.bundle, plan.weights, **overrides)
         self.inferer = self.runner["inferer"]  # checks its options
         self.device = self.runner["device"]
+        self.inferer.prepare(self.runner.network, self.device)
+        automatic = plan.slice_batch is None and self.device.type == "cuda"
+        self.fitting = FittingSlices(self.runner) if automatic else None
         bundle, self.warnings = bundle_record(self.runner.folder, self.runner.weights)
         self.trained_on = TrainedOn(self.runner, bundle["Weights"])
         self.identity = {
             "GeneratedBy": [{"Name": "medsr_monai", "Version": versions()["medsr_monai"], "Command": "upscale"}],
             "Bundle": bundle,
-            "Options": plan.options | plan.quality.settings(),
+            "Options": recorded_options(plan.options) | plan.quality.settings(),
         }
         self.record = {
             "Description": f"Super-resolved by bundle {bundle['Name']} of medsr_monai",
@@ -114,7 +121,7 @@ class Upscaler:
         )
         from medsr_monai.quality import sentence
 
-        start = time.perf_counter()
+        lap = Laps()
         path, out = case.source, case.output
         with naming(path), Warnings(self.warnings) as warnings:
             if inputs is None:
@@ -122,6 +129,7 @@ class Upscaler:
             headers = source_headers(case) if self.to_dicom else []
             item = self.runner.read(case.input)
             image = item["image"]
+            lap("Reading")
             record = self.record | {"Sources": [one["Name"] for one in inputs], "Inputs": inputs}
             record["InputGrid"] = grid_record(image)
             what = describe(image)
@@ -133,7 +141,10 @@ class Upscaler:
                 what += f", {record['Plan']}"
             say(f"{path}: {what}")
             self.trained_on.warn(image, case)
+            if self.fitting is not None:
+                self.fitting.choose(image)
             result = self.runner.run(item)
+            lap("Network")
             result, figures, write_picture = checked_quality(self.runner, item, result, out, self.quality)
             record["DataConsistency"] = figures
             slices = getattr(self.inferer, "slices", self.inferer)  # smaller ones where memory was short
@@ -141,14 +152,18 @@ class Upscaler:
             record["OutputGrid"] = grid_record(result)
             record["Scale"] = [round(b / a, 6) for a, b in zip(image.shape[1:], result.shape[1:], strict=True)]
             record["IntensityRange"] = intensity_record(image, result)
-            record["Warnings"], record["Seconds"] = warnings, round(time.perf_counter() - start, 3)
+            record["Warnings"] = warnings
+            lap("Quality")
             with naming(out), recorded(out, record, folder=self.to_dicom) as partial:
                 if self.to_dicom:
                     save_dicom_slices(result, partial, headers, description=f"{record['Description']}, {what}")
                 else:
                     write_voxels(result, partial)
+                lap("Writing")
                 if write_picture is not None:
                     add_output(record, write_picture())
+                    lap("Quality")
+                record["Seconds"], record["SecondsBy"] = lap.total, lap.seconds
             say(f"{out}: {describe(result)}, {sentence(figures)}")
 
 

@@ -23,6 +23,7 @@ from medsr_monai.atomic import written_atomically
 from medsr_monai.data.dicom import is_dicom_file, is_dicom_folder, is_flat_image
 from medsr_monai.data.dicom_series import DicomSeries, find_series, one_series
 from medsr_monai.data.dicom_slices import is_zip
+from medsr_monai.data.gzip_stream import write_gzip
 from medsr_monai.data.pictures import (
     PICTURE_SUFFIXES,
     find_pictures,
@@ -496,6 +497,8 @@ class LoadLabeld(LoadVolumed):
 class NiftiWriter(NibabelWriter):
     """NIfTI writer that never leaves half a file: it writes to a temporary name and renames it when all is on disk.
 
+    A name that ends in ``.gz`` is compressed by several threads, see :func:`medsr_monai.data.gzip_stream.write_gzip`.
+
     sform, qform and units (mm) are set; the code of the qform is 0 where it cannot hold the affine, which is slightly
     sheared then. A side of more than 32767 voxels makes it NIfTI-2, since NIfTI-1 holds none.
     """
@@ -519,8 +522,11 @@ class NiftiWriter(NibabelWriter):
         image.set_qform(affine, code=1)
         if _forms_apart(image.header, image.shape[:3]) > MAX_FORMS_APART * min(image.header.get_zooms()[:3]):
             image.set_qform(affine, code=0)
-        with written_atomically(filename) as partial:
-            nibabel.save(image, partial)
+        with (
+            written_atomically(filename) as partial,
+            write_gzip(partial) if partial.suffix == ".gz" else partial.open("wb") as stream,
+        ):
+            image.to_stream(stream)
 
 
 def _name_parts(meta: dict, saver: SaveImage) -> dict:

@@ -1,7 +1,9 @@
 """Inferers that run 2D networks over volumes, and generators on latents; consistency of results with their inputs."""
 
 from .data_consistency import DataConsistency, Residual
+from .fast_network import FastNetwork
 from .latent import TruncationInferer
 from .plane import PlaneInferer
 from .slabs import Slab, slab_passes
+from .slice_batches import to_device
 from .through_plane import ThroughPlaneInferer

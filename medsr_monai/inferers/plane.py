@@ -10,6 +10,7 @@ from monai.data import MetaTensor
 from monai.inferers import SliceInferer
 from monai.utils import BlendMode, PytorchPadMode
 
+from medsr_monai.inferers.fast_network import FastNetwork, chosen_precision
 from medsr_monai.inferers.slice_batches import enlarge_slices
 from medsr_monai.out_of_memory import is_out_of_memory
 from medsr_monai.transforms.geometry import PLANES, plane_axis, sharp_plane
@@ -46,12 +47,13 @@ class PlaneInferer(SliceInferer):
         overlap: of neighbouring tiles; only for tiles.
         through: plane in which thick slices were acquired, for networks with a scale per axis: slices are handed to
             the network with the thick axis last, as ``scale=[1, 4]`` expects. None keeps the volume's axis order.
+        precision, compile: see :class:`medsr_monai.inferers.FastNetwork`.
         progress: show a progress bar with the time left.
         sw_device, device: where windows are computed and where the output is gathered; None for the input's device. On
             a GPU, of which this is unmeasured, an output of whole slices that does not fit is gathered in main memory.
 
     Raises:
-        ValueError: for unknown planes, or ``through`` equal to the plane that is cut.
+        ValueError: for unknown planes or precisions, or ``through`` equal to the plane that is cut.
         MemoryError: by a call, where not even tiles fit into memory.
     """
 
@@ -63,6 +65,8 @@ class PlaneInferer(SliceInferer):
         overlap: float = 0.5,
         *,
         through: str | None = None,
+        precision: str = "float32",
+        compile: bool = False,
         progress: bool = False,
         sw_device: torch.device | str | None = None,
         device: torch.device | str | None = None,
@@ -75,6 +79,11 @@ class PlaneInferer(SliceInferer):
             raise ValueError(f"plane and through are both {plane!r}: slices across the thick axis do not contain it")
         self.plane = plane
         self.through = through
+        chosen_precision(precision, "cpu")
+        self.precision = precision
+        self.compile = compile
+        self._prepared: FastNetwork | None = None
+        self._prepared_of: tuple | None = None
         super().__init__(
             spatial_dim=0,
             roi_size=tuple(roi_size),
@@ -138,21 +147,37 @@ class PlaneInferer(SliceInferer):
         out = self._run(data.permute(order), network, *args, **kwargs).permute(inverse)
         return MetaTensor(out).copy_meta_from(inputs) if isinstance(inputs, MetaTensor) else out
 
+    def prepare(self, network: Callable[..., torch.Tensor], device: torch.device | str) -> FastNetwork:
+        """What slices on a device are handed to, made once for a network; a call does this, too.
+
+        Raises:
+            ValueError: see :class:`FastNetwork`.
+        """
+        wanted = (network, torch.device(device))
+        if self._prepared is None or self._prepared_of != wanted:
+            self._prepared, self._prepared_of = FastNetwork(network, self.precision, self.compile, device), wanted
+        return self._prepared
+
     def _run(self, volume: torch.Tensor, network: Callable[..., torch.Tensor], *args, **kwargs) -> torch.Tensor:
         tiles, mode = self.orig_roi_size, self.mode
+        fast = self.prepare(network, self.sw_device or volume.device)
+
+        def run(slices: torch.Tensor) -> torch.Tensor:
+            return fast(slices, *args, batch=self.sw_batch_size, **kwargs)
+
         try:
             while True:
                 try:
                     if self.orig_roi_size == WHOLE_SLICES:
                         return enlarge_slices(
                             volume,
-                            lambda slices: network(slices, *args, **kwargs),
+                            run,
                             self.sw_batch_size,
                             progress=self.progress,
                             sw_device=self.sw_device,
                             device=self.device,
                         )
-                    return super().__call__(volume, network, *args, **kwargs)
+                    return super().__call__(volume, run)
                 except (RuntimeError, MemoryError) as error:
                     if not is_out_of_memory(error):
                         raise

@@ -12,6 +12,7 @@ from monai.data import MetaTensor
 from monai.inferers import Inferer
 from monai.utils import ensure_tuple_rep
 
+from medsr_monai.inferers.fast_network import FastNetwork
 from medsr_monai.inferers.plane import WHOLE_SLICES, PlaneInferer
 from medsr_monai.transforms.geometry import (
     AXES,
@@ -75,7 +76,7 @@ class ThroughPlaneInferer(Inferer):
         sw_batch_size, roi_size, overlap: see :class:`PlaneInferer`.
         scale: of the network.
         force: take volumes whose slices are less than THICK_RATIO times as thick as the target, too.
-        progress, sw_device, device: see :class:`PlaneInferer`.
+        precision, compile, progress, sw_device, device: see :class:`PlaneInferer`.
 
     Raises:
         ValueError: an unknown axis or plane, a plane across the thick axis, a target that is no positive number, or a
@@ -93,6 +94,8 @@ class ThroughPlaneInferer(Inferer):
         *,
         scale: int | Sequence[int] = 1,
         force: bool = False,
+        precision: str = "float32",
+        compile: bool = False,
         progress: bool = False,
         sw_device: torch.device | str | None = None,
         device: torch.device | str | None = None,
@@ -118,7 +121,15 @@ class ThroughPlaneInferer(Inferer):
         self.factor = factor
         self.force = force
         self.slices = PlaneInferer(
-            "auto", sw_batch_size, roi_size, overlap, progress=progress, sw_device=sw_device, device=device
+            "auto",
+            sw_batch_size,
+            roi_size,
+            overlap,
+            precision=precision,
+            compile=compile,
+            progress=progress,
+            sw_device=sw_device,
+            device=device,
         )
 
     def plan(self, affine: np.ndarray | torch.Tensor, shape: Sequence[int]) -> ThroughPlanePlan:
@@ -146,6 +157,10 @@ class ThroughPlaneInferer(Inferer):
                 "unless you give --force"
             )
         return ThroughPlanePlan(axis_name, axis, planes, size, edge, new_size, size * edge / new_size)
+
+    def prepare(self, network: Callable[..., torch.Tensor], device: torch.device | str) -> FastNetwork:
+        """See :meth:`PlaneInferer.prepare`."""
+        return self.slices.prepare(network, device)
 
     def planes(self, image: MetaTensor) -> list[str]:
         """Planes whose slices the network sees of a volume [C, X, Y, Z]; raises the errors of :meth:`plan`."""

@@ -342,14 +342,14 @@ def test_writer_is_atomic(tmp_path, monkeypatch):
     volume = MetaTensor(torch.tensor(values()[None]), affine=torch.tensor(AFFINE))
     write(volume, path)
     before = path.read_bytes()
-    original = nibabel.save
+    original = nibabel.Nifti1Image.to_stream
 
-    def disk_full(image, filename):
-        original(image, filename)
-        assert Path(filename) != path and Path(filename).is_file()
+    def disk_full(image, stream):
+        original(image, stream)
+        assert path.read_bytes() == before and len(list(tmp_path.iterdir())) == 2
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(nibabel, "save", disk_full)
+    monkeypatch.setattr(nibabel.Nifti1Image, "to_stream", disk_full)
     with pytest.raises(OSError, match="No space left"):
         write(volume * 2, path)
     assert path.read_bytes() == before

@@ -1,0 +1,64 @@
+"""Gzip files that several threads write, through Intel's ISA-L (the package isal)."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from isal import igzip_threaded
+
+__all__ = ["LEVEL", "write_gzip"]
+
+LEVEL = 1
+"""Of ISA-L's 0 to 3: files of float32 voxels were 0.2 to 0.6 % larger than nibabel's, in a third of its time or less."""
+MAX_THREADS = 8
+"""Beyond which the disk, or who makes the bytes, is slower."""
+
+
+class _Forward(io.RawIOBase):
+    """A stream that is written from start to end, with the one seek that nibabel makes: to where it is."""
+
+    def __init__(self, stream: io.BufferedWriter) -> None:
+        self.stream = stream
+        self.position = 0
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: bytes) -> int:
+        self.stream.write(data)
+        written = memoryview(data).nbytes
+        self.position += written
+        return written
+
+    def tell(self) -> int:
+        return self.position
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        if whence != os.SEEK_SET or offset != self.position:
+            raise io.UnsupportedOperation("a compressed stream is written from start to end")
+        return offset
+
+
+@contextlib.contextmanager
+def write_gzip(path: str | os.PathLike, threads: int | None = None) -> Iterator[io.RawIOBase]:
+    """Give a stream to write to, front to back, whose bytes are compressed on several cores.
+
+    The file is one gzip member of standard deflate, which every reader of gzip reads, with no name and no time in it:
+    the same bytes give the same file, whatever the number of threads.
+
+    Args:
+        path: of the file, replaced if it is there.
+        threads: that compress; by default as many as torch computes with, which processes that share a machine have
+            shared out, up to MAX_THREADS.
+
+    Raises:
+        OSError: as the disk tells it.
+    """
+    threads = min(torch.get_num_threads(), MAX_THREADS) if threads is None else threads
+    with igzip_threaded.open(Path(path), "wb", compresslevel=LEVEL, threads=threads) as stream:
+        yield _Forward(stream)
