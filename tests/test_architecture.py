@@ -15,6 +15,9 @@ ALLOWED = {
     "convert": {"convert", "networks"},
     "transforms.recipes": {"transforms", "data"},
     "transforms.thick_slices": {"transforms.degradation", "transforms.geometry", "transforms.interpolation"},
+    "transforms.patch_batches": {
+        *("transforms.degradation", "transforms.interpolation", "transforms.thick_slices"),
+    },
     "transforms": {"transforms.geometry"},
     "inferers": {
         *("inferers", "out_of_memory"),

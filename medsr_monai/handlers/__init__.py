@@ -11,6 +11,7 @@ from .checkpoints import (
     load_weights,
     save_atomically,
 )
+from .data_wait import ReportDataWait
 from .evaluation import ReportDice, ReportSlices
 from .gradient_penalty import GradientPenalty
 from .linear_decay import LinearDecay

@@ -10,11 +10,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from ignite.engine import Engine, Events
 from monai.handlers import EarlyStopHandler
 
 from medsr_monai.atomic import written_atomically
+from medsr_monai.handlers.process_group import process_number
 from medsr_monai.networks.arguments import NetworkArguments, build_network
 from medsr_monai.out_of_memory import is_out_of_memory
 from medsr_monai.weights import LARGE_FILES, OFFLINE_FOLDER, StatedFile, bundle_of, examine
@@ -284,7 +284,7 @@ class TrainingCheckpoints:
         """Resume, or make room."""
         if self.resume and (self.folder / LAST).is_file():
             self._load(engine)
-        elif _is_writer():
+        elif process_number() == 0:
             _set_aside(self.folder / LAST)
             _set_aside(self.folder / BEST, keep=True)
 
@@ -312,7 +312,7 @@ class TrainingCheckpoints:
 
     def save(self, engine: Engine) -> None:
         """Write both files."""
-        if not _is_writer():
+        if process_number() > 0:
             return
         if self._improved():
             content = {"network": NetworkArguments(self.best_network).state_dict(), "model": _cpu(self.best_network)}
@@ -341,10 +341,6 @@ class TrainingCheckpoints:
 
 def _cpu(network: torch.nn.Module) -> dict[str, torch.Tensor]:
     return {name: tensor.detach().cpu() for name, tensor in network.state_dict().items()}
-
-
-def _is_writer() -> bool:
-    return not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0
 
 
 def _set_aside(path: Path, keep: bool = False) -> None:
