@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from monai.data import CacheDataset, DistributedSampler
 from monai.transforms import CenterSpatialCrop, Compose, SelectItemsd
+from monai.utils import convert_to_tensor
 from torch.utils.data import Dataset
 
 from medsr_monai.data.volumes import volume_name
@@ -200,7 +201,7 @@ class SliceDataset(Dataset):
         item["axes"] = tuple(along for a, along in enumerate(self.axes[number]) if a != axis)
         for volume, name in self.keys.items():
             image = self.images[number][volume].select(axis + 1, position)
-            item[name] = image if size is None else CenterSpatialCrop(size)(image)
+            item[name] = image if size is None else convert_to_tensor(CenterSpatialCrop(size)(image))
         return item
 
 

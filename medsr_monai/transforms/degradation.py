@@ -25,31 +25,32 @@ METHODS = ("bicubic", "gaussian", "box", "kspace")
 FWHM_TO_SIGMA = 1 / np.sqrt(8 * np.log(2))
 
 
-def _gaussian_matrices(size: int, sigmas: torch.Tensor) -> torch.Tensor:
-    """Convolutions with sampled Gaussians (cut at 4 sigma), half-sample symmetric borders, as matrices.
+def _gaussian_rows(size: int, rows: torch.Tensor, sigmas: torch.Tensor) -> torch.Tensor:
+    """Rows of the matrices that convolve with a sampled Gaussian (cut at 4 sigma), half-sample symmetric borders.
 
     Args:
+        size: of the matrices.
+        rows: whole numbers [R].
         sigmas: [B], float64.
 
     Returns:
-        [B, size, size]
+        [B, R, size]
     """
-    sigma = sigmas.view(-1, 1, 1)
+    sigma = sigmas[:, None]
     radius = torch.floor(4 * sigma + 0.5)
+    reach = int(radius.max())
+    offsets = torch.arange(reach + 2, device=sigmas.device)
+    weights = torch.exp(-0.5 * (offsets / sigma) ** 2).where(offsets <= radius, 0.0)  # the last one is 0
+    weights = weights / (2 * weights.sum(dim=-1, keepdim=True) - weights[:, :1])
     places = torch.arange(size, device=sigmas.device)
-    reach = int(4 * float(sigmas.max()) + 0.5)
-    matrices = torch.zeros(len(sigmas), size, size, dtype=sigmas.dtype, device=sigmas.device)
-    offsets = torch.arange(-reach, reach + 1, device=sigmas.device)
-    weights = torch.exp(-0.5 * (offsets / sigma) ** 2).where(offsets.abs() <= radius, 0.0)
-    total = weights.sum(dim=-1, keepdim=True)
-    # a sample, and its images in the mirrors at both ends
+    matrices = torch.zeros(len(sigmas), len(rows), size, dtype=sigmas.dtype, device=sigmas.device)
+    # every sample and its images in the mirrors at both ends
     periods = -(-(reach + size) // (2 * size))
     for period in range(-periods, periods + 1):
-        for image in (places, -1 - places):
-            distance = (image + 2 * size * period) - places[:, None]
-            if int(distance.abs().min()) <= reach:
-                matrices += torch.exp(-0.5 * (distance / sigma) ** 2).where(distance.abs() <= radius, 0.0)
-    return matrices / total
+        for images in (places, -1 - places):
+            distances = (images + 2 * size * period - rows[:, None]).abs()
+            matrices += weights[:, distances.clamp(max=reach + 1)]
+    return matrices
 
 
 @lru_cache(maxsize=64)
@@ -99,12 +100,12 @@ def sampling_matrix(size: int, small: int, method: str, fwhm: float | None = Non
 
 def _slice_profiles(size: int, small: int, fwhms: torch.Tensor) -> torch.Tensor:
     """Gaussian slice profiles [B, small, size] of the widths [B], float64."""
-    profiles = _gaussian_matrices(size, fwhms * FWHM_TO_SIGMA)
     centres = (torch.arange(small, device=fwhms.device, dtype=torch.float64) + 0.5) * (size / small) - 0.5
     before = centres.floor().long()
     after = (before + 1).clamp(max=size - 1)
     share = (centres - before)[:, None]
-    return (1 - share) * profiles[:, before] + share * profiles[:, after]
+    sigmas = fwhms * FWHM_TO_SIGMA
+    return (1 - share) * _gaussian_rows(size, before, sigmas) + share * _gaussian_rows(size, after, sigmas)
 
 
 @lru_cache(maxsize=64)

@@ -72,7 +72,7 @@ class PatchBatches(Compose):
             device: where the patches are degraded; they are cut out where the slices are.
         """
         if self.thick is not None and any(SEGMENTATION in item for item in items):
-            return [self.set_random_state(seed=seed)(item) for item, seed in zip(items, seeds, strict=True)]
+            raise ValueError("label maps of slices are not cut into patches: leave them out of the training's keys")
         states = [self._states(seed) for seed in seeds]
         made: list[Item] = [dict(item) for item in items]
         thick = None
@@ -197,11 +197,13 @@ def _degrade(step: RandDegraded, patches: dict, seeds: Sequence[int]) -> None:
     rows, columns = (n // f * f for n, f in zip(patches[key].shape[2:], factors, strict=True))
     patches[key] = low = patches[key][:, :, :rows, :columns]
     widths = [one["fwhm"] for one in params]
-    for axis, factor in ((2, factors[0]), (3, factors[1])):
+    matrices = {}
+    for axis, size, factor in ((2, rows, factors[0]), (3, columns, factors[1])):
         if factor > 1:
-            size = low.shape[axis]
-            matrices = _transposed(sampling_matrices(size, size // factor, step.method, widths, low.device), low)
-            low = torch.movedim(torch.movedim(low, axis, -1) @ matrices, -1, axis)
+            if (size, factor) not in matrices:
+                matrix = sampling_matrices(size, size // factor, step.method, widths, low.device)
+                matrices[size, factor] = matrix.to(low).transpose(-1, -2)[:, None]
+            low = torch.movedim(torch.movedim(low, axis, -1) @ matrices[size, factor], -1, axis)
     patches[step.image_key] = (low + _noise(params, low)).contiguous() if _noisy(params) else low.contiguous()
 
 
@@ -223,11 +225,6 @@ def _params(step: RandDegraded, seed: int) -> dict:
 
 def _per_item(values: Sequence[float], like: Tensor) -> Tensor:
     return torch.tensor(values, dtype=like.dtype).view(-1, 1, 1, 1).to(like.device)
-
-
-def _transposed(matrices: Tensor, like: Tensor) -> Tensor:
-    """Matrices [B or 1, 1, in, out] in the precision of ``like`` [B, C, ...]."""
-    return matrices.to(like).transpose(-1, -2)[:, None]
 
 
 def _noisy(params: Sequence[dict]) -> bool:
