@@ -31,7 +31,7 @@ ALLOWED = {
     "losses": {"losses"},
     "engines": {"engines", "handlers"},
     "metrics": {"metrics"},
-    "handlers": {"handlers", "metrics", "networks.arguments", "atomic", "out_of_memory", "weights"},
+    "handlers": {"handlers", "metrics", "networks.arguments", "atomic", "out_of_memory", "provenance", "weights"},
     "command_line": set(),
     "cli": {"command_line", "commands"},
     "provenance": {"atomic", "data", "metrics", "transforms.geometry", "weights"},

@@ -20,3 +20,4 @@ from .moving_average import StartMovingAverage
 from .prior import PriorLoader
 from .process_group import leave_process_group
 from .sample_grid import SampleGrid
+from .training_record import TrainingRecord, extend_record

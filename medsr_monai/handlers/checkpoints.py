@@ -15,8 +15,10 @@ from monai.handlers import EarlyStopHandler
 
 from medsr_monai.atomic import written_atomically
 from medsr_monai.handlers.process_group import process_number
+from medsr_monai.handlers.training_record import TrainingRecord
 from medsr_monai.networks.arguments import NetworkArguments, build_network
 from medsr_monai.out_of_memory import is_out_of_memory
+from medsr_monai.provenance import sidecar_path
 from medsr_monai.weights import LARGE_FILES, OFFLINE_FOLDER, StatedFile, bundle_of, examine
 
 __all__ = [
@@ -251,6 +253,7 @@ class TrainingCheckpoints:
         evaluator: whose key metric, the higher the better, chooses ``model.pt``; None takes the latest.
         resume: go on from ``last.pt`` where there is one.
         interval: epochs between two savings; the last epoch of a training is saved in any case.
+        record: what stands in ``model.pt.json`` and ``last.pt.json``, beside the files; None writes neither.
 
     Attach it last, after validation and early stopping. Only the first process writes.
     """
@@ -264,8 +267,10 @@ class TrainingCheckpoints:
         evaluator: Engine | None = None,
         resume: bool = False,
         interval: int = 1,
+        record: TrainingRecord | None = None,
     ) -> None:
         self.folder = Path(ckpt_dir)
+        self.record = record
         self.network = network
         self.state = dict(state)
         self.best_network = best_network
@@ -282,11 +287,14 @@ class TrainingCheckpoints:
 
     def start(self, engine: Engine) -> None:
         """Resume, or make room."""
-        if self.resume and (self.folder / LAST).is_file():
+        resumed = self.folder / LAST if self.resume and (self.folder / LAST).is_file() else None
+        if resumed:
             self._load(engine)
         elif process_number() == 0:
             _set_aside(self.folder / LAST)
             _set_aside(self.folder / BEST, keep=True)
+        if self.record is not None and process_number() == 0:
+            self.record.start(engine, resumed)
 
     def _load(self, engine: Engine) -> None:
         path = self.folder / LAST
@@ -316,7 +324,7 @@ class TrainingCheckpoints:
             return
         if self._improved():
             content = {"network": NetworkArguments(self.best_network).state_dict(), "model": _cpu(self.best_network)}
-            save_atomically(content, self.folder / BEST)
+            self._write(content, self.folder / BEST, engine)
         content = {
             "network": NetworkArguments(self.network).state_dict(),
             "model": self.best_network.state_dict(),  # in the state, too, and stored once
@@ -324,7 +332,22 @@ class TrainingCheckpoints:
             "trainer": dict(engine.state_dict()),
             "best": self.best,
         }
-        save_atomically(content, self.folder / LAST)
+        self._write(content, self.folder / LAST, engine)
+
+    def _write(self, content: object, path: Path, engine: Engine) -> None:
+        if self.record is None:
+            save_atomically(content, path)
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        optimizers = {name: one for name, one in self.state.items() if isinstance(one, torch.optim.Optimizer)}
+        optimizers = {name: _optimizer_record(one) for name, one in optimizers.items()}
+        facts: dict[str, object] = {"Optimizers": optimizers, "Network": NetworkArguments(self.network).state_dict()}
+        if self.evaluator is not None:
+            metrics = {name: float(value) for name, value in self.evaluator.state.metrics.items()}
+            name = getattr(self.evaluator.state, "key_metric_name", None)
+            facts |= {"Validation": metrics, "Best": {name: self.best}}
+        with self.record.written(path, engine, facts) as partial:
+            torch.save(content, partial)
 
     def _improved(self) -> bool:
         """Whether the weights are to become ``model.pt``."""
@@ -337,6 +360,12 @@ class TrainingCheckpoints:
             self.best = score
             logger.info("best %s so far: %.4f, saving %s", self.evaluator.state.key_metric_name, score, BEST)
         return improved
+
+
+def _optimizer_record(optimizer: torch.optim.Optimizer) -> dict[str, object]:
+    """Class of an optimiser and, by parameter group, its learning rate and other numbers as they are now."""
+    groups = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
+    return {"Class": type(optimizer).__name__, "Groups": groups}
 
 
 def _cpu(network: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -352,9 +381,13 @@ def _set_aside(path: Path, keep: bool = False) -> None:
         if keep and filecmp.cmp(path, aside, shallow=False):  # of a training that ended before its first weights
             return
         number += 1
-    if keep:
-        with written_atomically(aside) as partial:
-            shutil.copy2(path, partial)
-    else:
-        path.rename(aside)
+    # the JSON beside it first: a file without one is told apart, one of another file is not
+    for old, new in ((sidecar_path(path), sidecar_path(aside)), (path, aside)):
+        if not old.is_file():
+            continue
+        if keep:
+            with written_atomically(new) as partial:
+                shutil.copy2(old, partial)
+        else:
+            old.rename(new)
     logger.warning("%s is of an earlier training: %s to %s", path, "copied" if keep else "moved", aside.name)
