@@ -306,7 +306,7 @@ class TrainingCheckpoints:
         for name, target in self.state.items():
             target.load_state_dict(content["state"][name])
         max_epochs = engine.state.max_epochs
-        engine.load_state_dict(content["trainer"])
+        engine.load_state_dict(_with_steps_of(engine, content["trainer"], path))
         if max_epochs is not None and engine.state.epoch >= max_epochs:
             raise ValueError(f"{path}: epoch {engine.state.epoch} of {max_epochs} is done, ask for more --epochs")
         engine.state.max_epochs = max_epochs
@@ -360,6 +360,19 @@ class TrainingCheckpoints:
             self.best = score
             logger.info("best %s so far: %.4f, saving %s", self.evaluator.state.key_metric_name, score, BEST)
         return improved
+
+
+def _with_steps_of(engine: Engine, trainer: Mapping, path: Path) -> Mapping:
+    """The state of a trainer after the same epoch, where its epochs have another number of steps than they had."""
+    steps, had = len(engine.state.dataloader), trainer["epoch_length"]
+    if steps == had:
+        return trainer
+    logger.warning(
+        "%s: its epochs had %d steps, now they have %d (another batch size, number of processes or data): the training "
+        "goes on after the same epoch, but not as an uninterrupted one would",
+        path, had, steps,
+    )  # fmt: skip
+    return {**trainer, "epoch_length": steps, "iteration": trainer["iteration"] // had * steps}
 
 
 def _optimizer_record(optimizer: torch.optim.Optimizer) -> dict[str, object]:
