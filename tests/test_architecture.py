@@ -15,6 +15,9 @@ ALLOWED = {
     "convert": {"convert", "networks"},
     "transforms.recipes": {"transforms", "data"},
     "transforms.thick_slices": {"transforms.degradation", "transforms.geometry", "transforms.interpolation"},
+    "transforms.patch_batches": {
+        *("transforms.degradation", "transforms.interpolation", "transforms.thick_slices"),
+    },
     "transforms": {"transforms.geometry"},
     "inferers": {
         *("inferers", "out_of_memory"),
@@ -28,7 +31,7 @@ ALLOWED = {
     "losses": {"losses"},
     "engines": {"engines", "handlers"},
     "metrics": {"metrics"},
-    "handlers": {"handlers", "metrics", "networks.arguments", "atomic", "out_of_memory", "weights"},
+    "handlers": {"handlers", "metrics", "networks.arguments", "atomic", "out_of_memory", "provenance", "weights"},
     "command_line": set(),
     "cli": {"command_line", "commands"},
     "provenance": {"atomic", "data", "metrics", "transforms.geometry", "weights"},

@@ -353,7 +353,12 @@ def test_training_workflows(bundle, volumes, tmp_path):
     assert flow.check_properties() == []
     flow.run()
     flow.finalize()
-    assert sorted(p.name for p in (tmp_path / "models").iterdir()) == ["last.pt", "model.pt"]
+    assert sorted(p.name for p in (tmp_path / "models").iterdir()) == [
+        "last.pt",
+        "last.pt.json",
+        "model.pt",
+        "model.pt.json",
+    ]
     assert list((tmp_path / "eval").glob("events*"))
     flow = workflow(bundle, ["train", "evaluate"], "train", **options, run_id="evaluating")
     assert flow.check_properties() == []

@@ -153,7 +153,12 @@ def test_training_on_volumes_lowers_the_loss_and_raises_dice(trained):
     out, losses, dices = trained
     assert len(losses) == 30
     check_learning(losses, dices)
-    assert sorted(p.name for p in (out / "models").iterdir()) == ["last.pt", "model.pt"]
+    assert sorted(p.name for p in (out / "models").iterdir()) == [
+        "last.pt",
+        "last.pt.json",
+        "model.pt",
+        "model.pt.json",
+    ]
     network = load_network(out / "models" / "model.pt")
     assert isinstance(network, SegmentationUNet)
     assert network.arguments["encoder"] == "resnet18" and network.arguments["classes"] == CLASSES

@@ -1,5 +1,6 @@
 """Training as real processes: kill and resume, several processes; and the parts of its state."""
 
+import hashlib
 import json
 import math
 import os
@@ -75,6 +76,17 @@ def state(out):
     return torch.load(out / "models" / "last.pt", weights_only=True)
 
 
+def sidecar(path):
+    """The JSON beside a checkpoint, which has to be that of this very file."""
+    content = json.loads(path.with_name(f"{path.name}.json").read_text())
+    assert content["Outputs"] == [{"Name": path.name, "SHA256": sha256(path)}]
+    return content
+
+
+def sha256(path):
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
 def assert_same(a, b, **tolerance):
     assert a.keys() == b.keys()
     for name in a:
@@ -135,6 +147,7 @@ def test_two_processes_equal_one(volumes, uninterrupted, tmp_path):
     moved = {k: v for k, v in pair["state"]["model"].items()}
     fresh = workflow(volumes, tmp_path / "fresh").parser.get_parsed_content("network_def").state_dict()
     assert any((moved[k] - fresh[k]).abs().max() > 1e-3 for k in fresh), "nothing was trained"
+    assert sidecar(tmp_path / "models" / "last.pt")["Training"]["Runs"][0]["Processes"] == 2
     # the second process writes neither checkpoints nor events
     assert len(list((tmp_path / "eval").glob("events*"))) == len(list((uninterrupted / "eval").glob("events*")))
 
@@ -152,13 +165,92 @@ def test_training_lowers_the_loss_and_writes_the_average(volumes, tmp_path):
     assert any(not torch.equal(content["model"][k], final["state"]["model"][k]) for k in content["model"])
 
 
+def test_beside_the_weights_stands_what_they_were_trained_with(volumes, uninterrupted):
+    """Of a training that `monai.bundle run` made."""
+    for name in ("model.pt", "last.pt"):
+        path = uninterrupted / "models" / name
+        content = sidecar(path)
+        told = options(volumes, uninterrupted) | {"device": "cpu", "seed": 0, "learning_rate": 0.0002, "weights": None}
+        for key in (
+            "seed",
+            "batch_size",
+            "learning_rate",
+            "epochs",
+            "patch_size",
+            "plane",
+            "scale",
+            "device",
+            "weights",
+        ):
+            assert content["Settings"][key] == told.get(key, 4), key
+        assert content["Settings"]["loss"] == "L1Loss"
+        named = {(one["Name"], one["SHA256"], *one["Lists"]) for one in content["Inputs"]}
+        files = sorted(volumes.iterdir())
+        assert {(one, digest) for one, digest, _ in named} == {(path.name, sha256(path)) for path in files}
+        assert sorted(part for *_, part in named) == ["training"] * 3 + ["validation"]
+        training, final = content["Training"], torch.load(path, weights_only=True)
+        assert training["Network"] == dict(final["network"])
+        (group,) = training["Optimizers"]["optimizer"]["Groups"]
+        assert (training["Optimizers"]["optimizer"]["Class"], group["lr"], group["betas"]) == (
+            "Adam",
+            2e-4,
+            [0.9, 0.999],
+        )
+        (run,) = training["Runs"]
+        assert run["AfterEpoch"] == 0 and run["Processes"] == 1 and run["Device"] == "cpu"
+        assert 0 < training["Seconds"] == run["Seconds"] < 600
+        assert (
+            torch.__version__.startswith(run["Versions"]["torch"])
+            and {"medsr_monai", "monai"} <= run["Versions"].keys()
+        )
+        text = path.with_name(f"{name}.json").read_text()
+        assert str(volumes) not in text and str(uninterrupted) not in text and ': "/' not in text
+    assert (training["Epoch"], training["Steps"]) == (4, 20)
+    assert training["Best"]["val_psnr"] == pytest.approx(state(uninterrupted)["best"])
+
+
+def test_a_resumed_training_tells_of_all_its_runs(volumes, uninterrupted, tmp_path):
+    weights, datalist = uninterrupted / "models" / "model.pt", tmp_path / "list.json"
+    names = sorted(path.name for path in volumes.iterdir())
+    items = [{"image": name} for name in names]
+    datalist.write_text(json.dumps({"training": items[:2], "validation": items[2:]}))
+    more = {"weights": str(weights), "datalist": str(datalist), "seed": 3}
+    workflow(volumes, tmp_path, epochs=1, **more).run()
+    first = sidecar(tmp_path / "models" / "last.pt")
+    assert first["Files"] == {
+        "weights": {"Name": "model.pt", "SHA256": sha256(weights)},
+        "datalist": {"Name": "list.json", "SHA256": sha256(datalist)},
+    }
+    assert first["Settings"]["weights"] == "model.pt" and first["Settings"]["seed"] == 3
+    assert {one["Name"]: one["Lists"] for one in first["Inputs"]} == {
+        name: ["training" if number < 2 else "validation"] for number, name in enumerate(names)
+    }
+    workflow(volumes, tmp_path, ["cosine"], epochs=1, **more).run()  # another one: the first is set aside with its JSON
+    assert (tmp_path / "models" / "last.1.pt.json").read_text() == json.dumps(first, indent=2) + "\n"
+    second = sidecar(tmp_path / "models" / "last.pt")
+    assert len(second["Training"]["Runs"]) == 1
+    workflow(volumes, tmp_path, ["cosine"], epochs=3, batch_size=2, resume=True, **more).run()
+    third = sidecar(tmp_path / "models" / "last.pt")["Training"]
+    assert [run["AfterEpoch"] for run in third["Runs"]] == [0, 1] and third["Epoch"] == 3
+    assert third["Runs"][0] == second["Training"]["Runs"][0]
+    assert third["Seconds"] == pytest.approx(sum(run["Seconds"] for run in third["Runs"]), abs=1e-3)
+    last = tmp_path / "models" / "last.pt"
+    last.with_name("last.pt.json").write_text(
+        last.with_name("last.pt.json").read_text().replace(sha256(last), "0" * 64)
+    )
+    workflow(volumes, tmp_path, ["cosine"], epochs=4, batch_size=2, resume=True, **more).run()
+    assert [run["AfterEpoch"] for run in sidecar(last)["Training"]["Runs"]] == [3], "the JSON was of another file"
+
+
 def test_files_of_an_earlier_training_are_set_aside(volumes, uninterrupted, tmp_path):
     folder = tmp_path / "models"
     folder.mkdir()
     for name in ("model.pt", "model.1.pt", "last.pt"):
         (folder / name).write_text(name)
     workflow(volumes, tmp_path, epochs=1).run()
-    assert {p.name for p in folder.iterdir()} == {"model.pt", "model.1.pt", "model.2.pt", "last.pt", "last.1.pt"}
+    assert {p.name for p in folder.iterdir()} == {
+        *("model.pt", "model.1.pt", "model.2.pt", "last.pt", "last.1.pt", "model.pt.json", "last.pt.json")
+    }
     assert (folder / "model.1.pt").read_text() == "model.1.pt" and (folder / "model.2.pt").read_text() == "model.pt"
 
 

@@ -183,7 +183,12 @@ def test_ablations_isolate_one_thing(files, tmp_path, overlay):
     kept = [name for name in weights if torch.equal(trained[name], seen["model"][name])]
     assert (kept == list(weights)) == (overlay in FROZEN)
     assert not torch.equal(trained["last.weight"], seen["model"]["last.weight"])
-    assert {p.name for p in (tmp_path / "models" / overlay).iterdir()} == {"last.pt", "model.pt"}
+    assert {p.name for p in (tmp_path / "models" / overlay).iterdir()} == {
+        "last.pt",
+        "last.pt.json",
+        "model.pt",
+        "model.pt.json",
+    }
 
 
 def psnr(a, b):

@@ -19,6 +19,7 @@ from .pictures import (
     with_slices,
     write_picture,
 )
+from .prefetch import PrefetchLoader
 from .public_datasets import PUBLIC_DATASETS, PublicDataset, prepare_datalist, write_datalist
 from .results import match_results
 from .samples import SaveSampled, list_latents

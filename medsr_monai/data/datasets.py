@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from monai.data import CacheDataset, DistributedSampler
 from monai.transforms import CenterSpatialCrop, Compose, SelectItemsd
+from monai.utils import convert_to_tensor
 from torch.utils.data import Dataset
 
 from medsr_monai.data.volumes import volume_name
@@ -52,6 +53,9 @@ class SliceDataset(Dataset):
             segmentation take ``{"image": "image", "label": "label"}``, with ``label`` in the grid of ``image``.
         seed: of the random transforms.
         num_workers: threads that read the volumes.
+        device: where a transform that makes whole batches (:class:`medsr_monai.transforms.PatchBatches`) makes them,
+            and where the slices of all others go. On a GPU the volumes are kept there too if they take no more than a
+            quarter of its free memory, else in main memory. A GPU is for loaders without worker processes.
 
     Raises:
         ValueError: unknown plane or axis, an item without one of the keys, no usable slice in any volume, chosen slices
@@ -73,8 +77,10 @@ class SliceDataset(Dataset):
         keys: Mapping[str, str] | None = None,
         seed: int = 0,
         num_workers: int = 1,
+        device: torch.device | str = "cpu",
     ) -> None:
         self.data = data
+        self.device = torch.device(device)
         self.transform = transform if isinstance(transform, Compose) else Compose([transform])
         self.seed = seed
         self.keys = {"image": "label"} if keys is None else dict(keys)
@@ -132,6 +138,21 @@ class SliceDataset(Dataset):
                 "planes or other volumes"
             )
 
+        self.images = self._kept()
+
+    def _kept(self) -> list[dict[str, torch.Tensor]]:
+        """The volumes as plain tensors, on the device if they fit there well."""
+        volumes = (self.volumes[number] for number in range(len(self.volumes)))
+        images = [{key: volume[key].as_tensor() for key in self.keys} for volume in volumes]
+        if self.device.type != "cuda":
+            return images
+        size = sum(image.nbytes for one in images for image in one.values())
+        free, _ = torch.cuda.mem_get_info(self.device)
+        if not fits_on_device(size, free):
+            logger.info("volumes of %.1f GiB stay in main memory, patches are made on %s", size / 2**30, self.device)
+            return images
+        return [{key: image.to(self.device) for key, image in one.items()} for one in images]
+
     def _check_shapes(self, number: int) -> None:
         shapes = {key: tuple(self.volumes[number][key].shape[1:]) for key in self.keys}
         if len(set(shapes.values())) > 1:
@@ -156,16 +177,37 @@ class SliceDataset(Dataset):
 
     def __getitem__(self, key: int) -> dict:
         """Item ``key % len(self)`` of pass ``key // len(self)`` (see :class:`SliceSampler`)."""
+        item = self._slice(key)
+        for name in self.keys.values():
+            item[name] = item[name].to(self.device, copy=True)
+        self.transform.set_random_state(seed=self._seed(key))
+        return self.transform(item)
+
+    def __getitems__(self, keys: Sequence[int]) -> list[dict]:
+        """Items of a batch, made together where the transform can do it; loaders ask for them so."""
+        if not hasattr(self.transform, "batch"):
+            return [self[key] for key in keys]
+        return self.transform.batch([self._slice(key) for key in keys], [self._seed(key) for key in keys], self.device)
+
+    def _seed(self, key: int) -> int:
+        return (self.seed * 1_000_003 + key) % 2**32
+
+    def _slice(self, key: int) -> dict:
+        """An item before its transform; its slices are views of the volumes."""
         _, index = divmod(key, len(self))
         number, axis, plane, position = self.items[index]
         size = self.crop(number, plane)
         item: dict = {"case": self.case(number), "plane": plane, "slice": position, "modality": self.modality(number)}
         item["axes"] = tuple(along for a, along in enumerate(self.axes[number]) if a != axis)
         for volume, name in self.keys.items():
-            image = self.volumes[number][volume].as_tensor().select(axis + 1, position)
-            item[name] = (image if size is None else CenterSpatialCrop(size)(image)).clone()
-        self.transform.set_random_state(seed=(self.seed * 1_000_003 + key) % 2**32)
-        return self.transform(item)
+            image = self.images[number][volume].select(axis + 1, position)
+            item[name] = image if size is None else convert_to_tensor(CenterSpatialCrop(size)(image))
+        return item
+
+
+def fits_on_device(size: int, free: int) -> bool:
+    """Whether volumes of so many bytes leave a GPU's memory to the training."""
+    return 4 * size <= free
 
 
 def _usable(image: torch.Tensor, axis: int, min_std: float) -> list[int]:

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from medsr_monai.handlers.checkpoints import load_network, save_atomically
+from medsr_monai.handlers.checkpoints import load_network
+from medsr_monai.handlers.training_record import extend_record
 
 __all__ = ["cluster_latents", "store_centroids"]
 
@@ -71,6 +72,7 @@ def store_centroids(
         network.mapping, network.style_dim, count, clusters, seed=seed, random_state=random_state
     )
     content = {"network": network.arguments, "model": network.state_dict(), "centroids": centroids}
-    save_atomically(content, path)
+    clustering = {"Latents": count, "Clusters": clusters, "Seed": seed, "RandomState": random_state}
+    extend_record(path, content, {"Centroids": clustering})
     logger.info("stored %d centroids of %d latents in %s", clusters, count, path)
     return centroids

@@ -12,6 +12,7 @@ from .checkpoints import (
     save_atomically,
     transfer_weights,
 )
+from .data_wait import ReportDataWait
 from .evaluation import ReportDice, ReportSlices
 from .gradient_penalty import GradientPenalty
 from .linear_decay import LinearDecay
@@ -20,3 +21,4 @@ from .moving_average import StartMovingAverage
 from .prior import PriorLoader
 from .process_group import leave_process_group
 from .sample_grid import SampleGrid
+from .training_record import TrainingRecord, extend_record

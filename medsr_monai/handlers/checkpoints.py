@@ -10,14 +10,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from ignite.engine import Engine, Events
 from monai.handlers import EarlyStopHandler
 from monai.networks.utils import copy_model_state
 
 from medsr_monai.atomic import written_atomically
+from medsr_monai.handlers.process_group import process_number
+from medsr_monai.handlers.training_record import TrainingRecord
 from medsr_monai.networks.arguments import NetworkArguments, build_network
 from medsr_monai.out_of_memory import is_out_of_memory
+from medsr_monai.provenance import sidecar_path
 from medsr_monai.weights import LARGE_FILES, OFFLINE_FOLDER, StatedFile, bundle_of, examine
 
 __all__ = [
@@ -288,6 +290,7 @@ class TrainingCheckpoints:
         evaluator: whose key metric, the higher the better, chooses ``model.pt``; None takes the latest.
         resume: go on from ``last.pt`` where there is one.
         interval: epochs between two savings; the last epoch of a training is saved in any case.
+        record: what stands in ``model.pt.json`` and ``last.pt.json``, beside the files; None writes neither.
 
     Attach it last, after validation and early stopping. Only the first process writes.
     """
@@ -301,8 +304,10 @@ class TrainingCheckpoints:
         evaluator: Engine | None = None,
         resume: bool = False,
         interval: int = 1,
+        record: TrainingRecord | None = None,
     ) -> None:
         self.folder = Path(ckpt_dir)
+        self.record = record
         self.network = network
         self.state = dict(state)
         self.best_network = best_network
@@ -319,11 +324,14 @@ class TrainingCheckpoints:
 
     def start(self, engine: Engine) -> None:
         """Resume, or make room."""
-        if self.resume and (self.folder / LAST).is_file():
+        resumed = self.folder / LAST if self.resume and (self.folder / LAST).is_file() else None
+        if resumed:
             self._load(engine)
-        elif _is_writer():
+        elif process_number() == 0:
             _set_aside(self.folder / LAST)
             _set_aside(self.folder / BEST, keep=True)
+        if self.record is not None and process_number() == 0:
+            self.record.start(engine, resumed)
 
     def _load(self, engine: Engine) -> None:
         path = self.folder / LAST
@@ -335,7 +343,7 @@ class TrainingCheckpoints:
         for name, target in self.state.items():
             target.load_state_dict(content["state"][name])
         max_epochs = engine.state.max_epochs
-        engine.load_state_dict(content["trainer"])
+        engine.load_state_dict(_with_steps_of(engine, content["trainer"], path))
         if max_epochs is not None and engine.state.epoch >= max_epochs:
             raise ValueError(f"{path}: epoch {engine.state.epoch} of {max_epochs} is done, ask for more --epochs")
         engine.state.max_epochs = max_epochs
@@ -349,11 +357,11 @@ class TrainingCheckpoints:
 
     def save(self, engine: Engine) -> None:
         """Write both files."""
-        if not _is_writer():
+        if process_number() > 0:
             return
         if self._improved():
             content = {"network": NetworkArguments(self.best_network).state_dict(), "model": _cpu(self.best_network)}
-            save_atomically(content, self.folder / BEST)
+            self._write(content, self.folder / BEST, engine)
         content = {
             "network": NetworkArguments(self.network).state_dict(),
             "model": self.best_network.state_dict(),  # in the state, too, and stored once
@@ -361,7 +369,22 @@ class TrainingCheckpoints:
             "trainer": dict(engine.state_dict()),
             "best": self.best,
         }
-        save_atomically(content, self.folder / LAST)
+        self._write(content, self.folder / LAST, engine)
+
+    def _write(self, content: object, path: Path, engine: Engine) -> None:
+        if self.record is None:
+            save_atomically(content, path)
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        optimizers = {name: one for name, one in self.state.items() if isinstance(one, torch.optim.Optimizer)}
+        optimizers = {name: _optimizer_record(one) for name, one in optimizers.items()}
+        facts: dict[str, object] = {"Optimizers": optimizers, "Network": NetworkArguments(self.network).state_dict()}
+        if self.evaluator is not None:
+            metrics = {name: float(value) for name, value in self.evaluator.state.metrics.items()}
+            name = getattr(self.evaluator.state, "key_metric_name", None)
+            facts |= {"Validation": metrics, "Best": {name: self.best}}
+        with self.record.written(path, engine, facts) as partial:
+            torch.save(content, partial)
 
     def _improved(self) -> bool:
         """Whether the weights are to become ``model.pt``."""
@@ -376,12 +399,27 @@ class TrainingCheckpoints:
         return improved
 
 
+def _with_steps_of(engine: Engine, trainer: Mapping, path: Path) -> Mapping:
+    """The state of a trainer after the same epoch, where its epochs have another number of steps than they had."""
+    steps, had = len(engine.state.dataloader), trainer["epoch_length"]
+    if steps == had:
+        return trainer
+    logger.warning(
+        "%s: its epochs had %d steps, now they have %d (another batch size, number of processes or data): the training "
+        "goes on after the same epoch, but not as an uninterrupted one would",
+        path, had, steps,
+    )  # fmt: skip
+    return {**trainer, "epoch_length": steps, "iteration": trainer["iteration"] // had * steps}
+
+
+def _optimizer_record(optimizer: torch.optim.Optimizer) -> dict[str, object]:
+    """Class of an optimiser and, by parameter group, its learning rate and other numbers as they are now."""
+    groups = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
+    return {"Class": type(optimizer).__name__, "Groups": groups}
+
+
 def _cpu(network: torch.nn.Module) -> dict[str, torch.Tensor]:
     return {name: tensor.detach().cpu() for name, tensor in network.state_dict().items()}
-
-
-def _is_writer() -> bool:
-    return not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0
 
 
 def _set_aside(path: Path, keep: bool = False) -> None:
@@ -393,9 +431,13 @@ def _set_aside(path: Path, keep: bool = False) -> None:
         if keep and filecmp.cmp(path, aside, shallow=False):  # of a training that ended before its first weights
             return
         number += 1
-    if keep:
-        with written_atomically(aside) as partial:
-            shutil.copy2(path, partial)
-    else:
-        path.rename(aside)
+    # the JSON beside it first: a file without one is told apart, one of another file is not
+    for old, new in ((sidecar_path(path), sidecar_path(aside)), (path, aside)):
+        if not old.is_file():
+            continue
+        if keep:
+            with written_atomically(new) as partial:
+                shutil.copy2(old, partial)
+        else:
+            old.rename(new)
     logger.warning("%s is of an earlier training: %s to %s", path, "copied" if keep else "moved", aside.name)

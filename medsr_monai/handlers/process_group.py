@@ -1,4 +1,4 @@
-"""The end of a training in several processes."""
+"""A training in several processes: which one this is, and the end."""
 
 from __future__ import annotations
 
@@ -6,7 +6,12 @@ import time
 
 import torch.distributed as dist
 
-__all__ = ["leave_process_group"]
+__all__ = ["leave_process_group", "process_number"]
+
+
+def process_number() -> int:
+    """Number of this process among those of a training; 0 of the first, or the only, one."""
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
 
 
 def leave_process_group(seconds: float = 1.0) -> None:

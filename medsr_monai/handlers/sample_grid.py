@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import torch
-import torch.distributed as dist
 from ignite.engine import Engine, Events
 from monai.handlers import TensorBoardHandler
 from torch import nn
 from torchvision.utils import make_grid
+
+from medsr_monai.handlers.process_group import process_number
 
 __all__ = ["SampleGrid"]
 
@@ -40,7 +41,7 @@ class SampleGrid(TensorBoardHandler):
         seed: int = 0,
         tag: str = "samples",
     ) -> None:
-        self.enabled = not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0
+        self.enabled = process_number() == 0
         if self.enabled:  # the writer makes its file at once
             super().__init__(log_dir=log_dir)
         self.network = network

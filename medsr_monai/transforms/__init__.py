@@ -1,6 +1,6 @@
 from .augmentation import AugmentImages
 from .colour import MergeChromad, SplitLumad
-from .degradation import METHODS, RandDegraded, degradation_matrix, degrade, sampling_matrix
+from .degradation import METHODS, RandDegraded, degradation_matrix, degrade, sampling_matrices, sampling_matrix
 from .display import EDGES, LEFT_EDGE, displayed_slice, pixel_edges
 from .geometry import (
     AXES,
@@ -22,4 +22,5 @@ from .geometry import (
 from .intensity import RestoreIntensityd, ScaleVolumed, intensity_range
 from .interpolation import resample, spline_matrix
 from .latent import RandLatentd
+from .patch_batches import PatchBatches
 from .thick_slices import RandThickSliced, TurnBackd

@@ -19,23 +19,38 @@ from monai.utils import convert_to_tensor, ensure_tuple_rep
 
 from medsr_monai.transforms.geometry import with_corners_of
 
-__all__ = ["METHODS", "RandDegraded", "degradation_matrix", "degrade", "sampling_matrix"]
+__all__ = ["METHODS", "RandDegraded", "degradation_matrix", "degrade", "sampling_matrices", "sampling_matrix"]
 
 METHODS = ("bicubic", "gaussian", "box", "kspace")
 FWHM_TO_SIGMA = 1 / np.sqrt(8 * np.log(2))
 
 
-def _gaussian_matrix(size: int, sigma: float) -> np.ndarray:
-    """Convolution with a sampled Gaussian (cut at 4 sigma), half-sample symmetric borders, as a matrix."""
-    radius = int(4 * sigma + 0.5)
-    offsets = np.arange(-radius, radius + 1)
-    weights = np.exp(-0.5 * (offsets / sigma) ** 2)
-    weights /= weights.sum()
-    source = (np.arange(size)[:, None] + offsets) % (2 * size)
-    source = np.where(source < size, source, 2 * size - 1 - source)
-    matrix = np.zeros((size, size))
-    np.add.at(matrix, (np.arange(size)[:, None], source), weights)
-    return matrix
+def _gaussian_rows(size: int, rows: torch.Tensor, sigmas: torch.Tensor) -> torch.Tensor:
+    """Rows of the matrices that convolve with a sampled Gaussian (cut at 4 sigma), half-sample symmetric borders.
+
+    Args:
+        size: of the matrices.
+        rows: whole numbers [R].
+        sigmas: [B], float64.
+
+    Returns:
+        [B, R, size]
+    """
+    sigma = sigmas[:, None]
+    radius = torch.floor(4 * sigma + 0.5)
+    reach = int(radius.max())
+    offsets = torch.arange(reach + 2, device=sigmas.device)
+    weights = torch.exp(-0.5 * (offsets / sigma) ** 2).where(offsets <= radius, 0.0)  # the last one is 0
+    weights = weights / (2 * weights.sum(dim=-1, keepdim=True) - weights[:, :1])
+    places = torch.arange(size, device=sigmas.device)
+    matrices = torch.zeros(len(sigmas), len(rows), size, dtype=sigmas.dtype, device=sigmas.device)
+    # every sample and its images in the mirrors at both ends
+    periods = -(-(reach + size) // (2 * size))
+    for period in range(-periods, periods + 1):
+        for images in (places, -1 - places):
+            distances = (images + 2 * size * period - rows[:, None]).abs()
+            matrices += weights[:, distances.clamp(max=reach + 1)]
+    return matrices
 
 
 @lru_cache(maxsize=64)
@@ -72,19 +87,52 @@ def sampling_matrix(size: int, small: int, method: str, fwhm: float | None = Non
         faces = factor * np.arange(small + 1)[:, None]
         covered = np.clip(faces[1:], *(ends := (np.arange(size), np.arange(size) + 1))) - np.clip(faces[:-1], *ends)
         return torch.from_numpy(covered / factor)
-    centres = (np.arange(small) + 0.5) * factor - 0.5
     if method == "gaussian":
-        profile = _gaussian_matrix(size, (fwhm or factor) * FWHM_TO_SIGMA)
-        before = np.floor(centres).astype(int)
-        after = np.minimum(before + 1, size - 1)
-        share = (centres - before)[:, None]
-        return torch.from_numpy((1 - share) * profile[before] + share * profile[after])
+        return _slice_profiles(size, small, torch.tensor([fwhm or factor], dtype=torch.float64))[0]
+    centres = (np.arange(small) + 0.5) * factor - 0.5
     # Fourier series of the kept frequencies, evaluated at the centres; an even matrix's highest frequency is dropped,
     # since it has no partner
     highest = (small - 1) // 2
     frequencies = np.arange(-highest, highest + 1)
     phases = 2 * np.pi / size * (centres[:, None] - np.arange(size))
     return torch.from_numpy(np.cos(phases[..., None] * frequencies).sum(axis=-1) / size)
+
+
+def _slice_profiles(size: int, small: int, fwhms: torch.Tensor) -> torch.Tensor:
+    """Gaussian slice profiles [B, small, size] of the widths [B], float64."""
+    centres = (torch.arange(small, device=fwhms.device, dtype=torch.float64) + 0.5) * (size / small) - 0.5
+    before = centres.floor().long()
+    after = (before + 1).clamp(max=size - 1)
+    share = (centres - before)[:, None]
+    sigmas = fwhms * FWHM_TO_SIGMA
+    return (1 - share) * _gaussian_rows(size, before, sigmas) + share * _gaussian_rows(size, after, sigmas)
+
+
+@lru_cache(maxsize=64)
+def _sampling_matrix_on(
+    size: int, small: int, method: str, fwhm: float | None, device: torch.device, dtype: torch.dtype
+) -> torch.Tensor:
+    return sampling_matrix(size, small, method, fwhm).to(device, dtype)
+
+
+def sampling_matrices(
+    size: int, small: int, method: str, fwhms: Sequence[float | None], device: torch.device | str
+) -> torch.Tensor:
+    """:func:`sampling_matrix` for each of a batch's widths, [B, small, size], or [1, small, size] if all are None.
+
+    Args:
+        fwhms: all None, or none of them.
+        device: where the matrices are made, or kept: one without widths is made once.
+
+    Raises:
+        ValueError: see :func:`sampling_matrix`.
+    """
+    device = torch.device(device)
+    if all(fwhm is None for fwhm in fwhms):
+        return _sampling_matrix_on(size, small, method, None, device, torch.float32)[None]
+    if method != "gaussian" or min(fwhms) <= 0 or not 1 <= small <= size:
+        sampling_matrix(size, small, method, min(fwhms))  # which says what is wrong
+    return _slice_profiles(size, small, torch.tensor(fwhms, dtype=torch.float64).to(device)).float()
 
 
 def degradation_matrix(size: int, factor: int, method: str, fwhm: float | None = None) -> torch.Tensor:

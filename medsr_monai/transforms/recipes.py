@@ -24,6 +24,7 @@ from medsr_monai.transforms.colour import MergeChromad, SplitLumad
 from medsr_monai.transforms.degradation import RandDegraded
 from medsr_monai.transforms.geometry import MatchCornersd, SyncRefMetad
 from medsr_monai.transforms.intensity import RestoreIntensityd, ScaleVolumed
+from medsr_monai.transforms.patch_batches import PatchBatches
 from medsr_monai.transforms.thick_slices import RandThickSliced
 
 __all__ = [
@@ -130,7 +131,7 @@ def _flips(keys: Sequence[str], patch_size: int | Sequence[int]) -> list[Transfo
 
 def labelled_patches(
     patch_size: int | Sequence[int] = 128, flips: bool = False, intensity_factor: float = 0.5
-) -> Compose:
+) -> PatchBatches:
     """Random patches ``image`` of 2D slices and their labels ``label``, int64, for segmentation.
 
     Args:
@@ -147,7 +148,7 @@ def labelled_patches(
         steps += _flips(keys, patch_size)
     if intensity_factor:
         steps.append(RandScaleIntensityd("image", factors=(-intensity_factor, 0.2), prob=1.0))
-    return Compose([*steps, CastToTyped("label", torch.int64)])
+    return PatchBatches([*steps, CastToTyped("label", torch.int64)])
 
 
 def training_patches(
@@ -157,7 +158,7 @@ def training_patches(
     intensity_factor: float = 0.5,
     noise_std: Sequence[float] = (0.0, 0.0),
     fwhm: Sequence[float] | None = None,
-) -> Compose:
+) -> PatchBatches:
     """Random HR patches ``label`` of 2D slices and their degraded versions ``image``.
 
     Args:
@@ -174,12 +175,12 @@ def training_patches(
         steps.append(RandScaleIntensityd("label", factors=(-intensity_factor, 0.2), prob=1.0))
     fwhm = None if fwhm is None else tuple(fwhm)
     noise_std = tuple(noise_std)
-    return Compose(
+    return PatchBatches(
         [*steps, RandDegraded("label", "image", factors=scale, method=method, fwhm=fwhm, noise_std=noise_std)]
     )
 
 
-def image_patches(patch_size: int | Sequence[int] = 64, flips: bool = True, key: str = "image") -> Compose:
+def image_patches(patch_size: int | Sequence[int] = 64, flips: bool = True, key: str = "image") -> PatchBatches:
     """Random patches of 2D slices as they are, for the training of a generator.
 
     Args:
@@ -189,7 +190,7 @@ def image_patches(patch_size: int | Sequence[int] = 64, flips: bool = True, key:
     """
     size = ensure_tuple_rep(patch_size, 2)
     steps = [SpatialPadd(key, spatial_size=size), RandSpatialCropd(key, roi_size=size, random_size=False)]
-    return Compose([*steps, *(_flips([key], patch_size) if flips else [])])
+    return PatchBatches([*steps, *(_flips([key], patch_size) if flips else [])])
 
 
 def slice_pairs(scale: int | Sequence[int], method: str = "bicubic") -> Compose:
@@ -216,7 +217,7 @@ def thick_slice_patches(
     intensity_factor: float = 0.0,
     fwhm: Sequence[float] | None = None,
     noise_std: Sequence[float] = (0.0, 0.0),
-) -> Compose:
+) -> PatchBatches:
     """Random patches ``label`` of 2D slices and what thick slices show of them, on the same grid, ``image``.
 
     Whole slices are degraded and interpolated, then patches are cut out, so that a patch has the phases and the borders
@@ -237,7 +238,7 @@ def thick_slice_patches(
     ]
     if intensity_factor:
         steps.append(RandScaleIntensityd(keys, factors=(-intensity_factor, 0.2), prob=1.0))
-    return Compose(steps)
+    return PatchBatches(steps)
 
 
 def thick_slice_pairs(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 
 from monai.config import KeysCollection
 from monai.transforms import MapTransform
@@ -78,14 +78,8 @@ class RandThickSliced(RandDegraded):
         d = dict(data)
         if randomize:
             self.randomize()
-        axes, axis = tuple(d["axes"]), self.axis
-        if self.thick_axis is not None:
-            if self.thick_axis not in axes:
-                raise ValueError(
-                    f"the slice's axes are {' and '.join(axes)}, not the thick axis {self.thick_axis}: use slices of "
-                    "the other planes"
-                )
-            axis = axes.index(self.thick_axis)
+        axes = tuple(d["axes"])
+        axis = self.along(axes)
         if axis == 0:
             for key in {*self.key_iterator(d), SEGMENTATION} & d.keys():
                 d[key] = convert_to_tensor(d[key]).transpose(1, 2).contiguous()
@@ -94,8 +88,23 @@ class RandThickSliced(RandDegraded):
             d[self.image_key] = resample(d[self.image_key], d[key].shape[1:])
             if SEGMENTATION in d:
                 d[SEGMENTATION] = d[SEGMENTATION][..., : d[key].shape[2]]
-        d["axes"], d["thick_axis"], d[TURNED] = (axes[1 - axis], axes[axis]), axes[axis], axis == 0
-        return d
+        return d | self.described(axes, axis)
+
+    def along(self, axes: Sequence[str]) -> int:
+        """The thick one of a slice's axes: as configured, or as drawn."""
+        if self.thick_axis is None:
+            return self.axis
+        if self.thick_axis not in axes:
+            raise ValueError(
+                f"the slice's axes are {' and '.join(axes)}, not the thick axis {self.thick_axis}: use slices of the "
+                "other planes"
+            )
+        return axes.index(self.thick_axis)
+
+    @staticmethod
+    def described(axes: Sequence[str], axis: int) -> dict[Hashable, object]:
+        """What is said of a slice with ``axes`` that was turned so that ``axis`` runs along its columns."""
+        return {"axes": (axes[1 - axis], axes[axis]), "thick_axis": axes[axis], TURNED: axis == 0}
 
 
 class TurnBackd(MapTransform):

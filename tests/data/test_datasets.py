@@ -1,6 +1,7 @@
 """Slices for training: reproducible, in any order, by any number of processes."""
 
 import logging
+import threading
 from pathlib import Path
 
 import nibabel
@@ -10,9 +11,11 @@ import torch
 from monai.data import DataLoader
 from monai.transforms import Compose, Orientationd
 
-from medsr_monai.data import SliceDataset, SliceSampler
+from medsr_monai.data import PrefetchLoader, SliceDataset, SliceSampler
+from medsr_monai.data.datasets import fits_on_device
 from medsr_monai.metrics import PSNRSlices, SSIMSlices
 from medsr_monai.networks import Bicubic
+from medsr_monai.transforms import PLANES
 from medsr_monai.transforms.recipes import load_volume, slice_pairs, training_patches
 
 DATA = Path(__file__).parents[2].parent / "shared" / "data"
@@ -64,6 +67,73 @@ def test_an_item_does_not_depend_on_what_was_drawn_before(data):
     for key in order:
         assert same(other[key], forward[key])
         assert same(other[key], forward[key])  # and not on how often
+
+
+@pytest.mark.parametrize("loader", [DataLoader, PrefetchLoader])
+@pytest.mark.parametrize("crop", [None, [12, 14]])
+def test_batches_hold_the_items(data, loader, crop):
+    """Made together, whatever the loader, and plain tensors: each within float32's rounding of the item alone."""
+    if crop:
+        data = [item | {"crop": {plane: crop for plane in PLANES}} for item in data]
+    dataset = patches(data, seed=5)
+    sampler = SliceSampler(dataset, seed=3)
+    sampler.set_epoch(2)
+    keys, asked = list(sampler)[:40], []
+    make = dataset.transform.batch
+    dataset.transform.batch = lambda items, seeds, device: asked.append(len(items)) or make(items, seeds, device)
+    batches = list(loader(dataset, batch_size=16, sampler=keys, num_workers=0))
+    assert sum(asked) == 40 and max(asked) == 16, "not made together"
+    items = [patches(data, seed=5)[key] for key in keys]
+    for key in ("image", "label"):
+        batch = torch.cat([b[key] for b in batches])
+        assert type(batch) is torch.Tensor
+        torch.testing.assert_close(batch, torch.stack([i[key] for i in items]), rtol=0, atol=2e-6)
+    for key in ("case", "plane", "modality"):
+        assert [value for b in batches for value in b[key]] == [i[key] for i in items]
+    assert torch.cat([b["slice"] for b in batches]).tolist() == [i["slice"] for i in items]
+
+
+def test_batches_of_other_transforms(data):
+    """Any transform will do: where it knows nothing of batches, its items are made one by one."""
+    whole = Compose([patches(data).transform])
+    one, other = patches(data), SliceDataset(data, load_volume(), whole)
+    assert not hasattr(whole, "batch")
+    assert all(same(a, other[k]) for a, k in zip(other.__getitems__([3, 80, 7]), [3, 80, 7], strict=True))
+    assert one.__getitems__([3])[0].keys() == other[3].keys()
+
+
+def test_volumes_take_a_quarter_of_a_device_at_most():
+    assert fits_on_device(10, 40) and not fits_on_device(11, 40)
+
+
+def test_errors_of_the_thread_reach_the_training(data):
+    """MONAI's ThreadDataLoader only ends its epoch earlier."""
+    dataset = patches(data)
+    make = dataset.transform.batch
+    calls = []
+
+    def broken(*args):
+        calls.append(args)
+        if len(calls) == 3:
+            raise OSError("no such disk")
+        return make(*args)
+
+    dataset.transform.batch = broken
+    batches = iter(PrefetchLoader(dataset, batch_size=4, num_workers=0))
+    assert len([next(batches), next(batches)]) == 2
+    with pytest.raises(OSError, match="no such disk"):
+        next(batches)
+
+
+def test_batches_are_made_while_the_last_one_is_used(data):
+    dataset = patches(data)
+    made, make = threading.Semaphore(0), dataset.transform.batch
+    dataset.transform.batch = lambda *args: (make(*args), made.release())[0]
+    batches = iter(PrefetchLoader(dataset, batch_size=4, num_workers=0))
+    next(batches)
+    assert made.acquire(timeout=20) and made.acquire(timeout=20), "the second was not made before it was asked for"
+    batches.close()
+    assert not [thread for thread in threading.enumerate() if "enqueue_values" in thread.name], "the thread goes on"
 
 
 def test_passes_and_seeds_differ(data):

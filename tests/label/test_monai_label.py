@@ -383,7 +383,13 @@ class TestServer:
         earlier = client.infer(name, "image=case1", path=tmp_path / "earlier.nii.gz")
         status, details = client.train(name, max_epochs=2, val_split=0.34)
         assert status == "DONE", details
-        assert {p.name for p in models.iterdir()} == {"model.pt", "model.1.pt", "last.pt"}
+        assert {p.name for p in models.iterdir()} == {
+            "model.pt",
+            "model.1.pt",
+            "last.pt",
+            "model.pt.json",
+            "last.pt.json",
+        }
         print("  trained:", *[line for line in details.splitlines() if "Key metric" in line][-1:])
         kept, after = (torch.load(models / file, weights_only=True) for file in ("model.1.pt", "model.pt"))
         assert kept["network"] == before["network"] == after["network"]
