@@ -25,7 +25,7 @@ TINY = {
     "network_def#num_dense_blocks": 1,
     "patch_size": 32,
     "batch_size": 3,
-    "val_slices": 1,
+    "val_slices": 2,
     "plane": "axial",
 }
 SRUN = """#!/bin/sh
@@ -74,7 +74,7 @@ def cluster(tmp_path):
             text=True,
             timeout=300,
         )
-        assert done.returncode == 0, done.stdout[-9000:] + done.stderr[-9000:]
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
         return done.stdout + done.stderr
 
     return tmp_path, run
