@@ -153,7 +153,7 @@ def test_text_of_a_volume(tmp_path, capsys):
     assert "inferior-superior, 5 mm" in lines[2]
     assert "left-right: 160 voxels of 1 mm, no interpolation detected" in lines[3]
     assert f"medsr upscale {volume} v_sr.nii.gz --bundle transmrsr" in out
-    assert re.search(r"GiB on the CPU, 4 slices at a time; network about .* on \d+ threads?$", lines[-1])
+    assert re.search(r"MiB of memory, 4 slices at a time; network about .* on \d+ threads?$", lines[-1])
 
 
 def test_enlarged_slices_and_zero_filling(tmp_path, capsys):

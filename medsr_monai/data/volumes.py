@@ -508,7 +508,8 @@ class NiftiWriter(NibabelWriter):
         if squeeze_end_dims and channel_dim is not None and self.data_obj.shape[-1] == 1:
             self.data_obj = self.data_obj[..., 0]
 
-    def write(self, filename: str | os.PathLike, verbose: bool = False, **kwargs: object) -> None:
+    def image(self, **kwargs: object) -> nibabel.Nifti1Image:
+        """What is written, with its header."""
         affine = np.eye(4) if self.affine is None else np.asarray(self.affine, dtype=float)
         if max(self.data_obj.shape) > NIFTI1_LONGEST:
             image = nibabel.Nifti2Image(np.asarray(self.data_obj, dtype=self.output_dtype), affine)
@@ -519,8 +520,11 @@ class NiftiWriter(NibabelWriter):
         image.set_qform(affine, code=1)
         if _forms_apart(image.header, image.shape[:3]) > MAX_FORMS_APART * min(image.header.get_zooms()[:3]):
             image.set_qform(affine, code=0)
+        return image
+
+    def write(self, filename: str | os.PathLike, verbose: bool = False, **kwargs: object) -> None:
         with written_atomically(filename) as partial:
-            nibabel.save(image, partial)
+            nibabel.save(self.image(**kwargs), partial)
 
 
 def _name_parts(meta: dict, saver: SaveImage) -> dict:
