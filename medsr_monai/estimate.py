@@ -29,18 +29,20 @@ THROUGH_OUTPUTS = (2, 3)
 """Of thick slices, refined in one plane and in both: the output, the interpolated volume and the first result."""
 READ = 3.5
 """Volumes of the input's size while it is read, where its type is not known: scaled by float64, then converted."""
-SLAB_BUFFERS = 5
+SLAB_BUFFERS = 5 + COUNT_MAP
 """Of a slab's size: the network's output, as gathered, counted, restored and written."""
-PART_BUFFERS = 4
-"""Of the size of what is read from disk to be written again, besides one for each plane."""
+PART_BUFFERS = 3
+"""Of the size of what is read from disk to be written again, besides the one that is read (of each plane)."""
 CHUNK = 2**25
 """Bytes of such a part, at least a plane: :data:`medsr_monai.data.CHUNK_BYTES`."""
-NOISE_BYTES, NOISE_SLICES = 28, 64
+NOISE_BYTES, NOISE_SLICES = 36, 64
 """For each voxel of the slices by which the noise is estimated, and how many slices these are at most."""
-RESIDUAL_BYTES, RESIDUAL_VOXELS = 32, 2**22
-"""For each voxel of a slab that is degraded again, four float64 copies, and how many voxels it has, or a slice's."""
+RESIDUAL_BYTES, RESIDUAL_VOXELS = 20, 2**22
+"""For each voxel of a slab that is degraded again, float64, and how many voxels it has, or a slice's."""
 PICTURE = 64 * 2**20
 """Bytes for drawing the quality picture."""
+KERNELS = 8 * 2**20
+"""Bytes of libraries' code that is loaded when it is first used."""
 HEAP = 128 * 2**20
 """Bytes that the C library keeps for later once they have been used, at most."""
 COUNTED_SIDE = 64
@@ -155,9 +157,8 @@ def peak_memory(
     else:
         residual += FLOAT * slab  # read from disk
         made, kept = SLAB_BUFFERS * slab_batch * plane, 0
-        steps = [made]
-        if len(work.planes) > 1 or not work.in_one_go:
-            steps.append((len(work.planes) + PART_BUFFERS) * min(max(CHUNK, plane), output))
+        read_again = 1 if work.in_one_go else len(work.planes)
+        steps = [(read_again + PART_BUFFERS) * min(max(CHUNK, plane), output)]
     needs = [
         READ * inputs if read is None else max(read, 2 * inputs),
         inputs + made + activations,
@@ -165,7 +166,7 @@ def peak_memory(
         2 * inputs + kept * (1 + enforced) + max(inputs, noise, residual),
         2 * inputs + kept + (PICTURE if picture else 0),
     ]
-    return int(resident + min(activations, heap) + max(needs))
+    return int(resident + KERNELS + min(activations, heap) + max(needs))
 
 
 def resident_bytes() -> int | None:

@@ -127,18 +127,13 @@ class Memory:
             return None
         shape, affine, read = self._header(case)
         self.resident = self._resident()  # it has grown by what earlier volumes have left
-        why_whole = self._why_whole()
-        ways = [
-            Way(self.estimate(affine, shape, batch, slabs, read=read), batch, slabs)
-            for slabs in ((False,) if why_whole else (False, True))
-            for batch in (self.slice_batch // 2**n for n in range(self.slice_batch.bit_length()))
-        ]
+        ways = [Way(self.estimate(affine, shape, *way, read=read), *way) for way in self._ways()]
         if ways[0].estimate is None:
             raise ValueError("the memory that this network takes is not known: leave --max-memory out")
         fitting = next((way for way in ways if way.estimate * MARGIN <= self.limit), None)
         if fitting is None:
             least = math.ceil(min(way.estimate for way in ways) * MARGIN / 2**20 / 10) * 10
-            reason = f" ({why_whole})" if why_whole else ""
+            reason = f" ({why})" if (why := self._why_whole()) else ""
             raise ValueError(
                 f"does not fit into --max-memory {format_size(self.limit)} even with one slice at a time{reason}: give "
                 f"{least}MiB"
@@ -203,6 +198,7 @@ class Memory:
             return
         folder = next(parent for parent in out.absolute().parents if parent.is_dir())
         with run_in_slabs(self.runner, item, folder) as result:
+            gc.collect()  # the last slabs are in cycles
             yield result
 
     def record(self, way: Way) -> dict[str, Any]:
@@ -229,6 +225,11 @@ class Memory:
             exported = isinstance(self.runner.network, ExportedNetwork)
             self.activations[key] = None if exported else activation_bytes(self.runner.network, key)
         return self.activations[key]
+
+    def _ways(self) -> list[tuple[int, bool]]:
+        """Slices at a time, and whether slab by slab, in the order of preference."""
+        batches = [self.slice_batch // 2**n for n in range(self.slice_batch.bit_length())]
+        return [(batch, slabs) for slabs in ((False,) if self._why_whole() else (False, True)) for batch in batches]
 
     def _why_whole(self) -> str | None:
         """Why the output cannot be made slab by slab; None where it can."""

@@ -138,8 +138,8 @@ def write_stored(volume: StoredVolume, path: str | os.PathLike) -> None:
     if volume.shape[0] > 1:
         raise ValueError(f"{volume.shape[0]} channels: only volumes of one channel are written from disk")
     writer = NiftiWriter(output_dtype=np.float32)
-    writer.set_data_array(np.broadcast_to(np.float32(0), volume.shape), channel_dim=0)
-    writer.set_metadata(volume.meta, resample=False)
+    writer.data_obj = np.broadcast_to(np.float32(0), volume.shape[1:])  # takes no memory
+    writer.affine = np.asarray(volume.affine)
     header = writer.image().header
     header.set_slope_inter(1, 0)
     with written_atomically(path) as partial, nibabel.openers.ImageOpener(partial, "wb") as file:

@@ -511,10 +511,8 @@ class NiftiWriter(NibabelWriter):
     def image(self, **kwargs: object) -> nibabel.Nifti1Image:
         """What is written, with its header."""
         affine = np.eye(4) if self.affine is None else np.asarray(self.affine, dtype=float)
-        if max(self.data_obj.shape) > NIFTI1_LONGEST:
-            image = nibabel.Nifti2Image(np.asarray(self.data_obj, dtype=self.output_dtype), affine)
-        else:
-            image = self.create_backend_obj(self.data_obj, affine=affine, dtype=self.output_dtype, **kwargs)
+        kind = nibabel.Nifti2Image if max(self.data_obj.shape) > NIFTI1_LONGEST else nibabel.Nifti1Image
+        image = kind(np.asarray(self.data_obj, dtype=self.output_dtype), affine, **kwargs)
         image.header.set_xyzt_units("mm")
         image.set_sform(affine, code=1)
         image.set_qform(affine, code=1)

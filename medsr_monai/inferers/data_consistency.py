@@ -81,6 +81,7 @@ class DataConsistency:
             difference = self._degrade(slab, part.shape) - part
             squares += float(difference.square().sum())
             largest = max(largest, float(difference.abs().max()))
+            del part, slab, difference  # before the next ones are made
         return Residual(float(np.sqrt(squares / image.numel())), largest)
 
     def residual_slice(self, pred: torch.Tensor, image: torch.Tensor, axis: int, number: int) -> torch.Tensor:
