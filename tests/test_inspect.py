@@ -266,11 +266,11 @@ def test_work_of_both_inferers():
 
 
 def test_memory_grows_with_output_and_activations():
-    small = planned_work(PlaneInferer(), np.eye(4), (64, 64, 64), (4, 4))
-    large = planned_work(PlaneInferer(), np.eye(4), (128, 128, 64), (4, 4))
+    small = planned_work(PlaneInferer(), np.eye(4), (256, 256, 256), (4, 4))
+    large = planned_work(PlaneInferer(), np.eye(4), (512, 512, 256), (4, 4))
     assert 3.9 < peak_memory(0, large, 0) / peak_memory(0, small, 0) < 4.1
     assert peak_memory(10, small, 0) - peak_memory(0, small, 0) == 10
-    assert peak_memory(0, small, 2**30) - peak_memory(0, small, 2**29) == 2**29
+    assert peak_memory(0, small, 2**33) - peak_memory(0, small, 2**32) == 2**32
     assert resident_bytes() is None or 2**26 < resident_bytes() < 2**36
 
 
