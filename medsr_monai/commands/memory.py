@@ -261,7 +261,7 @@ class Memory:
 
 
 def run_in_slabs(runner: BundleRunner, item: dict[str, MetaTensor], folder: Path) -> StoredVolume:
-    """What :meth:`BundleRunner.run` returns, in a temporary file in ``folder``: slab by slab, bit by bit the same.
+    """What :meth:`BundleRunner.run` returns, in a temporary file in ``folder``: slab by slab.
 
     Raises:
         ValueError: as `run` does, and where the bundle's postprocessing changes more than intensities.
