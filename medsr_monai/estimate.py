@@ -156,7 +156,8 @@ def peak_memory(
         steps = [2 * output, 2 * output if enforced else 0]
     else:
         residual += FLOAT * slab  # read from disk
-        made, kept = SLAB_BUFFERS * slab_batch * plane, 0
+        slices = max(output // work.new_shape[axis] for axis in work.planes)
+        made, kept = SLAB_BUFFERS * slab_batch * slices, 0
         read_again = 1 if work.in_one_go else len(work.planes)
         steps = [(read_again + PART_BUFFERS) * min(max(CHUNK, plane), output)]
     needs = [
