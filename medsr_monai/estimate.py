@@ -32,15 +32,27 @@ __all__ = [
 ]
 
 FLOAT = 4
-"""Bytes of a voxel; all buffers are float32."""
-INPUTS = 2.0
-"""Volumes of the input's size: as read, and scaled."""
-PLANE_OUTPUTS = 1.0
-"""Volumes of the output's size while whole slices are enlarged: the output itself."""
-THROUGH_OUTPUTS = (3.4, 3.7)
-"""The same for thick slices, refined in one plane and in both: with the interpolated volume and the first result."""
-LAST_OUTPUTS = 3.3
-"""After the network: the output, and copies for its intensities and for the file."""
+"""Bytes of a voxel; all volumes are float32."""
+COUNT_MAP = 1
+"""Of tiles: volumes of the output's size that MONAI's sliding window holds beside the output, to count windows."""
+THROUGH_OUTPUTS = (2, 3)
+"""Of thick slices, refined in one plane and in both: the output, the interpolated volume and the first result."""
+READ = 3.5
+"""Volumes of the input's size while it is read, where its type is not known: scaled by float64, then converted."""
+SLAB_BUFFERS = 5
+"""Of a slab's size: the network's output, as gathered, restored and written; the count map of tiles besides."""
+PART_BUFFERS = 3
+"""Of the size of what is read from disk to be written again, besides the one that is read (of each plane)."""
+CHUNK = 2**25
+"""Bytes of such a part, at least a plane: :data:`medsr_monai.data.CHUNK_BYTES`."""
+NOISE_BYTES, NOISE_SLICES = 36, 64
+"""For each voxel of the slices by which the noise is estimated, and how many slices these are at most."""
+RESIDUAL_BYTES, RESIDUAL_VOXELS = 20, 2**22
+"""For each voxel of a slab that is degraded again, float64, and how many voxels it has, or a slice's."""
+PICTURE = 64 * 2**20
+"""Bytes for drawing the quality picture."""
+KERNELS = 8 * 2**20
+"""Bytes of libraries' code that is loaded when it is first used."""
 HEAP = 128 * 2**20
 """Bytes that the C library keeps for later once they have been used, at most."""
 GPU_SHARE = 0.8
@@ -61,17 +73,31 @@ class Work:
         shape: of the input, (X, Y, Z).
         new_shape: of the output.
         slices: for each plane, how many slices the network sees, and their rows and columns.
-        outputs: volumes of the output's size that are held at a time meanwhile.
+        outputs: volumes of the output's size that are held at a time meanwhile, the count maps left out.
+        planes: array axis across the slices, for each plane.
+        count_maps: volumes of the output's size that count tiles; 0 for whole slices.
     """
 
     shape: tuple[int, int, int]
     new_shape: tuple[int, int, int]
     slices: tuple[tuple[int, int, int], ...]
     outputs: float
+    planes: tuple[int, ...] = (2,)
+    count_maps: int = 0
+
+    @property
+    def in_one_go(self) -> bool:
+        """Whether slabs follow the axis along which the output is compared with the input: the longest not enlarged."""
+        kept = [axis for axis in range(3) if self.shape[axis] == self.new_shape[axis]]
+        return len(self.planes) == 1 and bool(kept) and self.planes[0] == _longest(self.new_shape, kept)
 
     def pixels(self, multiple: int = 1) -> int:
         """That the network sees in all, each slice padded to a multiple of its window."""
         return sum(count * _up(rows, multiple) * _up(columns, multiple) for count, rows, columns in self.slices)
+
+
+def _longest(shape: Sequence[int], axes: Sequence[int]) -> int:
+    return max(axes, key=lambda axis: shape[axis])
 
 
 def planned_work(
@@ -90,37 +116,75 @@ def planned_work(
     """
     shape = tuple(int(n) for n in shape)
     new_shape = list(shape)
+    count_maps = COUNT_MAP if min(getattr(inferer, "slices", inferer).orig_roi_size) > 0 else 0
     if isinstance(inferer, ThroughPlaneInferer):
         plan = inferer.plan(affine, shape)
         new_shape[plan.array_axis] = plan.new_size
         seen = tuple(new_shape) if inferer.factor == 1 else shape
-        slices, through = [], PLANES[AXES.index(plan.thick_axis)]
+        slices, planes, through = [], [], PLANES[AXES.index(plan.thick_axis)]
         for plane in plan.planes:
             across, rows, columns = PlaneInferer(plane, through=through).axes(affine, seen)
             slices.append((seen[across], seen[rows], seen[columns]))
-        return Work(shape, tuple(new_shape), tuple(slices), THROUGH_OUTPUTS[len(plan.planes) - 1])
+            planes.append(across)
+        outputs = THROUGH_OUTPUTS[len(plan.planes) - 1]
+        return Work(shape, tuple(new_shape), tuple(slices), outputs, tuple(planes), count_maps)
     across, rows, columns = inferer.axes(affine, shape)
     for axis, factor in zip((rows, columns), scale_factors, strict=True):
         new_shape[axis] *= factor
-    return Work(shape, tuple(new_shape), ((shape[across], shape[rows], shape[columns]),), PLANE_OUTPUTS)
+    slices = ((shape[across], shape[rows], shape[columns]),)
+    return Work(shape, tuple(new_shape), slices, 1, (across,), count_maps)
 
 
-def peak_memory(resident: int, work: Work, activations: int, channels: int = 1) -> int:
+def peak_memory(
+    resident: int,
+    work: Work,
+    activations: int,
+    channels: int = 1,
+    *,
+    slab_batch: int | None = None,
+    heap: int = HEAP,
+    read: float | None = None,
+    enforced: bool = False,
+    picture: bool = True,
+) -> int:
     """Bytes of main memory that the process holds at most, on the CPU.
 
-    ``resident + heap + max(inputs + outputs + activations, inputs + last outputs)``: the process with its libraries and
-    the network; what the C library keeps of the activations (all of them, up to HEAP); buffers of float32, INPUTS of
-    the input's size and of the output's size those of the work while the network runs, LAST_OUTPUTS after it.
+    That of the step which takes most: reading and scaling the input, the network, its output's intensities, noise and
+    residual, the picture. Each is a sum of volumes of float32 of the input's size and of the output's.
 
     Args:
         resident: of a process that has loaded the same libraries and the network, see :func:`resident_bytes`.
         activations: of one batch of slices, see :func:`activation_bytes`.
         channels: of the volume.
+        slab_batch: slices at a time, where the output is made slab by slab in a file; None where it is in memory.
+        heap: bytes that the C library keeps of the activations, at most; 0 where it was told to keep none.
+        read: bytes held while the input is read, where they are known.
+        enforced: whether consistency with the input is, which makes a second output.
+        picture: whether a quality picture is drawn.
     """
-    inputs = INPUTS * FLOAT * channels * math.prod(work.shape)
+    inputs = FLOAT * channels * math.prod(work.shape)
     output = FLOAT * channels * math.prod(work.new_shape)
-    running = inputs + work.outputs * output + activations
-    return int(resident + min(activations, HEAP) + max(running, inputs + LAST_OUTPUTS * output))
+    plane = FLOAT * channels * max(math.prod(work.new_shape) // side for side in work.new_shape)
+    noise = NOISE_BYTES * max(math.prod(work.shape) // n * min(n, NOISE_SLICES) for n in work.shape)
+    slab = min(max(RESIDUAL_VOXELS, plane // FLOAT), output // FLOAT)
+    residual = RESIDUAL_BYTES * slab
+    if slab_batch is None:
+        made, kept = (work.outputs + work.count_maps) * output, output
+        steps = [2 * output, 2 * output if enforced else 0]
+    else:
+        residual += FLOAT * slab  # read from disk
+        slices = max(output // work.new_shape[axis] for axis in work.planes)
+        made, kept = (SLAB_BUFFERS + work.count_maps) * slab_batch * slices, 0
+        read_again = 1 if work.in_one_go else len(work.planes)
+        steps = [(read_again + PART_BUFFERS) * min(max(CHUNK, plane), output)]
+    needs = [
+        READ * inputs if read is None else max(read, 2 * inputs),
+        inputs + made + activations,
+        *(inputs + step for step in steps),
+        2 * inputs + kept * (1 + enforced) + max(inputs, noise, residual),
+        2 * inputs + kept + (PICTURE if picture else 0),
+    ]
+    return int(resident + KERNELS + min(activations, heap) + max(needs))
 
 
 def resident_bytes() -> int | None:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from medsr_monai import __version__
 from medsr_monai.atomic import folder_written_atomically, written_atomically
 from medsr_monai.data.pictures import QUALITY_SUFFIX
+from medsr_monai.data.stored_volume import StoredVolume
 from medsr_monai.data.volumes import volume_name
 from medsr_monai.metrics.report import json_values
 from medsr_monai.transforms.geometry import spacing
@@ -156,7 +157,7 @@ def grid_record(volume: MetaTensor) -> dict[str, Any]:
     return {"Shape": shape, "VoxelSizeMm": [round(float(e), 6) for e in spacing(volume.affine)], "Affine": affine}
 
 
-def intensity_record(image: MetaTensor, result: MetaTensor) -> dict[str, Any]:
+def intensity_record(image: MetaTensor, result: MetaTensor | StoredVolume) -> dict[str, Any]:
     """Least and greatest value of a scaled input and of its output, by channel, in the input's units.
 
     ``Scaled`` holds those that were mapped to 0 and 1 for the network.
@@ -166,14 +167,15 @@ def intensity_record(image: MetaTensor, result: MetaTensor) -> dict[str, Any]:
         result: [C', X', Y', Z'], intensities restored.
     """
     low, high = (image.meta[f"intensity_{end}"] for end in ("low", "high"))
-    values = image.as_tensor().flatten(1).double()
-    ends = [values.amin(1) * (high - low) + low, values.amax(1) * (high - low) + low]
-    made = result.as_tensor().flatten(1)
-    return {
-        "Input": _by_channel(*ends),
-        "Scaled": _by_channel(low, high),
-        "Output": _by_channel(made.amin(1), made.amax(1)),
-    }
+    ends = [value.double() * (high - low) + low for value in _ends(image)]
+    return {"Input": _by_channel(*ends), "Scaled": _by_channel(low, high), "Output": _by_channel(*_ends(result))}
+
+
+def _ends(volume: MetaTensor | StoredVolume) -> tuple[torch.Tensor, torch.Tensor]:
+    if isinstance(volume, StoredVolume):
+        return volume.least, volume.greatest
+    axes = tuple(range(1, volume.ndim))  # one after the other needs no copy, however the voxels lie
+    return volume.as_tensor().amin(axes), volume.as_tensor().amax(axes)
 
 
 def _by_channel(low: torch.Tensor, high: torch.Tensor) -> list[list[float]]:

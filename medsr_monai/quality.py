@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -60,7 +61,8 @@ class QualityCheck:
         """Measure an output's residual, and before this project the output if a bound is given.
 
         Args:
-            pred: output [C, X, Y, Z] in the input's units.
+            pred: output [C, X, Y, Z] in the input's units. It may be on disk, with ``shape``, ``ndim``, ``numel``,
+                ``narrow`` and slices as a tensor has them (:class:`medsr_monai.data.StoredVolume`), without a bound.
             bound: for the RMS of the residual, in parts of the input's intensity range. The residual is never made
                 smaller than the noise: where that is larger, it is the bound.
 
@@ -174,14 +176,15 @@ class QualityCheck:
     def _row(self, pred: MetaTensor, plane: str) -> PlaneRow:
         axis = plane_axis(self.image.affine, plane) + 1
         size, new_size = self.image.shape[axis], pred.shape[axis]
-        new_number = min(int((self._centre()[axis - 1] + 0.5) * new_size / size), new_size - 1)
+        new_number = min(int((self._centre[axis - 1] + 0.5) * new_size / size), new_size - 1)
         number = min(int((new_number + 0.5) * size / new_size), size - 1)
         row = spline_matrix(size, new_size)[new_number].to(torch.float32)
         cubic = torch.tensordot(self.image.as_tensor(), row, dims=([axis], [0])).unsqueeze(axis)
         sizes = list(pred.shape[1:])
         sizes[axis - 1] = 1
         cubic = MetaTensor(resample(cubic, sizes), affine=self.image.affine)
-        output = MetaTensor(pred.as_tensor().narrow(axis, new_number, 1), affine=self.image.affine)
+        output = pred.narrow(axis, new_number, 1)
+        output = MetaTensor(output.as_tensor() if isinstance(output, MetaTensor) else output, affine=self.image.affine)
         difference = None
         if self.consistency is not None:
             thin = self.consistency.residual_slice(pred, self.image, axis, number).float().mean(dim=0, keepdim=True)
@@ -193,9 +196,11 @@ class QualityCheck:
         name = "" if "picture" in self.image.meta else f"{plane} {new_number}"
         return PlaneRow(name, *shown, difference, extent, letters)
 
+    @functools.cached_property
     def _centre(self) -> list[float]:
         """Centre of mass, in voxels, of what is brighter than Otsu's threshold."""
-        image = self.image.as_tensor().mean(dim=0).numpy()
+        image = self.image.as_tensor()
+        image = (image[0] if len(image) == 1 else image.mean(dim=0)).numpy()
         bright = image > threshold_otsu(image)
         centre = []
         for axis in range(3):

@@ -128,14 +128,21 @@ class BundleRunner:
         device = self["device"]
         # as MONAI's evaluator does it in `monai.bundle run`; precision and compiling are the inferer's in both
         with torch.inference_mode():
-            pred = self["inferer"](to_device(item["image"][None], device), network or self.network)[0].cpu()
-        result = self["postprocessing"](item | {"pred": pred})["pred"]
-        if broken := int((~result.isfinite()).sum()):
-            raise ValueError(
-                f"{broken} of {result.numel()} voxels of the output are NaN or infinite: intensities too large for the "
-                "network's numbers, rescale the volume first"
-            )
+            made = {"pred": self["inferer"](to_device(item["image"][None], device), network or self.network)[0].cpu()}
+        result = self["postprocessing"](item | made)["pred"]
+        made.clear()
+        # one after the other: a mask of all voxels takes more memory than the output
+        if broken := sum(int((~part.isfinite()).sum()) for part in result.as_tensor().unbind(1)):
+            raise ValueError(self.broken(broken, result.numel()))
         return result
+
+    @staticmethod
+    def broken(count: int, voxels: int) -> str:
+        """What is said of an output with NaN or infinite voxels."""
+        return (
+            f"{count} of {voxels} voxels of the output are NaN or infinite: intensities too large for the network's "
+            "numbers, rescale the volume first"
+        )
 
 
 # files

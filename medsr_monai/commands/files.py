@@ -15,7 +15,7 @@ from medsr_monai.out_of_memory import is_out_of_memory
 if TYPE_CHECKING:
     from monai.data import MetaTensor
 
-    from medsr_monai.data import DicomSeries
+    from medsr_monai.data import DicomSeries, StoredVolume
 
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
 VOLUME_SUFFIXES = (*NIFTI_SUFFIXES, ".mgz", ".mgh")
@@ -98,12 +98,15 @@ def write_volume(volume: MetaTensor, path: Path) -> None:
         write_voxels(volume, path)
 
 
-def write_voxels(volume: MetaTensor, path: Path) -> None:
+def write_voxels(volume: MetaTensor | StoredVolume, path: Path) -> None:
     """Write a volume as the path's suffix says; errors do not name the file, which may be a temporary one."""
     import numpy as np
 
-    from medsr_monai.data import NiftiWriter, write_picture
+    from medsr_monai.data import NiftiWriter, StoredVolume, write_picture, write_stored
 
+    if isinstance(volume, StoredVolume):
+        write_stored(volume, path)
+        return
     if not path.name.endswith(NIFTI_SUFFIXES):
         write_picture(volume, path)
         return
@@ -113,7 +116,7 @@ def write_voxels(volume: MetaTensor, path: Path) -> None:
     writer.write(path)
 
 
-def describe(volume: MetaTensor) -> str:
+def describe(volume: MetaTensor | StoredVolume) -> str:
     from medsr_monai.transforms import describe_grid, format_edges, spacing
 
     if "picture" in volume.meta:

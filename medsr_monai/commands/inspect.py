@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from medsr_monai.commands.bundles import DEFAULT_BUNDLE, BundleRunner, bundle_folder
 from medsr_monai.commands.files import ERRORS, NIFTI_SUFFIXES, VOLUME_SUFFIXES, check_input, json_text, reason_of
+from medsr_monai.commands.memory import Memory, Way
 
 if TYPE_CHECKING:
     from monai.data import MetaTensor
@@ -197,9 +198,9 @@ class _Planner:
         self.slice_batch = slice_batch
         self.timing = timing
         self.runners: dict[str, BundleRunner] = {}
-        self.resident: dict[str, int | None] = {}
+        self.memory: dict[str, Memory] = {}
         self.seconds: dict[str, float] = {}
-        self.activations: dict[tuple, int] = {}
+        self._runner(DEFAULT_BUNDLE)  # the process is measured before volumes are read
 
     def plan(self, item: dict[str, Any], source: str | DicomSeries, volume: MetaTensor, frame: int | None) -> None:
         """Fill in ``plan`` and ``estimate``."""
@@ -222,36 +223,28 @@ class _Planner:
         }
         if item["kind"] == "picture" and not trained:
             item["plan"]["alternative"] = _command(source, DEFAULT_BUNDLE, frame)
-        item["estimate"] = self._estimate(bundle, runner, work, volume.shape[0])
+        item["estimate"] = self._estimate(bundle, runner, work, volume)
 
     def _runner(self, bundle: str) -> BundleRunner:
-        from medsr_monai.estimate import resident_bytes
-
         if bundle not in self.runners:
             self.runners[bundle] = BundleRunner(
                 bundle, trained=_has_weights(bundle), device="$torch.device('cpu')", sw_batch_size=self.slice_batch
             )
-            # of the first, before heaps have grown
-            self.resident.setdefault("process", resident_bytes())
+            self.memory[bundle] = Memory(self.runners[bundle], None, self.slice_batch)
+            self.memory[bundle].resident = next(iter(self.memory.values())).resident  # before heaps have grown
         return self.runners[bundle]
 
-    def _estimate(self, bundle: str, runner: BundleRunner, work: Work, channels: int) -> dict[str, Any]:
-        from medsr_monai.estimate import activation_bytes, peak_memory, seconds_per_pixel
+    def _estimate(self, bundle: str, runner: BundleRunner, work: Work, volume: MetaTensor) -> dict[str, Any]:
+        from medsr_monai.estimate import seconds_per_pixel
 
-        network = runner.network
-        batches = {(min(self.slice_batch, count), 1, rows, columns) for count, rows, columns in work.slices}
-        for shape in batches:
-            if (bundle, shape) not in self.activations:
-                self.activations[bundle, shape] = activation_bytes(network, shape)
-        activations = max(self.activations[bundle, shape] for shape in batches)
-        resident = self.resident["process"]
+        network, memory = runner.network, self.memory[bundle]
         if self.timing and bundle not in self.seconds:
             self.seconds[bundle] = seconds_per_pixel(network)
         seconds = self.seconds.get(bundle)
         pixels = work.pixels(getattr(network, "size_multiple", 1))
         return {
-            "memory_bytes": None if resident is None else peak_memory(resident, work, activations, channels),
-            "activation_bytes": activations,
+            "memory_bytes": memory.of(volume).estimate,
+            "activation_bytes": memory.activation_bytes(work, self.slice_batch),
             "slice_batch": self.slice_batch,
             "seconds": None if seconds is None else seconds * pixels,
             "threads": _threads(),
@@ -380,9 +373,7 @@ def _plan_rows(item: dict[str, Any]) -> list[tuple[str, str]]:
     rows.append(("command", plan["command"]))
     if "alternative" in plan:
         rows.append(("or", f"{plan['alternative']} (weights for brain MR)"))
-    memory = estimate["memory_bytes"]
-    text = "unknown" if memory is None else f"about {memory / 2**30:.1f} GiB on the CPU"
-    text += f", {estimate['slice_batch']} slices at a time"
+    text = str(Way(estimate["memory_bytes"], estimate["slice_batch"]))
     if estimate["seconds"] is not None:
         threads = estimate["threads"]
         text += f"; network about {_duration(estimate['seconds'])} on {threads} thread{'s' * (threads > 1)}"

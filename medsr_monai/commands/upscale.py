@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from medsr_monai.commands.bundles import DEFAULT_BUNDLE, bundle_folder, choose_device
@@ -9,6 +10,7 @@ from medsr_monai.commands.cohorts import upscale_cohort, upscale_in_processes
 from medsr_monai.commands.dicom_output import OUTPUT_FORMATS, find_dicom_cases
 from medsr_monai.commands.fast_path import fast_options, parse_slice_batch
 from medsr_monai.commands.files import NIFTI_SUFFIXES, find_cases
+from medsr_monai.commands.memory import parse_size
 from medsr_monai.commands.quality import check_page, check_pictures, quality_options
 from medsr_monai.commands.upscaler import Plan, Upscaler
 
@@ -37,6 +39,7 @@ def upscale(
     consistency_bound: float | None = None,
     noise: float | None = None,
     output_format: str = "nifti",
+    max_memory: str | None = None,
     overwrite: bool = False,
 ) -> int:
     """Super-resolve a volume or a picture, or all of a folder, with a bundle.
@@ -81,6 +84,9 @@ def upscale(
             all but localisers, derived series and secondary captures, which are named and left out.
         all_series: of a DICOM study: take those too.
         jobs: processes on this machine that share a folder's cases, each with its share of the cores.
+        max_memory: keep the main memory of the process below this, such as 4GiB or 500MiB: take fewer slices at a time,
+            then make the output slab by slab through a file on its disk, as large as the uncompressed output. Of
+            volumes on the CPU; each of several --jobs gets its share.
         output_format: nifti, or dicom for a derived series (MR or CT) in the study of a DICOM input.
         picture: write a quality picture beside each output, NAME.quality.png, and of a folder index.html with all of
             them: planes of input and output, and what the output, degraded again, differs from the input.
@@ -95,6 +101,7 @@ def upscale(
     if output_format not in OUTPUT_FORMATS:
         raise ValueError(f"output_format is {output_format!r}, expected {' or '.join(OUTPUT_FORMATS)}")
     quality = quality_options(picture, enforce_consistency, consistency_bound, noise)
+    limit = None if max_memory is None else parse_size(max_memory)
     find = find_dicom_cases if output_format == "dicom" else find_cases
     cases = find(input, output, overwrite, series, all_series)
     from medsr_monai.cohort import Ranks
@@ -136,7 +143,10 @@ def upscale(
         check_pictures(cases, overwrite)
         if folder is not None:
             check_page(folder, overwrite)
-    plan = Plan(cases, Path(input), folder, bundle, weights, device, batch, options, quality, output_format, overwrite)
+    plan = Plan(
+        *(cases, Path(input), folder, bundle, weights, device, batch, options, quality, output_format, overwrite),
+        limit,
+    )
     ranks = Ranks.from_environment()
     if folder is None:
         if jobs > 1 or ranks.size > 1:
@@ -147,6 +157,9 @@ def upscale(
         return 0
     if jobs > 1 and ranks.size > 1:
         raise ValueError("torchrun has started several processes already, leave --jobs out")
+    if limit is not None:  # of all processes of this machine together
+        shares = max(jobs, int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+        plan = plan._replace(max_memory=limit // shares)
     return upscale_in_processes(plan, jobs) if jobs > 1 else upscale_cohort(plan, ranks)
 
 

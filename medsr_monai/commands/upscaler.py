@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import sys
@@ -13,6 +14,7 @@ from medsr_monai.commands.bundles import BundleRunner, choose_device
 from medsr_monai.commands.dicom_output import source_headers
 from medsr_monai.commands.fast_path import SLICE_BATCH, FittingSlices, Laps, recorded_options
 from medsr_monai.commands.files import Case, describe, naming, write_voxels
+from medsr_monai.commands.memory import Memory
 from medsr_monai.commands.quality import QualityOptions, checked_quality
 from medsr_monai.commands.trained_on import TrainedOn
 
@@ -40,6 +42,8 @@ class Plan(NamedTuple):
     quality: QualityOptions
     output_format: str
     overwrite: bool
+    max_memory: int | None = None
+    """Bytes of main memory for a process."""
 
     def row(self, case: Case) -> dict[str, str]:
         """Start of a case's row in the status table: paths below the folders that were given."""
@@ -78,6 +82,14 @@ class Upscaler:
         self.inferer.prepare(self.runner.network, self.device)
         automatic = plan.slice_batch is None and self.device.type == "cuda"
         self.fitting = FittingSlices(self.runner) if automatic else None
+        self.memory = Memory(
+            self.runner,
+            plan.max_memory,
+            plan.slice_batch or SLICE_BATCH,
+            picture=plan.quality.picture,
+            enforced=plan.quality.bound is not None,
+            dicom=self.to_dicom,
+        )
         bundle, self.warnings = bundle_record(self.runner.folder, self.runner.weights)
         self.trained_on = TrainedOn(self.runner, bundle["Weights"])
         self.identity = {
@@ -123,10 +135,11 @@ class Upscaler:
 
         lap = Laps()
         path, out = case.source, case.output
-        with naming(path), Warnings(self.warnings) as warnings:
+        with naming(path), Warnings(self.warnings) as warnings, contextlib.ExitStack() as stack:
             if inputs is None:
                 inputs = [source_record(path, case.files)]
             headers = source_headers(case) if self.to_dicom else []
+            way = self.memory.choose(case)
             item = self.runner.read(case.input)
             image = item["image"]
             lap("Reading")
@@ -139,16 +152,18 @@ class Upscaler:
             else:
                 record["Plan"], record["Planes"] = self.inferer.describe(image), self.inferer.planes(image)
                 what += f", {record['Plan']}"
-            say(f"{path}: {what}")
-            self.trained_on.warn(image, case)
             if self.fitting is not None:
                 self.fitting.choose(image)
-            result = self.runner.run(item)
+            way = way or self.memory.of(image)
+            say(f"{path}: {what}; {way}")
+            self.trained_on.warn(image, case)
+            result = stack.enter_context(self.memory.run(way, item, out))
             lap("Network")
             result, figures, write_picture = checked_quality(self.runner, item, result, out, self.quality)
             record["DataConsistency"] = figures
             slices = getattr(self.inferer, "slices", self.inferer)  # smaller ones where memory was short
             record["SliceBatch"], record["Tile"] = slices.sw_batch_size, _tile(slices.orig_roi_size)
+            record["Memory"] = self.memory.record(way)
             record["OutputGrid"] = grid_record(result)
             record["Scale"] = [round(b / a, 6) for a, b in zip(image.shape[1:], result.shape[1:], strict=True)]
             record["IntensityRange"] = intensity_record(image, result)

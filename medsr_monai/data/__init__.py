@@ -23,6 +23,7 @@ from .prefetch import PrefetchLoader
 from .public_datasets import PUBLIC_DATASETS, PublicDataset, prepare_datalist, write_datalist
 from .results import match_results
 from .samples import SaveSampled, list_latents
+from .stored_volume import StoredVolume, write_stored
 from .volumes import (
     LoadLabeld,
     LoadVolumed,

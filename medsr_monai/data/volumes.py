@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import logging
 import math
 import os
 import re
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import nibabel
@@ -511,22 +513,31 @@ class NiftiWriter(NibabelWriter):
         if squeeze_end_dims and channel_dim is not None and self.data_obj.shape[-1] == 1:
             self.data_obj = self.data_obj[..., 0]
 
-    def write(self, filename: str | os.PathLike, verbose: bool = False, **kwargs: object) -> None:
+    def image(self, **kwargs: object) -> nibabel.Nifti1Image:
+        """What is written, with its header."""
         affine = np.eye(4) if self.affine is None else np.asarray(self.affine, dtype=float)
-        if max(self.data_obj.shape) > NIFTI1_LONGEST:
-            image = nibabel.Nifti2Image(np.asarray(self.data_obj, dtype=self.output_dtype), affine)
-        else:
-            image = self.create_backend_obj(self.data_obj, affine=affine, dtype=self.output_dtype, **kwargs)
+        kind = nibabel.Nifti2Image if max(self.data_obj.shape) > NIFTI1_LONGEST else nibabel.Nifti1Image
+        image = kind(np.asarray(self.data_obj, dtype=self.output_dtype), affine, **kwargs)
         image.header.set_xyzt_units("mm")
         image.set_sform(affine, code=1)
         image.set_qform(affine, code=1)
         if _forms_apart(image.header, image.shape[:3]) > MAX_FORMS_APART * min(image.header.get_zooms()[:3]):
             image.set_qform(affine, code=0)
-        with (
-            written_atomically(filename) as partial,
-            write_gzip(partial) if partial.suffix == ".gz" else partial.open("wb") as stream,
-        ):
-            image.to_stream(stream)
+        return image
+
+    def write(self, filename: str | os.PathLike, verbose: bool = False, **kwargs: object) -> None:
+        with written_nifti(filename) as stream:
+            self.image(**kwargs).to_stream(stream)
+
+
+@contextlib.contextmanager
+def written_nifti(path: str | os.PathLike) -> Iterator[io.RawIOBase]:
+    """Give a stream for the bytes of a NIfTI file, which gets its name when all are on disk; ``.gz`` is compressed."""
+    with (
+        written_atomically(path) as partial,
+        write_gzip(partial) if partial.suffix == ".gz" else partial.open("wb") as stream,
+    ):
+        yield stream
 
 
 def _name_parts(meta: dict, saver: SaveImage) -> dict:

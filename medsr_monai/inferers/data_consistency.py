@@ -81,6 +81,7 @@ class DataConsistency:
             difference = self._degrade(slab, part.shape) - part
             squares += float(difference.square().sum())
             largest = max(largest, float(difference.abs().max()))
+            del part, slab, difference  # before the next ones are made
         return Residual(float(np.sqrt(squares / image.numel())), largest)
 
     def residual_slice(self, pred: torch.Tensor, image: torch.Tensor, axis: int, number: int) -> torch.Tensor:
@@ -89,9 +90,14 @@ class DataConsistency:
         if axis in self.grown(pred, image):
             row = self._matrix(pred.shape[axis], image.shape[axis])[number]
             nonzero = torch.nonzero(row)[:, 0]
-            near = slice(int(nonzero.min()), int(nonzero.max()) + 1)
-            thin = thin.narrow(axis, near.start, near.stop - near.start).double()
-            thin = torch.tensordot(thin, row[near], dims=([axis], [0])).unsqueeze(axis)
+            first, stop = int(nonzero.min()), int(nonzero.max()) + 1
+            thickness, total = max(1, self.slab_voxels * pred.shape[axis] // pred.numel()), None
+            for start in range(first, stop, thickness):
+                weights = row[start : min(start + thickness, stop)]
+                slab = thin.narrow(axis, start, len(weights)).double()
+                slab = torch.tensordot(slab, weights, dims=([axis], [0])).unsqueeze(axis)
+                total = slab if total is None else total.add_(slab)
+            thin = total
         else:
             thin = thin.narrow(axis, number, 1).double()
         part = _plain(image).narrow(axis, number, 1).double()

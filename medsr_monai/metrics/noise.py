@@ -41,9 +41,10 @@ def estimate_noise(volume: np.ndarray, axis: int = 2) -> float | None:
     Source: Donoho and Johnstone, Biometrika 81 (1994) (as ``skimage.restoration.estimate_sigma``, which takes whole
     slices); Coupe et al., Medical Image Analysis 14 (2010), for the regions and the Rician correction.
     """
-    slices = np.moveaxis(np.asarray(volume, dtype=float), axis, 0)
+    slices = np.moveaxis(np.asarray(volume), axis, 0)
     if len(slices) > MOST_SLICES:
         slices = slices[np.linspace(0, len(slices) - 1, MOST_SLICES).round().astype(int)]
+    slices = slices.astype(float)
     span = float(np.ptp(slices))
     if not span or min(slices.shape[1:]) < 4:
         return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 
+import numpy as np
 import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
@@ -34,17 +35,17 @@ def intensity_range(
     """
     if mode not in INTENSITY_MODES:
         raise ValueError(f"intensity mode is {mode!r}, expected one of {', '.join(INTENSITY_MODES)}")
-    flat = torch.as_tensor(volume).detach().flatten()
-    bad = int((~torch.isfinite(flat)).sum())
-    if bad:
-        raise ValueError(f"{bad} of {flat.numel()} voxels are NaN or infinite: replace them before super-resolution")
+    # in the order in which they lie, so that nothing is copied
+    flat = torch.as_tensor(volume).detach().cpu().numpy().ravel(order="K")
     low, high = float(flat.min()), float(flat.max())
+    if not np.isfinite([low, high]).all():
+        bad = flat.size - int(np.isfinite(flat).sum())
+        raise ValueError(f"{bad} of {flat.size} voxels are NaN or infinite: replace them before super-resolution")
     if low == high:
         raise ValueError(f"every voxel is {low:g}: a constant volume holds nothing to super-resolve")
     if mode == "percentile":
-        # kthvalue has no size limit, torch.quantile has
-        ranks = [1 + round(p / 100 * (flat.numel() - 1)) for p in (lower, upper)]
-        p_low, p_high = (float(flat.kthvalue(rank).values) for rank in ranks)
+        ranks = [round(p / 100 * (flat.size - 1)) for p in (lower, upper)]
+        p_low, p_high = np.partition(flat, ranks)[ranks].tolist()
         if p_low < p_high:
             low, high = p_low, p_high
     return low, high
@@ -87,12 +88,12 @@ class ScaleVolumed(MapTransform):
         for key in self.key_iterator(d):
             name = d[key].meta.get(ImageMetaKey.FILENAME_OR_OBJ, key)
             try:
-                measured = _chosen(d[key], d["slices"]) if d.get("slices") else d[key].as_tensor().flatten(1)
+                measured = _chosen(d[key], d["slices"]) if d.get("slices") else d[key].as_tensor()
                 ranges = [intensity_range(channel, self.mode) for channel in measured]
             except (ValueError, IndexError) as error:
                 raise ValueError(f"{name}: {error}") from error
             low, high = torch.tensor(ranges, dtype=torch.float64).T
-            d[key] = (d[key] - _per_channel(low, d[key])) / _per_channel(high - low, d[key])
+            d[key] = (d[key] - _per_channel(low, d[key])).div_(_per_channel(high - low, d[key]))
             d[key].meta.update({LOW: low, HIGH: high})
         return d
 
@@ -115,5 +116,6 @@ class RestoreIntensityd(MapTransform):
             raise ValueError(f"{self.ref_key!r} carries no {LOW}: put ScaleVolumed into its preprocessing")
         low, high = meta[LOW], meta[HIGH]
         for key in self.key_iterator(d):
-            d[key] = d[key] * _per_channel(high - low, d[key]) + _per_channel(low, d[key])
+            # the product is a volume of its own, a third one is not needed
+            d[key] = (d[key] * _per_channel(high - low, d[key])).add_(_per_channel(low, d[key]))
         return d
