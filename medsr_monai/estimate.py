@@ -226,8 +226,8 @@ def activation_bytes(network: nn.Module, shape: Sequence[int]) -> int:
     """Bytes that a network's forward pass holds at most, the input included, its weights and operators' scratch not.
 
     Nothing is computed: a copy of the network runs on the meta device, and every tensor is counted as long as it lives.
-    Of large slices this is done for two smaller ones, from which a straight line over the pixels is drawn: all networks
-    here work in windows, tiles or pixel by pixel.
+    Of large slices this is done for three smaller ones, and what their pixels and what their sides take is carried on:
+    all networks here work in windows, tiles or pixel by pixel, some with strips along the borders.
 
     Args:
         network: in eval mode.
@@ -237,11 +237,12 @@ def activation_bytes(network: nn.Module, shape: Sequence[int]) -> int:
     batch, channels, rows, columns = shape
     multiple = getattr(network, "size_multiple", 1)
     side = _up(COUNTED_SIDE, multiple)
-    pixels = _up(rows, multiple) * _up(columns, multiple)
-    if pixels <= 2 * side**2:
+    high, wide = _up(rows, multiple) / side, _up(columns, multiple) / side
+    if high * wide <= 4:
         return _live_bytes(shadow, shape)
-    one, two = (_live_bytes(shadow, (batch, channels, side, n)) for n in (side, 2 * side))
-    return int(one + (two - one) * (pixels / side**2 - 1))
+    one, two, four = (_live_bytes(shadow, (batch, channels, h * side, w * side)) for h, w in ((1, 1), (1, 2), (2, 2)))
+    area, length = four - 2 * two + one, 3 * two - 2 * one - four
+    return int(one + area * (high * wide - 1) + length * (high + wide - 2))
 
 
 def _live_bytes(network: nn.Module, shape: Sequence[int]) -> int:

@@ -79,7 +79,6 @@ class Upscaler:
         self.runner = BundleRunner(plan.bundle, plan.weights, **overrides)
         self.inferer = self.runner["inferer"]  # checks its options
         self.device = self.runner["device"]
-        self.inferer.prepare(self.runner.network, self.device)
         automatic = plan.slice_batch is None and self.device.type == "cuda"
         self.fitting = FittingSlices(self.runner) if automatic else None
         self.memory = Memory(
@@ -90,6 +89,7 @@ class Upscaler:
             enforced=plan.quality.bound is not None,
             dicom=self.to_dicom,
         )
+        self.inferer.prepare(self.runner.network, self.device)
         bundle, self.warnings = bundle_record(self.runner.folder, self.runner.weights)
         self.trained_on = TrainedOn(self.runner, bundle["Weights"])
         self.identity = {
