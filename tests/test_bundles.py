@@ -56,7 +56,8 @@ SUPER_RESOLUTION = Kind(
         f"network_def#{name}"
         for name in ("_target_", "num_blocks", "bicubic_residual", "channels", "negative_slope", "res_scale")
     )
-    | LGSR_DIFFERENCES,
+    | LGSR_DIFFERENCES
+    | {"scale"},
     training_only=frozenset(),
     tiny={"network_def#num_blocks": 1},
 )
@@ -65,6 +66,13 @@ SEGMENTATION = Kind(
     intended_differences=frozenset(),
     training_only=frozenset({"encoder_weights"}),
     tiny={"encoder": "resnet18"},
+)
+# enlarges one axis of the slices that contain it: trained like SUPER_RESOLUTION, run like THROUGH_PLANE
+THICK_SLICES = Kind(
+    ids=frozenset({"scale", "degradation"}),
+    intended_differences=frozenset(),
+    training_only=frozenset(),
+    tiny={"network_def#num_blocks": 1},
 )
 THROUGH_PLANE = Kind(
     ids=frozenset({"thick_axis", "scale", "degradation"}),
@@ -86,6 +94,8 @@ KINDS = {
     "lgsr": SUPER_RESOLUTION,
     "rdst": SUPER_RESOLUTION,
     "rdst_e": SUPER_RESOLUTION,
+    "rdst_e_thick": THICK_SLICES,
+    "rdst_e_x2": SUPER_RESOLUTION,
     "seg_unet": SEGMENTATION,
     "transmrsr": THROUGH_PLANE,
     "transmrsr_prior": GENERATION,
@@ -203,6 +213,20 @@ def test_configs_are_self_contained(bundle):
     assert config(bundle, "inference")["network_def"] == kept
 
 
+def test_thick_slices_by_rdst_e():
+    """Trained as RDST-E is, but for what thick slices are; run as TransMRSR is, but for the network."""
+    thick = ROOT / "bundles" / "rdst_e_thick"
+    for name, other, ids in (
+        ("train", "rdst_e", {"scale", "scale#0", "scale#1", "degradation", "patch_size"}),
+        ("evaluate", "rdst_e", set()),
+        ("inference", "transmrsr", {"scale", "scale#0", "scale#1"}),
+    ):
+        ours, theirs = flat(config(thick, name)), flat(config(thick.parent / other, name))
+        differences = {k for k in ours.keys() | theirs.keys() if ours.get(k) != theirs.get(k)}
+        assert {k for k in differences if not k.startswith("network_def#")} == ids
+    assert config(thick, "inference")["scale"] == config(thick, "train")["scale"] == [1, 4]
+
+
 LOGGING = {"StatsHandler", "TensorBoardStatsHandler", "TensorBoardImageHandler"}
 
 
@@ -268,6 +292,7 @@ def test_shipped_weights_fit_the_configuration(bundle):
 @each_sr_bundle
 def test_inference_workflow(bundle, volumes, tmp_path):
     path, network = tiny_weights(bundle, tmp_path / "models")
+    scale = config(bundle, "inference")["scale"]
     flow = workflow(
         bundle,
         ["inference"],
@@ -281,7 +306,7 @@ def test_inference_workflow(bundle, volumes, tmp_path):
     flow.finalize()
     for file in sorted(volumes.iterdir()):
         image, pred = nib.load(file), nib.load(tmp_path / "out" / f"{file.name.split('.')[0]}_sr.nii.gz")
-        assert pred.shape == (160, 176, 3) and pred.get_data_dtype() == np.float32
+        assert pred.shape == (40 * scale, 44 * scale, 3) and pred.get_data_dtype() == np.float32
         moved = outer_corners(pred.affine, pred.shape) - outer_corners(image.affine, image.shape)
         assert np.abs(moved).max() < 1e-3
         # the middle slice by hand: scaled, through the network, scaled back
@@ -333,7 +358,8 @@ def test_monai_label_leaves_the_result_alone(bundle, volumes):
     ]
     item = parser.get_parsed_content("postprocessing")(item)
     meta = item["image"].meta
-    assert tuple(meta["spatial_shape"]) == tuple(item["pred"].shape[1:]) == (160, 176, 3)
+    scale = parser["scale"]
+    assert tuple(meta["spatial_shape"]) == tuple(item["pred"].shape[1:]) == (40 * scale, 44 * scale, 3)
     restored = Resize(meta["spatial_shape"].tolist(), mode="nearest")(item["pred"])
     assert torch.equal(restored.as_tensor(), item["pred"].as_tensor())
     np.testing.assert_allclose(outer_corners(meta["original_affine"], restored.shape[1:]), before, atol=1e-3)

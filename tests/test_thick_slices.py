@@ -216,15 +216,15 @@ def test_rdst_gives_the_same_grid_both_ways(medsr, tiny, folder, tmp_path, scale
     assert np.corrcoef(resample(torch.from_numpy(image), (13, 12, 23)).ravel(), other.get_fdata().ravel())[0, 1] > 0.9
 
 
-def test_rdst_e_takes_the_same_path_by_an_overlay(medsr, tmp_path):
-    configs = ROOT / "bundles" / "transmrsr" / "configs"
+def test_rdst_e_takes_the_same_path(medsr, tmp_path):
+    configs = ROOT / "bundles" / "rdst_e_thick" / "configs"
     source = make_volume(tmp_path / "in" / "a.nii.gz", (1.0, 1.0, 4.0))
     content = {name: value for name, value in RDST.items() if name not in ("_target_", "scale")}
     network = build_network(RDST | {"scale": [1, 4]})
     torch.nn.init.normal_(network.last.weight, std=0.01)
     save_weights(tmp_path / "model.pt", network)
     flow = ConfigWorkflow(
-        [str(configs / "inference.json"), str(configs / "rdst_e.json")],
+        str(configs / "inference.json"),
         workflow_type="infer",
         logging_file=False,
         bundle_root=str(tmp_path),
