@@ -192,7 +192,34 @@ def test_without_priors_there_are_no_columns_of_theirs(files, tmp_path):
     assert not [name for row in summary["pooled"] for name in row if name.startswith(("dice", "fid"))]
 
 
+def test_rows_for_every_degradation(files, tmp_path):
+    """Each equals the run that has only this degradation, FID and noise included."""
+    more = {"inception_path": str(files / "inception.pth"), "method": "ours"}
+    single = [{"noise_std": 0.05}, {"degradation": "gaussian", "fwhm": 6}]
+    workflow(options(files, tmp_path / "all", conditions=single, **more)).run()
+    together = json.loads((tmp_path / "all" / "eval" / "summary.json").read_text())
+    names = ["bicubic, noise 0.05", "gaussian, fwhm 6"]
+    assert together["slices"] == 3
+    assert list(dict.fromkeys(row["degradation"] for row in together["pooled"])) == names
+    for number, (ids, name) in enumerate(zip(single, names, strict=True)):
+        out = tmp_path / str(number)
+        workflow(options(files, out, **ids, **more)).run()
+        alone = json.loads((out / "eval" / "summary.json").read_text())
+        for part in ("pooled", "groups"):
+            expected = [row for row in together[part] if row["degradation"] == name]
+            assert [strip(row) for row in alone[part]] == [strip(row) for row in expected] and expected
+    assert len({row["psnr"] for row in together["pooled"]}) == len(together["pooled"])
+    table = rows(tmp_path / "all" / "eval" / "summary.csv")
+    assert table[0]["degradation"] == names[0] and table[0]["case"] == "all"
+    assert list(table[0])[:3] == ["degradation", "case", "plane"]
+
+
+def strip(row):
+    return {name: value for name, value in row.items() if name != "fps"}
+
+
 @pytest.mark.parametrize(("settings", "kind", "message"), [
+    ({"conditions": [{"noise": 1}]}, ValueError, "a condition has noise, expected any of degradation, fwhm, noise_std"),
     ({"inception_path": "absent.pth"}, FileNotFoundError, "inception_path is absent.pth: expected a file"),
     ({"unet_path": "absent.pt"}, FileNotFoundError, "absent.pt: no such weights file"),
     ({"method": "bicubic"}, ValueError, "method is 'bicubic', which names other rows"),

@@ -15,7 +15,7 @@ from monai.engines import IterationEvents
 from monai.utils import CommonKeys, ensure_tuple_rep
 
 from medsr_monai.metrics.benchmark import network_figures
-from medsr_monai.metrics.evaluation import HIGH_RESOLUTION, SliceEvaluation
+from medsr_monai.metrics.evaluation import DEGRADATION, HIGH_RESOLUTION, SliceEvaluation
 from medsr_monai.metrics.report import markdown_table, write_rows
 from medsr_monai.metrics.segmentation import dice_of_slice, pooled_dice, regions
 
@@ -51,7 +51,8 @@ class ReportSlices:
     into them as they are scaled, so choose the intensity scaling that the U-Net was trained with. A slice's label map
     is what the batch has under ``segmentation``. See :class:`medsr_monai.metrics.SliceEvaluation` for the columns and
     its ``write`` for the files, which are written when the evaluation ends; the pooled table is logged too, and the one
-    by modality where the items of the data name theirs.
+    by modality where the items of the data name theirs. Items that name their ``degradation`` get rows for each, see
+    :class:`medsr_monai.data.SliceDataset`.
 
     Args:
         output_dir: made if missing.
@@ -119,7 +120,8 @@ class ReportSlices:
             preds = {self.interpolation: cubic, self.method: pred}
             modality = item.get("modality", UNKNOWN)
             named = {} if modality == UNKNOWN else {"modality": modality}
-            key = _key(item, self.evaluation.group_by) | named
+            degraded = {DEGRADATION: item[DEGRADATION]} if DEGRADATION in item else {}
+            key = degraded | _key(item, self.evaluation.group_by) | named
             self.evaluation.add(key, label, preds, item.get(SEGMENTATION))
 
     def write(self, engine: Engine) -> None:
