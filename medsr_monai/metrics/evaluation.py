@@ -15,6 +15,7 @@ from medsr_monai.metrics.fid import fid, inception_features
 from medsr_monai.metrics.image import padded_psnr, padded_ssim, psnr, ssim
 from medsr_monai.metrics.report import SliceTable, json_values, markdown_table, write_rows
 from medsr_monai.metrics.segmentation import dice_of_slice, pooled_dice, regions
+from medsr_monai.metrics.sharpness import high_frequency_figures
 
 __all__ = ["EVALUATION_FILES", "HIGH_RESOLUTION", "SliceEvaluation", "image_figures"]
 
@@ -30,7 +31,12 @@ WINDOW = 11
 
 
 def image_figures(
-    pred: Tensor, label: Tensor, border: int = 4, padded_size: int | None = None, foreground: float | None = None
+    pred: Tensor,
+    label: Tensor,
+    border: int = 4,
+    padded_size: int | None = None,
+    foreground: float | None = None,
+    factors: Sequence[int] | None = None,
 ) -> dict[str, float | None]:
     """PSNR in dB and SSIM of one slice [C, H, W] with data range 1, by two definitions.
 
@@ -41,7 +47,9 @@ def image_figures(
     - ``psnr_padded``, ``ssim_padded``, where ``padded_size`` is given: the TransMRSR paper's, see
       :func:`medsr_monai.metrics.padded_psnr` and :func:`medsr_monai.metrics.padded_ssim`;
     - ``foreground_error``, ``foreground_pixels``, where ``foreground`` is given: sum of squared differences over the
-      pixels whose label is above it, and their number.
+      pixels whose label is above it, and their number;
+    - ``hf_power``, ``hf_correlation``, where the ``factors`` are given by which rows and columns were enlarged:
+      sharpness, see :func:`medsr_monai.metrics.high_frequency_figures`; all channels together.
 
     Those of several channels are pooled (PSNR of the mean squared error over all, mean SSIM); then the channels, such
     as modalities, follow one by one, ``psnr_modality_1`` and so on.
@@ -57,6 +65,8 @@ def image_figures(
         inside = label > foreground
         errors = (pred.double() - label.double())[inside].square()
         row |= dict(zip(FOREGROUND, (float(errors.sum()), int(inside.sum())), strict=True))
+    if factors is not None:
+        row |= high_frequency_figures(pred, label, factors)
     if len(label) > 1:
         for number, (p, t) in enumerate(zip(pred, label, strict=True), start=1):
             row |= {f"{name}_modality_{number}": v for name, v in _figures(p[None], t[None], border).items()}
@@ -121,6 +131,7 @@ class SliceEvaluation:
         label: Tensor,
         preds: Mapping[str, Tensor],
         segmentation: Tensor | None = None,
+        factors: Sequence[int] | None = None,
     ) -> None:
         """Measure one slice.
 
@@ -130,6 +141,7 @@ class SliceEvaluation:
             label: the reference [C, H, W], intensities scaled to about [0, 1].
             preds: results [C, H, W] by method, any name but "HR".
             segmentation: label map [1, H, W].
+            factors: see :func:`image_figures`.
 
         Raises:
             ValueError: slices of different shapes, a U-Net of one class or of other channels, labels beyond its
@@ -141,8 +153,8 @@ class SliceEvaluation:
                     f"{_name(key)}: {method} is {tuple(pred.shape)}, expected {tuple(label.shape)} as the reference"
                 )
         images = {HIGH_RESOLUTION: label, **preds}
-        extent = (self.border, self.padded_size, self.foreground)
-        figures = {method: image_figures(pred, label, *extent) for method, pred in preds.items()}
+        options = (self.border, self.padded_size, self.foreground, factors)
+        figures = {method: image_figures(pred, label, *options) for method, pred in preds.items()}
         figures[HIGH_RESOLUTION] = dict.fromkeys(next(iter(figures.values())))
         dice = {} if self.unet is None else self._dice(key, images, segmentation)
         for method in images if dice else preds:
