@@ -391,5 +391,6 @@ def test_training_workflows(bundle, volumes, tmp_path):
     flow.run()
     flow.finalize()
     rows = (tmp_path / "eval" / "slices.csv").read_text().splitlines()
-    assert rows[0] == "case,plane,slice,method,psnr,ssim,psnr_monai,ssim_monai" and len(rows) == 1 + 2 * 3
+    assert rows[0] == "degradation,case,plane,slice,method,psnr,ssim,psnr_monai,ssim_monai,hf_power,hf_correlation"
+    assert len(rows) == 1 + 3 * 3
     assert "| axial | network | 3 |" in (tmp_path / "eval" / "summary.md").read_text()

@@ -12,13 +12,21 @@ import pytest
 import torch
 from monai.bundle import ConfigWorkflow
 from PIL import Image
-from scipy.ndimage import gaussian_filter
+from scipy.ndimage import gaussian_filter, zoom
 from torchvision.models import inception_v3
 
 from medsr_monai.handlers import load_network
-from medsr_monai.metrics import count_macs, count_macs_as_published, count_parameters, fid, inception_features
+from medsr_monai.metrics import (
+    count_macs,
+    count_macs_as_published,
+    count_parameters,
+    fid,
+    high_frequency_figures,
+    inception_features,
+)
 from medsr_monai.networks import NetworkArguments, SegmentationUNet, build_network, load_inception_features
 
+METHODS = ["HR", "bicubic", "spline", "network"]
 BUNDLES = Path(__file__).parents[1] / "bundles"
 SMALL = dict(embed_dim=12, growth_rate=6, num_heads=2, num_blocks=1, num_dense_blocks=1, bicubic_residual=False)
 
@@ -109,22 +117,29 @@ def evaluated(files, tmp_path_factory):
 def test_everything_in_one_table(evaluated, files):
     """FID, size and image quality by hand from the slices and the networks."""
     flow, out, summary = evaluated
-    _, bicubic, network = summary["pooled"]
-    assert [row["method"] for row in summary["pooled"]] == ["HR", "bicubic", "network"] and summary["slices"] == 3
+    _, bicubic, spline, network = summary["pooled"]
+    assert [row["method"] for row in summary["pooled"]] == METHODS and summary["slices"] == 3
     model = load_network(files / "model.pt")
-    labels, cubics, preds = [], [], []
+    labels, cubics, splines, preds = [], [], [], []
     for item in (get(flow, "validate#dataset")[index] for index in range(3)):
         # the array's axes are columns and rows: 46 x 52 pixels, cropped in the middle
         assert item["label"].shape == item["segmentation"].shape == (1, 40, 48) and item["image"].shape == (1, 10, 12)
         labels.append(item["label"])
         preds.append(model(item["image"][None])[0].detach())
         cubics.append(torch.nn.functional.interpolate(item["image"][None], scale_factor=4, mode="bicubic")[0])
+        splines.append(torch.from_numpy(zoom(item["image"], (1, 4, 4), order=3, mode="reflect", grid_mode=True)))
+    for row, images in ((spline, splines), (network, preds)):
+        mse = [float((p - t)[:, 4:-4, 4:-4].square().mean()) for p, t in zip(images, labels, strict=True)]
+        assert row["psnr"] == pytest.approx(np.mean(-10 * np.log10(mse)), abs=1e-3)
+        sharpness = [high_frequency_figures(p, t, (4, 4)) for p, t in zip(images, labels, strict=True)]
+        for name in ("hf_power", "hf_correlation"):
+            assert row[name] == pytest.approx(np.mean([one[name] for one in sharpness]), rel=1e-2, abs=1e-3)
     mse = [float((p - t)[:, 4:-4, 4:-4].square().mean()) for p, t in zip(preds, labels, strict=True)]
     assert network["psnr"] == pytest.approx(np.mean(-10 * np.log10(mse)), abs=1e-4)
     assert network["psnr_std"] == pytest.approx(np.std(-10 * np.log10(mse)), abs=1e-4)
     inception = load_inception_features(files / "inception.pth")
     truth, *features = (inception_features(inception, torch.stack(s))[:, 0] for s in (labels, cubics, preds))
-    for row, one in zip((bicubic, network), features, strict=True):
+    for row, one in zip((bicubic, network), features, strict=True):  # no spline: one of the two tells
         assert row["fid"] == pytest.approx(fid(one, truth), rel=1e-3) and row["fid"] > 0
     shape = (1, 1, 10, 12)
     assert (network["input"], network["parameters"]) == ("1x1x10x12", count_parameters(model))
@@ -133,8 +148,8 @@ def test_everything_in_one_table(evaluated, files):
         count_macs_as_published(model, shape),
     )
     assert network["fps"] > 0 and "fps" not in bicubic
-    assert [row["method"] for row in rows(out / "slices.csv")] == ["HR", "bicubic", "network"] * 3
-    assert len(rows(out / "summary.csv")) == 3 + 3 * 3
+    assert [row["method"] for row in rows(out / "slices.csv")] == METHODS * 3
+    assert len(rows(out / "summary.csv")) == 4 + 3 * 4
     assert "label map" in (out / "summary.md").read_text()
 
 
@@ -147,7 +162,7 @@ def test_dice_of_the_reference_is_that_of_the_bundle_seg_unet(evaluated, files, 
     }  # fmt: skip
     workflow(settings, bundle="seg_unet").run()
     expected = {row["class"]: row for row in rows(tmp_path / "eval" / "dice.csv")}
-    hr, bicubic, network = summary["pooled"]
+    hr, bicubic, _, network = summary["pooled"]
     assert hr["dice_against"] == "label map" and 0.01 < hr["dice_1_pooled"] < 0.99
     for region in ("1", "all"):
         assert hr[f"dice_{region}_pooled"] == pytest.approx(float(expected[region]["pooled"]), abs=1e-9)
@@ -173,7 +188,7 @@ def test_another_list_and_the_u_nets_own_truth(files, tmp_path):
     own = options(files, tmp_path, evaluate_list="test", unet_path=str(files / "unet.pt"), label_key=None)
     workflow(own).run()
     summary = json.loads((tmp_path / "eval" / "summary.json").read_text())
-    hr, _, network = summary["pooled"]
+    hr, *_, network = summary["pooled"]
     cases = {row["case"].split("/")[-1] for row in summary["groups"]}
     assert summary["slices"] == 2 and cases == {"image4", "image5"}
     assert hr["dice_against"] == "prediction on HR" and hr["dice_1_pooled"] == 1 > network["dice_1_pooled"]
@@ -188,14 +203,42 @@ def test_without_priors_there_are_no_columns_of_theirs(files, tmp_path):
     workflow(settings | bicubic).run()
     summary = json.loads((tmp_path / "eval" / "summary.json").read_text())
     assert summary["border"] == 2
-    assert [row["method"] for row in summary["pooled"]] == ["bicubic", "network"]
+    assert [row["method"] for row in summary["pooled"]] == METHODS[1:]
     assert not [name for row in summary["pooled"] for name in row if name.startswith(("dice", "fid"))]
 
 
+def test_rows_for_every_degradation(files, tmp_path):
+    """Each equals the run that has only this degradation, noise included."""
+    more = {"method": "ours"}
+    single = [{"noise_std": 0.05}, {"degradation": "gaussian", "fwhm": 6}]
+    workflow(options(files, tmp_path / "all", conditions=single, **more)).run()
+    together = json.loads((tmp_path / "all" / "eval" / "summary.json").read_text())
+    names = ["bicubic, noise 0.05", "gaussian, fwhm 6"]
+    assert together["slices"] == 3
+    assert list(dict.fromkeys(row["degradation"] for row in together["pooled"])) == names
+    for number, (ids, name) in enumerate(zip(single, names, strict=True)):
+        out = tmp_path / str(number)
+        workflow(options(files, out, **ids, **more)).run()
+        alone = json.loads((out / "eval" / "summary.json").read_text())
+        for part in ("pooled", "groups"):
+            expected = [row for row in together[part] if row["degradation"] == name]
+            assert [strip(row) for row in alone[part]] == [strip(row) for row in expected] and expected
+    assert len({row["psnr"] for row in together["pooled"]}) == len(together["pooled"])
+    table = rows(tmp_path / "all" / "eval" / "summary.csv")
+    assert table[0]["degradation"] == names[0] and table[0]["case"] == "all"
+    assert list(table[0])[:3] == ["degradation", "case", "plane"]
+
+
+def strip(row):
+    return {name: value for name, value in row.items() if name != "fps"}
+
+
 @pytest.mark.parametrize(("settings", "kind", "message"), [
+    ({"conditions": [{"noise": 1}]}, ValueError, "a condition has noise, expected any of degradation, fwhm, noise_std"),
     ({"inception_path": "absent.pth"}, FileNotFoundError, "inception_path is absent.pth: expected a file"),
     ({"unet_path": "absent.pt"}, FileNotFoundError, "absent.pt: no such weights file"),
     ({"method": "bicubic"}, ValueError, "method is 'bicubic', which names other rows"),
+    ({"method": "spline"}, ValueError, "method is 'spline', which names other rows"),
     ({"evaluate_list": "tset"}, ValueError, "no list 'tset': the data have training, validation, test"),
 ])  # fmt: skip
 def test_what_is_given_but_missing_is_refused(files, tmp_path, settings, kind, message):

@@ -229,7 +229,7 @@ def test_evaluation_by_modality_by_hand(mixed, tmp_path):
         rows = list(csv.DictReader(file))
     found = {(row["modality"], row["method"]): row for row in summary["modalities"]}
     slices = {"MR": 5, "CT": 2, "cine MR": 1}
-    assert found.keys() == {(modality, method) for modality in slices for method in ("bicubic", "network")}
+    assert found.keys() == {(modality, method) for modality in slices for method in ("bicubic", "spline", "network")}
     for (modality, method), row in found.items():
         own = [r for r in rows if (r["modality"], r["method"]) == (modality, method)]
         assert row["slices"] == len(own) == slices[modality]

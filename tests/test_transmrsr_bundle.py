@@ -12,6 +12,7 @@ from monai.bundle import ConfigWorkflow
 from monai.transforms import Resize
 
 from medsr_monai.data import prepare_datalist, write_datalist
+from medsr_monai.metrics import high_frequency_figures
 from medsr_monai.networks import (
     NetworkArguments,
     SegmentationUNet,
@@ -211,6 +212,7 @@ def test_evaluation_beside_the_spline(files, tmp_path):
     model, unet = TransMRSR(**SMALL), get(flow, "unet")
     model.load_state_dict(content["model"])
     dataset = get(flow, "validate#dataset")
+    sharpness = []
     figures, overlap, sizes, errors, pixels = [], 0, 0, 0.0, 0
     for number in range(len(dataset)):
         item = dataset[number]
@@ -227,9 +229,13 @@ def test_evaluation_beside_the_spline(files, tmp_path):
         padding = (4, 4, 5, 5)
         padded = [torch.nn.functional.pad(x.clip(0, 1), padding) for x in (image, pred, label)]
         inner = [x[:, 4:-4, 4:-4] for x in (image, pred, label)]
+        sharp = [high_frequency_figures(x, label, (1, 4)) for x in (image, pred)]
+        sharpness.append([one[name] for one in sharp for name in ("hf_power", "hf_correlation")])
         figures.append([psnr(*inner[::2]), psnr(*inner[1:]), psnr(*padded[::2]), psnr(*padded[1:])])
     expected = np.mean(figures, axis=0)
     assert [spline["psnr"], network["psnr"]] == pytest.approx(expected[:2], abs=1e-4)
+    found = [row[name] for row in (spline, network) for name in ("hf_power", "hf_correlation")]
+    assert found == pytest.approx(np.mean(sharpness, axis=0), rel=1e-3, abs=1e-4)
     assert [spline["psnr_padded"], network["psnr_padded"]] == pytest.approx(expected[2:], abs=1e-4)
     assert spline["psnr_foreground"] == pytest.approx(10 * np.log10(pixels / errors), abs=1e-4)
     assert network["ssim_padded"] > network["ssim"]

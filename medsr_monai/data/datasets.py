@@ -39,7 +39,9 @@ class SliceDataset(Dataset):
         data: MONAI data list, items with the key ``image``.
         volume_transform: deterministic MONAI transforms; gets the whole item and reads ``image`` as a ``MetaTensor``
             [C, X, Y, Z].
-        transform: applied to each slice.
+        transform: applied to each slice; or several by name, as of :func:`medsr_monai.transforms.recipes.slice_pairs`
+            with conditions: then all slices come once with each, its name under ``degradation``, and the random
+            numbers of a slice are the same with all.
         plane: one or more of sagittal, coronal, axial.
         contains: a world axis, one of AXES: the planes that it runs across are left out; None takes all.
         min_size: shortest side in pixels that a slice must have; the planes of a volume that have smaller slices are
@@ -66,7 +68,7 @@ class SliceDataset(Dataset):
         self,
         data: Sequence[dict],
         volume_transform: Callable,
-        transform: Callable,
+        transform: Callable | Mapping[str, Callable],
         plane: str | Sequence[str] = PLANES,
         *,
         contains: str | None = None,
@@ -81,7 +83,10 @@ class SliceDataset(Dataset):
     ) -> None:
         self.data = data
         self.device = torch.device(device)
-        self.transform = transform if isinstance(transform, Compose) else Compose([transform])
+        self.transform = None if isinstance(transform, Mapping) else _composed(transform)
+        self.by_degradation = {}
+        if isinstance(transform, Mapping):
+            self.by_degradation = {name: _composed(one) for name, one in transform.items()}
         self.seed = seed
         self.keys = {"image": "label"} if keys is None else dict(keys)
         for number, item in enumerate(data):
@@ -173,15 +178,21 @@ class SliceDataset(Dataset):
         return "/".join([*path.split("/")[-2:-1], volume_name(path)])
 
     def __len__(self) -> int:
-        return len(self.items)
+        return len(self.items) * max(1, len(self.by_degradation))
 
     def __getitem__(self, key: int) -> dict:
         """Item ``key % len(self)`` of pass ``key // len(self)`` (see :class:`SliceSampler`)."""
         item = self._slice(key)
         for name in self.keys.values():
             item[name] = item[name].to(self.device, copy=True)
-        self.transform.set_random_state(seed=self._seed(key))
-        return self.transform(item)
+        transform = self.transform
+        if self.by_degradation:
+            times, index = divmod(key, len(self))
+            number, index = divmod(index, len(self.items))
+            item["degradation"], transform = list(self.by_degradation.items())[number]
+            key = times * len(self) + index
+        transform.set_random_state(seed=self._seed(key))
+        return transform(item)
 
     def __getitems__(self, keys: Sequence[int]) -> list[dict]:
         """Items of a batch, made together where the transform can do it; loaders ask for them so."""
@@ -194,7 +205,7 @@ class SliceDataset(Dataset):
 
     def _slice(self, key: int) -> dict:
         """An item before its transform; its slices are views of the volumes."""
-        _, index = divmod(key, len(self))
+        index = key % len(self) % len(self.items)
         number, axis, plane, position = self.items[index]
         size = self.crop(number, plane)
         item: dict = {"case": self.case(number), "plane": plane, "slice": position, "modality": self.modality(number)}
@@ -203,6 +214,10 @@ class SliceDataset(Dataset):
             image = self.images[number][volume].select(axis + 1, position)
             item[name] = image if size is None else convert_to_tensor(CenterSpatialCrop(size)(image))
         return item
+
+
+def _composed(transform: Callable) -> Compose:
+    return transform if isinstance(transform, Compose) else Compose([transform])
 
 
 def fits_on_device(size: int, free: int) -> bool:

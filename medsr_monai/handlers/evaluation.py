@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -15,7 +15,7 @@ from monai.engines import IterationEvents
 from monai.utils import CommonKeys, ensure_tuple_rep
 
 from medsr_monai.metrics.benchmark import network_figures
-from medsr_monai.metrics.evaluation import HIGH_RESOLUTION, SliceEvaluation
+from medsr_monai.metrics.evaluation import DEGRADATION, HIGH_RESOLUTION, SliceEvaluation
 from medsr_monai.metrics.report import markdown_table, write_rows
 from medsr_monai.metrics.segmentation import dice_of_slice, pooled_dice, regions
 
@@ -45,13 +45,14 @@ def _key(item: dict, group_by: Sequence[str] = ()) -> dict:
 
 
 class ReportSlices:
-    """Collect the figures of every slice for the network and for bicubic interpolation of its input.
+    """Collect the figures of every slice for the network and for interpolations of its input.
 
     Image quality always; FID and the Dice of a frozen U-Net's predictions where their networks are given. The slices go
     into them as they are scaled, so choose the intensity scaling that the U-Net was trained with. A slice's label map
     is what the batch has under ``segmentation``. See :class:`medsr_monai.metrics.SliceEvaluation` for the columns and
     its ``write`` for the files, which are written when the evaluation ends; the pooled table is logged too, and the one
-    by modality where the items of the data name theirs.
+    by modality where the items of the data name theirs. Items that name their ``degradation`` get rows for each, see
+    :class:`medsr_monai.data.SliceDataset`.
 
     Args:
         output_dir: made if missing.
@@ -64,10 +65,14 @@ class ReportSlices:
         method: name of the network's rows.
         interpolation: name of the rows of the input, enlarged; with scale 1 they show the input itself, which another
             interpolation may have brought to the grid.
+        interpolations: rows of further ones, by name: functions of a slice [C, h, w] and the size (H, W) that make
+            [C, H, W] of it, such as :func:`medsr_monai.transforms.resample`.
+        factor: with scale 1, by how much the input was interpolated along the item's ``thick_axis``, one of its
+            ``axes``, for the figures of sharpness; None for ``scale``.
         padded_size, foreground, group_by: see :class:`medsr_monai.metrics.SliceEvaluation`.
 
     Raises:
-        ValueError: the name of other rows.
+        ValueError: the name of other rows, or one name for two.
     """
 
     def __init__(
@@ -80,14 +85,20 @@ class ReportSlices:
         unet: torch.nn.Module | None = None,
         method: str = "network",
         interpolation: str = BICUBIC,
+        interpolations: Mapping[str, Callable[[torch.Tensor, Sequence[int]], torch.Tensor]] | None = None,
+        factor: int | None = None,
         padded_size: int | None = None,
         foreground: float | None = None,
         group_by: Sequence[str] = ("case", "plane"),
     ) -> None:
-        if method in (HIGH_RESOLUTION, interpolation):
+        self.interpolations = dict(interpolations or {})
+        if method in (HIGH_RESOLUTION, interpolation, *self.interpolations):
             raise ValueError(f"method is {method!r}, which names other rows of the table: choose another name")
+        if interpolation in self.interpolations:
+            raise ValueError(f"two interpolations are called {interpolation!r}: choose another name")
         self.folder = Path(output_dir)
         self.scale = tuple(float(s) for s in ensure_tuple_rep(scale, 2))
+        self.factor = factor
         self.network = network
         self.method = method
         self.interpolation = interpolation
@@ -116,11 +127,20 @@ class ReportSlices:
                     if prior is not None:
                         prior.to(image.device)
             cubic = F.interpolate(image[None], scale_factor=self.scale, mode="bicubic", align_corners=False)[0]
-            preds = {self.interpolation: cubic, self.method: pred}
+            others = {name: one(image, label.shape[-2:]) for name, one in self.interpolations.items()}
+            preds = {self.interpolation: cubic, **others, self.method: pred}
             modality = item.get("modality", UNKNOWN)
             named = {} if modality == UNKNOWN else {"modality": modality}
-            key = _key(item, self.evaluation.group_by) | named
-            self.evaluation.add(key, label, preds, item.get(SEGMENTATION))
+            degraded = {DEGRADATION: item[DEGRADATION]} if DEGRADATION in item else {}
+            key = degraded | _key(item, self.evaluation.group_by) | named
+            self.evaluation.add(key, label, preds, item.get(SEGMENTATION), self._factors(item))
+
+    def _factors(self, item: dict) -> tuple[float, float]:
+        """By how much the rows and columns of a slice were enlarged, by the network or before it."""
+        if self.factor is None:
+            return self.scale
+        thick = list(item["axes"]).index(item["thick_axis"])
+        return (self.factor, 1) if thick == 0 else (1, self.factor)
 
     def write(self, engine: Engine) -> None:
         """Gather the rows of all processes and write the files."""

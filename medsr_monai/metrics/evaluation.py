@@ -15,6 +15,7 @@ from medsr_monai.metrics.fid import fid, inception_features
 from medsr_monai.metrics.image import padded_psnr, padded_ssim, psnr, ssim
 from medsr_monai.metrics.report import SliceTable, json_values, markdown_table, write_rows
 from medsr_monai.metrics.segmentation import dice_of_slice, pooled_dice, regions
+from medsr_monai.metrics.sharpness import high_frequency_figures
 
 __all__ = ["EVALUATION_FILES", "HIGH_RESOLUTION", "SliceEvaluation", "image_figures"]
 
@@ -22,13 +23,20 @@ EVALUATION_FILES = ("slices.csv", "summary.csv", "summary.md", "summary.json")
 HIGH_RESOLUTION = "HR"
 """The method whose rows show what the U-Net makes of the reference itself."""
 LABELS, PREDICTION = "label map", "prediction on HR"
+DEGRADATION = "degradation"
+"""Of the keys of a slice: how its low resolution was made, where one evaluation has several ways."""
 FOREGROUND = ("foreground_error", "foreground_pixels")
 WINDOW = 11
 """Of MONAI's SSIM."""
 
 
 def image_figures(
-    pred: Tensor, label: Tensor, border: int = 4, padded_size: int | None = None, foreground: float | None = None
+    pred: Tensor,
+    label: Tensor,
+    border: int = 4,
+    padded_size: int | None = None,
+    foreground: float | None = None,
+    factors: Sequence[int] | None = None,
 ) -> dict[str, float | None]:
     """PSNR in dB and SSIM of one slice [C, H, W] with data range 1, by two definitions.
 
@@ -39,7 +47,9 @@ def image_figures(
     - ``psnr_padded``, ``ssim_padded``, where ``padded_size`` is given: the TransMRSR paper's, see
       :func:`medsr_monai.metrics.padded_psnr` and :func:`medsr_monai.metrics.padded_ssim`;
     - ``foreground_error``, ``foreground_pixels``, where ``foreground`` is given: sum of squared differences over the
-      pixels whose label is above it, and their number.
+      pixels whose label is above it, and their number;
+    - ``hf_power``, ``hf_correlation``, where the ``factors`` are given by which rows and columns were enlarged:
+      sharpness, see :func:`medsr_monai.metrics.high_frequency_figures`; all channels together.
 
     Those of several channels are pooled (PSNR of the mean squared error over all, mean SSIM); then the channels, such
     as modalities, follow one by one, ``psnr_modality_1`` and so on.
@@ -55,6 +65,8 @@ def image_figures(
         inside = label > foreground
         errors = (pred.double() - label.double())[inside].square()
         row |= dict(zip(FOREGROUND, (float(errors.sum()), int(inside.sum())), strict=True))
+    if factors is not None:
+        row |= high_frequency_figures(pred, label, factors)
     if len(label) > 1:
         for number, (p, t) in enumerate(zip(pred, label, strict=True), start=1):
             row |= {f"{name}_modality_{number}": v for name, v in _figures(p[None], t[None], border).items()}
@@ -111,7 +123,7 @@ class SliceEvaluation:
         self.inception = None if inception is None else inception.eval()
         self.unet = None if unet is None else unet.eval()
         self.rows: list[dict] = []
-        self.features: dict[str, list[Tensor]] = {}
+        self.features: dict[tuple[str | None, str], list[Tensor]] = {}
 
     def add(
         self,
@@ -119,14 +131,17 @@ class SliceEvaluation:
         label: Tensor,
         preds: Mapping[str, Tensor],
         segmentation: Tensor | None = None,
+        factors: Sequence[int] | None = None,
     ) -> None:
         """Measure one slice.
 
         Args:
-            key: ``case``, ``plane`` and ``slice``, what else ``group_by`` names, and, where it is known, ``modality``.
+            key: ``case``, ``plane`` and ``slice``, what else ``group_by`` names, and, where it is known, ``modality``
+                and ``degradation``: what has several of these has rows for each in all tables.
             label: the reference [C, H, W], intensities scaled to about [0, 1].
             preds: results [C, H, W] by method, any name but "HR".
             segmentation: label map [1, H, W].
+            factors: see :func:`image_figures`.
 
         Raises:
             ValueError: slices of different shapes, a U-Net of one class or of other channels, labels beyond its
@@ -138,8 +153,8 @@ class SliceEvaluation:
                     f"{_name(key)}: {method} is {tuple(pred.shape)}, expected {tuple(label.shape)} as the reference"
                 )
         images = {HIGH_RESOLUTION: label, **preds}
-        extent = (self.border, self.padded_size, self.foreground)
-        figures = {method: image_figures(pred, label, *extent) for method, pred in preds.items()}
+        options = (self.border, self.padded_size, self.foreground, factors)
+        figures = {method: image_figures(pred, label, *options) for method, pred in preds.items()}
         figures[HIGH_RESOLUTION] = dict.fromkeys(next(iter(figures.values())))
         dice = {} if self.unet is None else self._dice(key, images, segmentation)
         for method in images if dice else preds:
@@ -147,7 +162,7 @@ class SliceEvaluation:
         if self.inception is not None:
             features = inception_features(self.inception, _stack(images, self.inception))
             for method, one in zip(images, features, strict=True):
-                self.features.setdefault(method, []).append(one)
+                self.features.setdefault((key.get(DEGRADATION), method), []).append(one)
 
     @torch.no_grad()
     def _dice(self, key: Mapping, images: Mapping[str, Tensor], segmentation: Tensor | None) -> dict[str, dict]:
@@ -170,14 +185,14 @@ class SliceEvaluation:
         rows = {m: dice_of_slice(pred, target, classes) for m, pred in zip(images, preds, strict=True)}
         return {method: {"dice_against": against, **row} for method, row in rows.items()}
 
-    def state(self) -> tuple[list[dict], dict[str, list[Tensor]]]:
+    def state(self) -> tuple[list[dict], dict[tuple[str | None, str], list[Tensor]]]:
         """What has been measured, to be sent to another process."""
         return self.rows, self.features
 
-    def load(self, states: Sequence[tuple[list[dict], dict[str, list[Tensor]]]]) -> None:
+    def load(self, states: Sequence[tuple[list[dict], dict[tuple[str | None, str], list[Tensor]]]]) -> None:
         """Replace what has been measured by what several processes have; rows are sorted by slice."""
         rows = [row for part, _ in states for row in part]
-        self.rows = sorted(rows, key=lambda row: (row["case"], row["plane"], row["slice"]))
+        self.rows = sorted(rows, key=lambda row: (row.get(DEGRADATION, ""), row["case"], row["plane"], row["slice"]))
         names = dict.fromkeys(method for _, part in states for method in part)
         self.features = {m: [one for _, part in states for one in part.get(m, [])] for m in names}
 
@@ -187,29 +202,34 @@ class SliceEvaluation:
 
     def table(self) -> SliceTable:
         """Rows of all slices and methods; the summary is by volume, plane and method."""
-        other = {"case", "plane", "slice", "method", "modality", *self.group_by, "dice_against", *FOREGROUND}
+        other = {"case", "plane", "slice", "method", "modality", DEGRADATION, *self.group_by}
+        other |= {"dice_against", *FOREGROUND}
         values = [n for n in self.rows[0] if n not in other and not n.startswith(("both_", "pred_", "label_"))]
-        table = SliceTable((*self.group_by, "method"), values)
+        table = SliceTable(self._by(*self.group_by, "method"), values)
         table.extend(self.rows)
         return table
 
+    def _by(self, *names: str) -> tuple[str, ...]:
+        """Names of columns, after the degradation's where slices name theirs."""
+        return (*([DEGRADATION] if any(DEGRADATION in row for row in self.rows) else []), *names)
+
     def groups(self) -> list[dict]:
         """One row per volume, plane (or what ``group_by`` names) and method."""
-        return self._summary((*self.group_by, "method"))
+        return self._summary(self._by(*self.group_by, "method"))
 
     def modalities(self) -> list[dict]:
         """One row per modality and method; none where no slice names its modality."""
-        return self._summary(("modality", "method")) if any("modality" in row for row in self.rows) else []
+        return self._summary(self._by("modality", "method")) if any("modality" in row for row in self.rows) else []
 
     def pooled(self, extra: Mapping[str, Mapping] | None = None) -> list[dict]:
-        """One row per method, over all slices; with the FID.
+        """One row per method (and degradation), over all slices; with the FID.
 
         Args:
             extra: more columns by method, such as `medsr_monai.metrics.network_figures`.
         """
-        rows = self._summary(("method",))
+        rows = self._summary(self._by("method"))
         for row in rows:
-            row |= self._fid(row["method"]) | dict((extra or {}).get(row["method"], {}))
+            row |= self._fid(row.get(DEGRADATION), row["method"]) | dict((extra or {}).get(row["method"], {}))
         return rows
 
     def _summary(self, group_by: tuple[str, ...]) -> list[dict]:
@@ -225,10 +245,10 @@ class SliceEvaluation:
             out.append(entry)
         return out
 
-    def _fid(self, method: str) -> dict[str, float]:
+    def _fid(self, degradation: str | None, method: str) -> dict[str, float]:
         if self.inception is None or method == HIGH_RESOLUTION:
             return {}
-        pred, label = (torch.stack(self.features[m]) for m in (method, HIGH_RESOLUTION))
+        pred, label = (torch.stack(self.features[degradation, m]) for m in (method, HIGH_RESOLUTION))
         if len(pred) < 2:
             raise ValueError("FID needs at least 2 slices, 1 was evaluated: evaluate more, or leave the FID out")
         channels = pred.shape[1]
@@ -252,7 +272,7 @@ class SliceEvaluation:
         folder.mkdir(parents=True, exist_ok=True)
         groups, modalities = self.groups(), self.modalities()
         write_rows(self.rows, folder / "slices.csv")
-        everything = dict.fromkeys(self.group_by, "all")
+        everything = dict.fromkeys(self._by(*self.group_by), "all")
         write_rows([everything | row for row in [*pooled, *modalities]] + groups, folder / "summary.csv")
         tables = {f"Over all {self.slices()} slices": pooled, "By modality": modalities, "By volume and plane": groups}
         tables = {title: rows for title, rows in tables.items() if rows}

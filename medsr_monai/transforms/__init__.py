@@ -1,6 +1,14 @@
 from .augmentation import AugmentImages
 from .colour import MergeChromad, SplitLumad
-from .degradation import METHODS, RandDegraded, degradation_matrix, degrade, sampling_matrices, sampling_matrix
+from .degradation import (
+    METHODS,
+    RandDegraded,
+    degradation_matrix,
+    degrade,
+    describe_degradation,
+    sampling_matrices,
+    sampling_matrix,
+)
 from .display import EDGES, LEFT_EDGE, displayed_slice, pixel_edges
 from .geometry import (
     AXES,

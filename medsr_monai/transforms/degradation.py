@@ -19,7 +19,15 @@ from monai.utils import convert_to_tensor, ensure_tuple_rep
 
 from medsr_monai.transforms.geometry import with_corners_of
 
-__all__ = ["METHODS", "RandDegraded", "degradation_matrix", "degrade", "sampling_matrices", "sampling_matrix"]
+__all__ = [
+    "METHODS",
+    "RandDegraded",
+    "degradation_matrix",
+    "degrade",
+    "describe_degradation",
+    "sampling_matrices",
+    "sampling_matrix",
+]
 
 METHODS = ("bicubic", "gaussian", "box", "kspace")
 FWHM_TO_SIGMA = 1 / np.sqrt(8 * np.log(2))
@@ -199,6 +207,18 @@ def degrade(
     return with_corners_of(image, out, kept) if isinstance(image, MetaTensor) else out
 
 
+def describe_degradation(
+    method: str, fwhm: float | Sequence[float] | None = None, noise_std: float | Sequence[float] = 0.0
+) -> str:
+    """A degradation as a table names it, such as "gaussian, fwhm 5, noise 0.02"; ranges are "3 to 5"."""
+    parts = [method]
+    for name, value in (("fwhm", fwhm), ("noise", noise_std)):
+        ends = [] if value is None else list(dict.fromkeys(np.atleast_1d(value).tolist()))
+        if any(ends):
+            parts.append(f"{name} {' to '.join(f'{end:g}' for end in ends)}")
+    return ", ".join(parts)
+
+
 class RandDegraded(RandomizableTransform, MapTransform):
     """Make a training pair: crop ``label`` to multiples of the factors and write its degraded version to ``image``.
 
@@ -239,10 +259,17 @@ class RandDegraded(RandomizableTransform, MapTransform):
         self.params = {
             "factors": self.factors,
             "method": self.method,
-            "fwhm": None if self.fwhm is None else float(self.R.uniform(*self.fwhm)),
+            "fwhm": self._width(),
             "noise_std": float(self.R.uniform(*self.noise_std)),
             "noise_seed": int(self.R.randint(2**31)),
         }
+
+    def _width(self) -> float | None:
+        if self.fwhm is None:
+            return None
+        low, high = self.fwhm
+        # one width draws no number, so that what is drawn next is the same whatever the width
+        return float(low) if low == high else float(self.R.uniform(low, high))
 
     def __call__(self, data: Mapping[Hashable, torch.Tensor], randomize: bool = True) -> dict[Hashable, torch.Tensor]:
         d = dict(data)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from monai.utils import ensure_tuple_rep
 
 from medsr_monai.data.volumes import LoadLabeld, LoadVolumed, SaveVolumed
 from medsr_monai.transforms.colour import MergeChromad, SplitLumad
-from medsr_monai.transforms.degradation import RandDegraded
+from medsr_monai.transforms.degradation import RandDegraded, describe_degradation
 from medsr_monai.transforms.geometry import MatchCornersd, SyncRefMetad
 from medsr_monai.transforms.intensity import RestoreIntensityd, ScaleVolumed
 from medsr_monai.transforms.patch_batches import PatchBatches
@@ -129,6 +129,11 @@ def _flips(keys: Sequence[str], patch_size: int | Sequence[int]) -> list[Transfo
     return steps
 
 
+def _range(value: float | Sequence[float] | None) -> tuple[float, float] | None:
+    """Both ends; a number is its own range."""
+    return None if value is None else ensure_tuple_rep(value, 2)
+
+
 def labelled_patches(
     patch_size: int | Sequence[int] = 128, flips: bool = False, intensity_factor: float = 0.5
 ) -> PatchBatches:
@@ -156,8 +161,8 @@ def training_patches(
     patch_size: int | Sequence[int] = 96,
     method: str = "bicubic",
     intensity_factor: float = 0.5,
-    noise_std: Sequence[float] = (0.0, 0.0),
-    fwhm: Sequence[float] | None = None,
+    noise_std: float | Sequence[float] = (0.0, 0.0),
+    fwhm: float | Sequence[float] | None = None,
 ) -> PatchBatches:
     """Random HR patches ``label`` of 2D slices and their degraded versions ``image``.
 
@@ -167,16 +172,15 @@ def training_patches(
         method: see :func:`medsr_monai.transforms.degradation.degrade`.
         intensity_factor: intensities are multiplied by 1 + u, u uniform in [-intensity_factor, 0.2], since the scaled
             range of a new scanner's volume is not that of the training volumes; 0 turns this off.
-        noise_std: range of the LR noise level, as a fraction of the volume's intensity range.
-        fwhm: range of the Gaussian's width in HR pixels, with the method "gaussian" only; None for the factor.
+        noise_std: range of the LR noise level, or one level, as a fraction of the volume's intensity range.
+        fwhm: range of the Gaussian's width in HR pixels, or one, with the method "gaussian" only; None for the factor.
     """
     steps = [RandSpatialCropd("label", roi_size=patch_size, random_size=False), *_flips(["label"], patch_size)]
     if intensity_factor:
         steps.append(RandScaleIntensityd("label", factors=(-intensity_factor, 0.2), prob=1.0))
-    fwhm = None if fwhm is None else tuple(fwhm)
-    noise_std = tuple(noise_std)
+    widths, levels = _range(fwhm), _range(noise_std)
     return PatchBatches(
-        [*steps, RandDegraded("label", "image", factors=scale, method=method, fwhm=fwhm, noise_std=noise_std)]
+        [*steps, RandDegraded("label", "image", factors=scale, method=method, fwhm=widths, noise_std=levels)]
     )
 
 
@@ -193,12 +197,58 @@ def image_patches(patch_size: int | Sequence[int] = 64, flips: bool = True, key:
     return PatchBatches([*steps, *(_flips([key], patch_size) if flips else [])])
 
 
-def slice_pairs(scale: int | Sequence[int], method: str = "bicubic") -> Compose:
+def slice_pairs(
+    scale: int | Sequence[int],
+    method: str = "bicubic",
+    fwhm: float | Sequence[float] | None = None,
+    noise_std: float | Sequence[float] = 0.0,
+    conditions: Sequence[Mapping[str, object]] | None = None,
+) -> Compose | dict[str, Compose]:
     """Whole slices, cropped to a multiple of ``scale`` (``label``), and their degraded versions (``image``).
 
     Where a slice has a label map (``segmentation``), it is cropped with it.
+
+    Args:
+        scale: factor per slice axis.
+        method, fwhm, noise_std: see :class:`medsr_monai.transforms.RandDegraded`; a number instead of a range is the
+            same for every slice.
+        conditions: one degradation each: what it has instead of the above, ``degradation`` (the method), ``fwhm``,
+            ``noise_std``; an empty one is the above. The result then has one entry each, by name (see
+            :func:`medsr_monai.transforms.describe_degradation`), for :class:`medsr_monai.data.SliceDataset`.
+
+    Raises:
+        ValueError: no condition, two of one name, or one with another setting.
     """
-    return Compose([RandDegraded("label", "image", factors=scale, method=method), _crop_segmentation])
+
+    def pairs(method: str, fwhm: tuple[float, float] | None, noise_std: tuple[float, float]) -> Compose:
+        degrade = RandDegraded("label", "image", factors=scale, method=method, fwhm=fwhm, noise_std=noise_std)
+        return Compose([degrade, _crop_segmentation])
+
+    return _under_conditions(pairs, conditions, degradation=method, fwhm=fwhm, noise_std=noise_std)
+
+
+def _under_conditions(
+    pairs: Callable[..., Compose], conditions: Sequence[Mapping[str, object]] | None, **settings: object
+) -> Compose | dict[str, Compose]:
+    """One recipe, or by name one for each of the conditions."""
+
+    def made(degradation: str, fwhm: object, noise_std: object) -> Compose:
+        return pairs(degradation, _range(fwhm), _range(noise_std))
+
+    if conditions is None:
+        return made(**settings)
+    recipes: dict[str, Compose] = {}
+    for condition in conditions:
+        if unknown := sorted(set(condition) - set(settings)):
+            raise ValueError(f"a condition has {', '.join(unknown)}, expected any of {', '.join(settings)}")
+        chosen = settings | dict(condition)
+        name = describe_degradation(*chosen.values())
+        if name in recipes:
+            raise ValueError(f"two conditions are {name!r}: give each once")
+        recipes[name] = made(**chosen)
+    if not recipes:
+        raise ValueError("conditions are an empty list, expected one or more such as {'noise_std': 0.02}")
+    return recipes
 
 
 def _crop_segmentation(item: Mapping[Hashable, torch.Tensor]) -> dict[Hashable, torch.Tensor]:
@@ -215,8 +265,8 @@ def thick_slice_patches(
     thick_axis: str | None = None,
     method: str = "gaussian",
     intensity_factor: float = 0.0,
-    fwhm: Sequence[float] | None = None,
-    noise_std: Sequence[float] = (0.0, 0.0),
+    fwhm: float | Sequence[float] | None = None,
+    noise_std: float | Sequence[float] = (0.0, 0.0),
 ) -> PatchBatches:
     """Random patches ``label`` of 2D slices and what thick slices show of them, on the same grid, ``image``.
 
@@ -245,14 +295,21 @@ def thick_slice_pairs(
     factor: int,
     thick_axis: str | None = None,
     method: str = "gaussian",
-    fwhm: Sequence[float] | None = None,
-    noise_std: Sequence[float] = (0.0, 0.0),
-) -> Compose:
+    fwhm: float | Sequence[float] | None = None,
+    noise_std: float | Sequence[float] = 0.0,
+    conditions: Sequence[Mapping[str, object]] | None = None,
+) -> Compose | dict[str, Compose]:
     """Whole slices (``label``) and what thick slices show of them, on the same grid (``image``).
 
     Args:
-        factor, thick_axis, method, fwhm, noise_std: see :class:`medsr_monai.transforms.RandThickSliced`.
+        factor, thick_axis, method, fwhm, noise_std: see :class:`medsr_monai.transforms.RandThickSliced`; a number
+            instead of a range is the same for every slice.
+        conditions: see :func:`slice_pairs`, whose errors it raises.
     """
-    fwhm = None if fwhm is None else tuple(fwhm)
-    pair = RandThickSliced(factor=factor, thick_axis=thick_axis, method=method, fwhm=fwhm, noise_std=tuple(noise_std))
-    return Compose([pair])
+
+    def pairs(method: str, fwhm: tuple[float, float] | None, noise_std: tuple[float, float]) -> Compose:
+        return Compose(
+            [RandThickSliced(factor=factor, thick_axis=thick_axis, method=method, fwhm=fwhm, noise_std=noise_std)]
+        )
+
+    return _under_conditions(pairs, conditions, degradation=method, fwhm=fwhm, noise_std=noise_std)

@@ -111,6 +111,7 @@ class TurnBackd(MapTransform):
     """Turn slices as they lie in the volume, where :class:`RandThickSliced` has turned them.
 
     For whatever looks at a slice as a whole, such as a segmentation network; keys that an item lacks are passed over.
+    The item's ``axes`` are then those of the rows and columns again.
 
     Args:
         keys: slices [C, H, W].
@@ -124,5 +125,7 @@ class TurnBackd(MapTransform):
         if bool(d[TURNED]):
             for key in self.key_iterator(d):
                 d[key] = d[key].transpose(1, 2).contiguous()
+            if "axes" in d:
+                d["axes"] = tuple(reversed(d["axes"]))
             d[TURNED] = False
         return d

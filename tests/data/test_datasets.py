@@ -47,6 +47,24 @@ def same(a, b):
     return torch.equal(a["image"], b["image"]) and torch.equal(a["label"], b["label"])
 
 
+def test_every_slice_comes_with_every_degradation(data):
+    """Slices, then degradations; noise is the same where only its strength or the method is another."""
+    conditions = [{}, {"noise_std": 0.01}, {"noise_std": 0.03}]
+    dataset = SliceDataset(data, load_volume(), slice_pairs(2, conditions=conditions), "axial", min_std=0)
+    plain = SliceDataset(data, load_volume(), slice_pairs(2), "axial", min_std=0)
+    assert len(dataset) == 3 * len(plain) == 3 * 32
+    names = ["bicubic", "bicubic, noise 0.01", "bicubic, noise 0.03"]
+    assert [dataset[i]["degradation"] for i in (0, 31, 32, 63, 64, 95)] == [n for n in names for _ in range(2)]
+    for index in (0, 31):
+        first, weak, strong = (dataset[index + 32 * number] for number in range(3))
+        assert same(first, plain[index]) and "degradation" not in plain[index]
+        assert (weak["case"], weak["slice"]) == (first["case"], first["slice"])
+        noise = weak["image"] - first["image"]
+        assert float(noise.std()) == pytest.approx(0.01, rel=0.3)
+        assert torch.allclose(3 * noise, strong["image"] - first["image"], atol=1e-6)
+    assert not torch.equal(dataset[32]["image"] - dataset[0]["image"], dataset[33]["image"] - dataset[1]["image"])
+
+
 def test_items_by_hand(data):
     dataset = SliceDataset(data, load_volume("image", "minmax"), keep, ["axial", "coronal"], min_std=0)
     assert len(dataset) == 2 * (16 + 18)

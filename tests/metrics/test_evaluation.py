@@ -43,6 +43,26 @@ def test_two_definitions_against_scikit_image():
     assert list(row) == ["psnr", "ssim", "psnr_monai", "ssim_monai"]
 
 
+def test_degradations_have_rows_and_fids_of_their_own():
+    evaluation = SliceEvaluation(inception=Moments())
+    images = {}
+    for name, strength in (("weak", 0.02), ("strong", 0.2)):
+        for number in range(3):
+            label = pair(seed=number)[1]
+            images.setdefault(name, []).append(label + strength * (1 + number) * label.flip(-1))
+            evaluation.add({"degradation": name} | keys("a", number), label, {"pred": images[name][-1]})
+    assert evaluation.slices() == 3
+    alone = {}
+    for name in images:
+        single = SliceEvaluation(inception=Moments())
+        for number, one in enumerate(images[name]):
+            single.add(keys("a", number), pair(seed=number)[1], {"pred": one})
+        alone[name] = single.pooled()[0]
+    assert evaluation.pooled() == [{"degradation": name} | row for name, row in alone.items()]
+    assert alone["strong"]["fid"] > alone["weak"]["fid"] > 0
+    assert [(row["degradation"], row["case"]) for row in evaluation.groups()] == [("weak", "a"), ("strong", "a")]
+
+
 def test_small_slices_have_no_gaussian_window():
     pred, label = pair((1, 10, 15))
     row = image_figures(pred, label, border=1)

@@ -14,6 +14,7 @@ from medsr_monai.transforms.recipes import (
     labelled_patches,
     load_volume,
     slice_pairs,
+    thick_slice_pairs,
     training_patches,
 )
 
@@ -116,6 +117,42 @@ def test_slice_pairs():
     item = slice_pairs([2, 4])({"label": label, "case": "a"})
     assert torch.equal(item["label"], label[:, :30, :24]) and item["case"] == "a"
     assert torch.equal(item["image"], degrade(label[:, :30, :24], (2, 4)))
+
+
+def test_conditions_are_the_degradations_they_name():
+    label = torch.rand(1, 24, 24)
+    conditions = [{}, {"noise_std": 0.02}, {"degradation": "gaussian", "fwhm": 6}, {"degradation": "box"}]
+    recipes = slice_pairs(4, "bicubic", conditions=conditions)
+    assert list(recipes) == ["bicubic", "bicubic, noise 0.02", "gaussian, fwhm 6", "box"]
+    items = {name: one.set_random_state(seed=7)({"label": label}) for name, one in recipes.items()}
+    for name, method, fwhm in (
+        ("bicubic", "bicubic", None),
+        ("gaussian, fwhm 6", "gaussian", 6.0),
+        ("box", "box", None),
+    ):
+        assert torch.equal(items[name]["image"], degrade(label, 4, method, fwhm=fwhm))
+    noise = items["bicubic, noise 0.02"]["image"] - items["bicubic"]["image"]
+    assert float(noise.std()) == pytest.approx(0.02, rel=0.4)
+    again = recipes["bicubic, noise 0.02"].set_random_state(seed=7)({"label": label})
+    assert torch.equal(again["image"], items["bicubic, noise 0.02"]["image"])
+
+
+@pytest.mark.parametrize(("conditions", "message"), [
+    ([], "empty list"),
+    ([{}, {"noise_std": 0}], "two conditions are 'bicubic'"),
+    ([{"noise": 0.1}], "a condition has noise, expected any of degradation, fwhm, noise_std"),
+])  # fmt: skip
+def test_conditions_that_say_nothing_are_refused(conditions, message):
+    with pytest.raises(ValueError, match=message):
+        slice_pairs(4, conditions=conditions)
+
+
+def test_the_thick_axis_is_drawn_the_same_under_all_conditions():
+    """Also for another width, which is not drawn: the rows of a table show the same slices."""
+    item = {"label": torch.rand(1, 24, 20), "axes": ("left-right", "posterior-anterior")}
+    recipes = thick_slice_pairs(4, conditions=[{}, {"fwhm": 6}, {"noise_std": 0.02}, {"degradation": "box"}])
+    axes = [[r.set_random_state(seed=s)(item)["thick_axis"] for s in range(12)] for r in recipes.values()]
+    assert len(set(axes[0])) == 2 and axes.count(axes[0]) == 4
 
 
 def labelled_slice():
