@@ -4,16 +4,17 @@ import json
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from monai.bundle import ConfigWorkflow
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = re.findall(r"```slurm\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
@@ -28,89 +29,109 @@ TINY = {
     "val_slices": 2,
     "plane": "axial",
 }
+# of what it starts, srun tells the number of the task on its node
 SRUN = """#!/bin/sh
-exec "$@"
+test "$1 $2" = "--cpus-per-task 16" && shift 2 && echo $$ > step && SLURM_LOCALID=0 exec "$@"
 """
+# Slurm ends the steps of a job that is queued again
 SCONTROL = """#!/bin/sh
-test "$*" = "show hostnames node[1-2]" && printf "localhost\\nnode2\\n"
+case "$*" in
+"show hostnames node[1-2]") printf "localhost\\nnode2\\n" ;;
+"requeue $SLURM_JOB_ID")
+    touch requeued
+    kill "$(cat step)"
+    while kill -0 "$(cat step)" 2> /dev/null; do sleep 0.1; done ;;
+*) exit 1 ;;
+esac
 """
 
 
 @pytest.fixture
 def cluster(tmp_path):
-    """Run a script in a folder with what README's commands find in a checkout; returns the folder and the runner."""
+    """Start a script in a folder with what README's commands find in a checkout; returns the folder and the starter."""
     shutil.copytree(ROOT / "bundles", tmp_path / "bundles", ignore=shutil.ignore_patterns("eval"))
     volumes = tmp_path / "path" / "to" / "volumes"
-    volumes.mkdir(parents=True)
     rng = np.random.default_rng(0)
     for number in range(4):
-        nib.save(
-            nib.Nifti1Image(rng.random((40, 40, 4 + number)).astype(np.float32), np.diag([1, 1, 4, 1])),
-            volumes / f"case{number}.nii.gz",
-        )
+        folder = volumes / f"sub-{number % 2}"
+        folder.mkdir(parents=True, exist_ok=True)
+        image = rng.random((32, 34, 3 + number)).astype(np.float32)
+        nib.save(nib.Nifti1Image(image, np.diag([1, 1, 4, 1])), folder / f"case{number}.nii.gz")
     commands = tmp_path / "commands"
     commands.mkdir()
     for name, text in (("srun", SRUN), ("scontrol", SCONTROL)):
         (commands / name).write_text(text)
         (commands / name).chmod(0o755)
 
-    def run(script):
+    def start(script, **variables):
         with socket.socket() as free:
             free.bind(("localhost", 0))
             port = free.getsockname()[1]
-        job = {"SLURM_JOB_NODELIST": "node[1-2]", "SLURM_JOB_NUM_NODES": "1", "SLURM_GPUS_ON_NODE": "2"}
+        job = {"SLURM_JOB_NODELIST": "node[1-2]", "SLURM_JOB_NUM_NODES": "1", "SLURM_CPUS_PER_TASK": "16"}
         # the script takes 20000 to 29999 by the job's number
-        job["SLURM_JOB_ID"] = str(port % 10000)
+        job |= {"SLURM_JOB_ID": str(port % 10000), "SLURM_GPUS_ON_NODE": "2"} | variables
         path = os.pathsep.join([str(commands), str(Path(sys.executable).parent), os.environ["PATH"]])
         (tmp_path / "job.sbatch").write_text(script.replace("OMP_NUM_THREADS=4", "OMP_NUM_THREADS=1"))
-        environment = os.environ | job | {"PATH": path, "CUDA_VISIBLE_DEVICES": ""}
-        arguments = ["bash", "-e", "job.sbatch"]
-        done = subprocess.run(
-            arguments,
-            cwd=tmp_path,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
-        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-        return done.stdout + done.stderr
+        environment = os.environ | job | {"PATH": path, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
+        with (tmp_path / "job.log").open("a") as log:  # as --open-mode=append has it
+            return subprocess.Popen(
+                ["bash", "job.sbatch"], cwd=tmp_path, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+            )
 
-    return tmp_path, run
+    return tmp_path, start
 
 
-def test_there_are_two_scripts_that_start_alike():
-    training, cohort = (script.splitlines() for script in SCRIPTS)
-    assert training[:5] == cohort[:5] and training[0] == "#!/bin/bash" and training[1].startswith("#SBATCH ")
+def said(folder):
+    return (folder / "job.log").read_text()
+
+
+def assert_done(job, folder):
+    assert job.wait(timeout=300) == 0, said(folder)[-6000:]
+
+
+def test_the_scripts_start_alike():
+    training, cohort, array = (script.splitlines() for script in SCRIPTS)
+    assert training[:6] == cohort[:6] and training[0] == array[0] == "#!/bin/bash"
+    assert [line.startswith("#SBATCH ") for line in training[:4]] == [False, True, True, False]
     for script in SCRIPTS:
         assert subprocess.run(["bash", "-n"], input=script, text=True).returncode == 0
 
 
 def test_training_goes_on_after_the_time_limit(cluster):
-    """Of a first epoch that another number of processes did."""
-    folder, run = cluster
-    flow = ConfigWorkflow(
-        str(folder / "bundles/rdst_e/configs/train.json"), workflow_type="train", logging_file=False, epochs=1,
-        bundle_root=str(folder / "bundles/rdst_e"), dataset_dir=str(folder / "path/to/volumes"), device="cpu",
-        ckpt_dir=str(folder / "runs/models3"), output_dir=str(folder / "runs/log3"), **TINY,
-    )  # fmt: skip
-    flow.initialize()
-    flow.run()
+    """After an epoch of one process it is queued again, and comes to two."""
+    folder, start = cluster
     more = " ".join(f"'--{name}' {value}" for name, value in TINY.items())
-    said = run(SCRIPTS[0].replace("--epochs 100", f"--epochs 2 {more}"))
-    assert "resumed after epoch 1" in said and "% of the time waiting for data" in said
+    script = SCRIPTS[0].replace("--epochs 100", f"--epochs 1000 {more}")
     last = folder / "runs/models3/last.pt"
-    assert torch.load(last, weights_only=True)["trainer"]["epoch_length"] == 3, "6 a step of the 17 or so slices"
+    job = start(script, SLURM_GPUS_ON_NODE="1")
+    deadline = time.monotonic() + 200
+    while not last.with_name("last.pt.json").is_file():
+        assert job.poll() is None and time.monotonic() < deadline, said(folder)[-6000:]
+        time.sleep(0.05)
+    job.send_signal(signal.SIGUSR1)
+    assert job.wait(timeout=60) and (folder / "requeued").is_file()
+    first = json.loads(last.with_name("last.pt.json").read_text())["Training"]["Epoch"]
+    assert_done(start(script.replace("1000", f"{first + 2}")), folder)
+    assert f"resumed after epoch {first}" in said(folder) and "% of the time waiting for data" in said(folder)
+    assert torch.load(last, weights_only=True)["trainer"]["epoch_length"] == 2, "6 a step of the 12 or so slices"
     training = json.loads(last.with_name("last.pt.json").read_text())["Training"]
-    assert [(one["AfterEpoch"], one["Processes"]) for one in training["Runs"]] == [(0, 1), (1, 2)]
-    assert training["Epoch"] == 2
+    runs = [(one["AfterEpoch"], one["Processes"]) for one in training["Runs"]]
+    assert runs == [(0, 1), (first, 2)] and training["Epoch"] == first + 2
 
 
 def test_a_cohort_is_shared_out(cluster):
-    folder, run = cluster
-    run(SCRIPTS[1])
-    assert sorted(p.name for p in (folder / "runs/cohort").glob("*.nii.gz")) == [f"case{n}_sr.nii.gz" for n in range(4)]
+    folder, start = cluster
+    assert_done(start(SCRIPTS[1]), folder)
     rows = (folder / "runs/cohort/status.csv").read_text().splitlines()[1:]
     assert len(rows) == 4 and all(",done," in row for row in rows)
-    assert "kept" in run(SCRIPTS[1])
+    assert sorted(p.name for p in (folder / "runs/cohort").rglob("*.nii.gz")) == [
+        f"case{n}_sr.nii.gz" for n in range(4)
+    ]
+
+
+def test_an_array_does_a_subfolder_a_task(cluster):
+    folder, start = cluster
+    assert_done(start(SCRIPTS[2], SLURM_ARRAY_TASK_ID="1"), folder)
+    made = sorted(p.relative_to(folder).as_posix() for p in (folder / "runs").rglob("*.nii.gz"))
+    assert made == ["runs/array/sub-1/case1_sr.nii.gz", "runs/array/sub-1/case3_sr.nii.gz"]
+    assert start(SCRIPTS[2], SLURM_ARRAY_TASK_ID="2").wait(timeout=60) and "no more subfolders" in said(folder)

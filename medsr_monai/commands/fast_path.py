@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -58,7 +59,9 @@ def parse_slice_batch(text: str | int) -> int | None:
 class FittingSlices:
     """As many slices at a time as a GPU has room for, by the estimate of medsr_monai.estimate; unmeasured there.
 
-    Where the estimate was too bold, the inferer has taken fewer: later volumes get no more.
+    Where the estimate was too bold, the inferer has taken fewer: later volumes get no more. A compiled network, which
+    takes minutes for every number of slices, keeps to that of the first volume, as long as it fits; where a volume has
+    fewer slices, its batch is filled up.
     """
 
     def __init__(self, runner: BundleRunner) -> None:
@@ -74,9 +77,12 @@ class FittingSlices:
 
         if hasattr(self.runner.network, "exchange_format"):
             return  # its activations are not to be seen
-        if self.chosen is not None and self.slices.sw_batch_size < self.chosen:
+        if self.chosen is not None and (self.slices.compile or self.slices.sw_batch_size < self.chosen):
             self.most = self.slices.sw_batch_size
         work = planned_work(self.runner["inferer"], image.affine, image.shape[1:], self.runner.scale_factors)
+        if self.slices.compile and self.most is not None:
+            filled = tuple((max(count, self.most), rows, columns) for count, rows, columns in work.slices)
+            work = dataclasses.replace(work, slices=filled)
         fit = slices_that_fit(self.runner.network, work, free_gpu_bytes(self.runner["device"]), image.shape[0])
         self.chosen = fit if self.most is None else min(fit, self.most)
         self.slices.sw_batch_size = self.chosen

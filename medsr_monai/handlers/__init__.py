@@ -19,6 +19,6 @@ from .linear_decay import LinearDecay
 from .modality import ModalityMetric
 from .moving_average import StartMovingAverage
 from .prior import PriorLoader
-from .process_group import leave_process_group
+from .process_group import join_process_group, leave_process_group
 from .sample_grid import SampleGrid
 from .training_record import TrainingRecord, extend_record

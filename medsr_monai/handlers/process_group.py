@@ -1,12 +1,27 @@
-"""A training in several processes: which one this is, and the end."""
+"""A training in several processes: the beginning, which one this is, and the end."""
 
 from __future__ import annotations
 
+import os
 import time
 
 import torch.distributed as dist
 
-__all__ = ["leave_process_group", "process_number"]
+__all__ = ["join_process_group", "leave_process_group", "process_number"]
+
+
+def join_process_group(backend: str) -> None:
+    """Join the processes that torchrun has started, on one node or several, also within a Slurm job.
+
+    In a Slurm job ignite takes ``SLURM_LOCALID`` for the process's number on its node, and fails where there is none
+    (in the batch script itself). That is the number of srun's task: 0 for all processes of a node's torchrun. So it is
+    set to torchrun's number.
+
+    Args:
+        backend: of torch.distributed: nccl or gloo.
+    """
+    os.environ["SLURM_LOCALID"] = os.environ["LOCAL_RANK"]
+    dist.init_process_group(backend, init_method="env://")
 
 
 def process_number() -> int:

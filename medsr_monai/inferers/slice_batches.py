@@ -30,7 +30,7 @@ def enlarge_slices(
 
     On a GPU, of which this has not been measured for want of one, the volume arrives by an asynchronous copy from
     pinned memory, and the result is gathered there if there is room, else in pinned main memory, to which each batch is
-    copied while the next one is computed.
+    copied without the process waiting for it; the GPU does so before it goes on with the next batch.
 
     Args:
         volume: [N, C, D, H, W], to be cut along D.

@@ -157,6 +157,18 @@ def test_a_gpu_takes_no_more_slices_than_it_could(runner, monkeypatch):
     assert slices.sw_batch_size == 5
 
 
+def test_a_compiled_network_keeps_to_one_number_of_slices(monkeypatch):
+    """Each further one would take minutes; what does not fit any more is compiled for all the same."""
+    monkeypatch.setattr("medsr_monai.estimate.free_gpu_bytes", lambda device: free)
+    runner = BundleRunner("rdst_e", compile=True)
+    fitting, chosen = FittingSlices(runner), []
+    one = activation_bytes(runner.network, (1, 1, 12, 12))
+    for slices, free in ((9, 2**45), (5, 2**45), (30, 2**45), (5, 3.8 * one)):  # noqa: B007
+        fitting.choose(MetaTensor(torch.rand(1, 12, 12, slices), affine=torch.eye(4)))
+        chosen.append(runner["inferer"].sw_batch_size)
+    assert chosen[:3] == [9, 9, 9] and 1 <= chosen[3] < 9
+
+
 def test_help_has_the_options(medsr):
     out = "".join(medsr("upscale", "--help")[1:])
     assert all(option in out for option in ("--precision", "--compile", "--slice_batch"))

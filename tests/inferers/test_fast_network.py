@@ -116,6 +116,17 @@ def test_compiled_for_one_number_of_slices(compiled, slices):
     torch.testing.assert_close(out, PlaneInferer("axial", 4)(volume, network), rtol=0, atol=1e-6)
 
 
+def test_on_cuda_graphs_are_replayed_under_autocast(monkeypatch):
+    """The device is asked of, nothing is computed there."""
+    modes, autocasts = [], []
+    monkeypatch.setattr(torch, "compile", lambda network, **options: modes.append(options.get("mode")) or network)
+    monkeypatch.setattr("medsr_monai.inferers.fast_network.check_compiler", lambda device: None)
+    monkeypatch.setattr(torch, "autocast", lambda *how: autocasts.append(how) or torch.no_grad())
+    for device in ("cuda:1", "cpu"):
+        FastNetwork(Enlarging(), "auto", compile=True, device=device)(torch.rand(1, 1, 6, 7), batch=2)
+    assert modes == ["reduce-overhead", "default"] and autocasts == [("cuda", torch.float16)]
+
+
 def test_compiled_anew_for_what_memory_holds(compiled):
     class Limited(Enlarging):
         def forward(self, x):
