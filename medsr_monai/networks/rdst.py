@@ -152,6 +152,8 @@ class RDST(nn.Module):
         minimum_size: the smallest H and W, 1.
         merges_layers: compute the last two convolutions as one (see `shuffle_and_convolve`), as is the default; the
             result is the same to 1e-5, the layers' forward hooks are not called.
+        works_in_chunks: on a CPU, compute a few windows at a time (see `blocks.window_chunks`), as is the default, if
+            merges_layers; the result is the same to 1e-5, the blocks' and Swin layers' forward hooks are not called.
         arguments: the config entry that builds this network (see `records_arguments`).
 
     Args:
@@ -212,6 +214,7 @@ class RDST(nn.Module):
         self.shift_size = shift_size
         self.bicubic_residual = bicubic_residual
         self.merges_layers = True
+        self.works_in_chunks = True
 
         self.head = nn.Conv2d(in_channels, embed_dim, 3, padding=1)
         self.embed_norm = nn.LayerNorm(embed_dim)
@@ -253,7 +256,7 @@ class RDST(nn.Module):
         shallow = self.head(pad_to_multiple(x, self.size_multiple))
         tokens = self.embed_norm(shallow.permute(0, 2, 3, 1))
         if not torch.jit.is_scripting():  # noqa: SIM102 (TorchScript looks into no `and`)
-            if self.merges_layers and chunks_help(tokens):
+            if self.works_in_chunks and self.merges_layers and chunks_help(tokens):
                 return self.finish(x, shallow, self.body_in_chunks(tokens))
         shifted = shifted_windows(tokens.shape[1], tokens.shape[2], self.size_multiple, self.shift_size, x.device)
         outputs: list[Tensor] = []
@@ -263,7 +266,7 @@ class RDST(nn.Module):
         return self.finish(x, shallow, outputs)
 
     def finish(self, x: Tensor, shallow: Tensor, outputs: list[Tensor]) -> Tensor:
-        """All that follows the blocks, of the image, its first features [B, embed_dim, H, W] and the blocks' outputs."""
+        """All that follows the blocks, of the image, its first features and the blocks' outputs."""
         rows, columns = self.scale_factors
         height, width = x.shape[2] * rows, x.shape[3] * columns
         if self.global_feature_fusion:

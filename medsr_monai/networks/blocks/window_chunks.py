@@ -10,6 +10,7 @@ Measured with `medsr benchmark` (README, "Speed"), kept and rejected: see the ta
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -80,10 +81,10 @@ def _divided(counts: Sequence[int], most: int) -> list[Chunk]:
     borders = [total * i // number for i in range(number + 1)]
     starts = [sum(counts[:kind]) for kind in range(len(counts))]
     chunks = []
-    for first, last in zip(borders, borders[1:]):
+    for first, last in pairwise(borders):
         parts = [
             (min(last, start + count) - max(first, start), kind)
-            for kind, (start, count) in enumerate(zip(starts, counts))
+            for kind, (start, count) in enumerate(zip(starts, counts, strict=True))
         ]
         chunks.append(Chunk(first, last, tuple(part for part in parts if part[0] > 0)))
     return chunks
@@ -99,7 +100,7 @@ class _Attention(torch.autograd.Function):
     def forward(ctx: Any, qkv: Tensor, bias: Tensor, scale: float) -> Tensor:
         w, n, _, heads, c = qkv.shape
         q, k, v = qkv.permute(2, 0, 3, 1, 4).reshape(3, w * heads, n, c).unbind(0)
-        scores = bias.expand(w, heads, n, n).reshape(w * heads, n, n).clone() if w == 1 else bias.repeat(w, 1, 1)
+        scores = bias.repeat(w, 1, 1)
         scores.baddbmm_(q, k.transpose(1, 2), alpha=scale)
         weights = torch.softmax(scores, -1, out=scores)
         out = torch.bmm(v.transpose(1, 2), weights.transpose(1, 2))
@@ -150,7 +151,7 @@ def attend(qkv: Tensor, bias: Tensor, scale: float, parts: Sequence[tuple[int, i
 def _split(x: Tensor, parts: Sequence[tuple[int, int]]) -> list[tuple[Tensor, int]]:
     if len(parts) == 1:
         return [(x, parts[0][1])]
-    return [(part, kind) for part, (_, kind) in zip(x.split([count for count, _ in parts]), parts)]
+    return [(part, kind) for part, (_, kind) in zip(x.split([count for count, _ in parts]), parts, strict=True)]
 
 
 def swin_layer(layer: SwinLayer, windows: Tensor, bias: Tensor, parts: Sequence[tuple[int, int]]) -> Tensor:
@@ -174,7 +175,9 @@ def in_chunks(
             return function(windows, chunks[0])
         # split, not slices, each of which would have a gradient as large as all windows
         sizes = [chunk.last - chunk.first for chunk in chunks]
-        return torch.cat([function(part, chunk) for part, chunk in zip(windows.split(sizes), chunks)])
+        return torch.cat([function(part, chunk) for part, chunk in zip(windows.split(sizes), chunks, strict=True)])
+    if windows.is_meta:  # nothing is computed, and one chunk takes the memory of any
+        chunks = [max(chunks, key=lambda chunk: (len(chunk.parts), chunk.last - chunk.first))]
     result = None
     for chunk in chunks:
         if places is None:
