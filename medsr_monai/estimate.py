@@ -222,7 +222,7 @@ class _LiveTensors(TorchDispatchMode):
         self.now -= self.alive.pop(key, 0)
 
 
-def activation_bytes(network: nn.Module, shape: Sequence[int]) -> int:
+def activation_bytes(network: nn.Module, shape: Sequence[int], device: torch.device | str = "cpu") -> int:
     """Bytes that a network's forward pass holds at most, the input included, its weights and operators' scratch not.
 
     Nothing is computed: a copy of the network runs on the meta device, and every tensor is counted as long as it lives.
@@ -232,11 +232,16 @@ def activation_bytes(network: nn.Module, shape: Sequence[int]) -> int:
     Args:
         network: in eval mode.
         shape: [B, C, H, W] of the input.
+        device: on which it would be; on a CPU some networks work on less at a time, the more threads, the more.
     """
     shadow = copy.deepcopy(network).to("meta")
+    if torch.device(device).type != "cpu":
+        for module in shadow.modules():
+            if hasattr(module, "works_in_chunks"):
+                module.works_in_chunks = False
     batch, channels, rows, columns = shape
     multiple = getattr(network, "size_multiple", 1)
-    side = _up(COUNTED_SIDE, multiple)
+    side = _up(math.ceil(COUNTED_SIDE * math.sqrt(torch.get_num_threads())), multiple)
     high, wide = _up(rows, multiple) / side, _up(columns, multiple) / side
     if high * wide <= 4:
         return _live_bytes(shadow, shape)
@@ -266,7 +271,7 @@ def slices_that_fit(network: nn.Module, work: Work, free: int, channels: int = 1
     output = RESULTS * FLOAT * channels * math.prod(work.new_shape)
     room = GPU_SHARE * free - (output if output <= free else 0)
     sizes = {(rows, columns) for _, rows, columns in work.slices}
-    largest = max(activation_bytes(network, (1, channels, *size)) for size in sizes)
+    largest = max(activation_bytes(network, (1, channels, *size), "cuda") for size in sizes)
     return max(1, min(int(room // largest), MOST_SLICES, max(count for count, _, _ in work.slices)))
 
 
