@@ -150,7 +150,18 @@ def test_everything_in_one_table(evaluated, files):
     assert network["fps"] > 0 and "fps" not in bicubic
     assert [row["method"] for row in rows(out / "slices.csv")] == METHODS * 3
     assert len(rows(out / "summary.csv")) == 4 + 3 * 4
-    assert "label map" in (out / "summary.md").read_text()
+    text = (out / "summary.md").read_text()
+    assert "label map" in text and "- bicubic: the PSNR of network is below that of spline on " in text
+    better = [max(p) for p in zip(*([float(r["psnr"]) for r in rows(out / "slices.csv") if r["method"] == m]
+                                    for m in METHODS[1:3]), strict=True)]  # fmt: skip
+    differences = [float(r["psnr"]) - b for r, b in zip(rows(out / "slices.csv")[3::4], better, strict=True)]
+    # every picture is a volume of its own
+    worst = get(flow, "report").worst["bicubic"].worst()
+    assert [one.difference for one in worst] == pytest.approx(sorted(differences), abs=1e-9) and len(worst) == 3
+    assert [list(one.images) for one in worst] == [
+        ["input", one.interpolation, "network", "reference"] for one in worst
+    ]
+    assert Image.open(out / "failures.png").width > 1000
 
 
 def test_dice_of_the_reference_is_that_of_the_bundle_seg_unet(evaluated, files, tmp_path):
@@ -227,6 +238,8 @@ def test_rows_for_every_degradation(files, tmp_path):
     table = rows(tmp_path / "all" / "eval" / "summary.csv")
     assert table[0]["degradation"] == names[0] and table[0]["case"] == "all"
     assert list(table[0])[:3] == ["degradation", "case", "plane"]
+    pictures = sorted(path.name for path in (tmp_path / "all" / "eval").glob("*.png"))
+    assert pictures == ["failures_1.png", "failures_2.png"]
 
 
 def strip(row):

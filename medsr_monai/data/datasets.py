@@ -24,8 +24,10 @@ class SliceDataset(Dataset):
     """Slices of volumes in one or more anatomical planes; the volumes are read once and cached.
 
     An item is the dictionary that ``transform`` makes of ``{"label": [C, H, W], "case": str, "plane": str,
-    "slice": int, "modality": str, "axes": (str, str)}``; the modality is what the item of ``data`` states, else
-    "unknown", the axes are the world axes (AXES) that rows and columns run along. Random transforms are seeded by
+    "slice": int, "modality": str, "axes": (str, str), "towards": str, "spacing": (float, float)}``; the modality is
+    what the item of ``data`` states, else "unknown", the axes are the world axes (AXES) that rows and columns run
+    along; ``towards`` are two letters of RLAPSI for where they lead, and ``spacing`` the pixels' edges in mm, both as
+    the slice lies in the volume, whatever a transform does. Random transforms are seeded by
     (seed, item number, pass), so an item of a pass is the same whatever was drawn before, in any worker, in any
     process: a resumed training sees what an uninterrupted one sees.
 
@@ -97,6 +99,7 @@ class SliceDataset(Dataset):
         self.volumes = CacheDataset(data, load, num_workers=num_workers, progress=False)
         self.items: list[tuple[int, int, str, int]] = []
         self.axes: list[list[str]] = []  # world axis of every array axis, by volume
+        self.grids: list[tuple[list[str], list[float]]] = []  # where array axes lead, and voxel edges, by volume
         left_out = []
         planes = (plane,) if isinstance(plane, str) else tuple(plane)
         if contains is not None:
@@ -108,6 +111,7 @@ class SliceDataset(Dataset):
             self._check_shapes(number)
             world = {plane_axis(image.affine, name): along for name, along in zip(PLANES, AXES, strict=True)}
             self.axes.append([world[a] for a in range(3)])
+            self.grids.append(([_towards(image.affine, a, world[a]) for a in range(3)], spacing(image.affine).tolist()))
             chosen = data[number].get("slices")
             for name in planes:
                 axis = plane_axis(image.affine, name)
@@ -209,7 +213,11 @@ class SliceDataset(Dataset):
         number, axis, plane, position = self.items[index]
         size = self.crop(number, plane)
         item: dict = {"case": self.case(number), "plane": plane, "slice": position, "modality": self.modality(number)}
-        item["axes"] = tuple(along for a, along in enumerate(self.axes[number]) if a != axis)
+        others = [a for a in range(3) if a != axis]
+        item["axes"] = tuple(self.axes[number][a] for a in others)
+        letters, edges = self.grids[number]
+        item["towards"] = "".join(letters[a] for a in others)
+        item["spacing"] = tuple(edges[a] for a in others)
         for volume, name in self.keys.items():
             image = self.images[number][volume].select(axis + 1, position)
             item[name] = image if size is None else convert_to_tensor(CenterSpatialCrop(size)(image))
@@ -218,6 +226,12 @@ class SliceDataset(Dataset):
 
 def _composed(transform: Callable) -> Compose:
     return transform if isinstance(transform, Compose) else Compose([transform])
+
+
+def _towards(affine: torch.Tensor, axis: int, along: str) -> str:
+    """R, L, A, P, S or I: the side that an array axis along a world axis leads to."""
+    number = AXES.index(along)
+    return ("LR", "PA", "IS")[number][int(float(affine[number, axis]) > 0)]
 
 
 def fits_on_device(size: int, free: int) -> bool:

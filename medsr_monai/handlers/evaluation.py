@@ -14,8 +14,10 @@ from ignite.engine import Engine, Events
 from monai.engines import IterationEvents
 from monai.utils import CommonKeys, ensure_tuple_rep
 
+from medsr_monai.atomic import written_atomically
 from medsr_monai.metrics.benchmark import network_figures
 from medsr_monai.metrics.evaluation import DEGRADATION, HIGH_RESOLUTION, SliceEvaluation
+from medsr_monai.metrics.failures import Failure, WorstSlices, failure_grid
 from medsr_monai.metrics.report import markdown_table, write_rows
 from medsr_monai.metrics.segmentation import dice_of_slice, pooled_dice, regions
 
@@ -70,9 +72,12 @@ class ReportSlices:
         factor: with scale 1, by how much the input was interpolated along the item's ``thick_axis``, one of its
             ``axes``, for the figures of sharpness; None for ``scale``.
         padded_size, foreground, group_by: see :class:`medsr_monai.metrics.SliceEvaluation`.
+        failures: of how many volumes and planes ``failures.png`` shows the slice whose PSNR is lowest beside the better
+            one of the interpolations, see :class:`medsr_monai.metrics.WorstSlices`; 0 for no picture. With several
+            degradations there is one for each, ``failures_1.png`` and so on, in the order of the tables.
 
     Raises:
-        ValueError: the name of other rows, or one name for two.
+        ValueError: the name of other rows, or one name for two; ``failures`` below 0.
     """
 
     def __init__(
@@ -90,6 +95,7 @@ class ReportSlices:
         padded_size: int | None = None,
         foreground: float | None = None,
         group_by: Sequence[str] = ("case", "plane"),
+        failures: int = 0,
     ) -> None:
         self.interpolations = dict(interpolations or {})
         if method in (HIGH_RESOLUTION, interpolation, *self.interpolations):
@@ -109,7 +115,12 @@ class ReportSlices:
             group_by=group_by,
             inception=inception,
             unet=unet,
+            method=method,
+            interpolations=(interpolation, *self.interpolations),
         )
+        self.failures = failures
+        self.worst: dict[str, WorstSlices] = {}
+        WorstSlices(failures)  # which refuses what is no number of them
         self.first: torch.Tensor | None = None
 
     def attach(self, engine: Engine) -> None:
@@ -134,6 +145,30 @@ class ReportSlices:
             degraded = {DEGRADATION: item[DEGRADATION]} if DEGRADATION in item else {}
             key = degraded | _key(item, self.evaluation.group_by) | named
             self.evaluation.add(key, label, preds, item.get(SEGMENTATION), self._factors(item))
+            self._compare(key, item, image, label, preds)
+
+    def _compare(
+        self, key: dict, item: dict, image: torch.Tensor, label: torch.Tensor, preds: dict[str, torch.Tensor]
+    ) -> None:
+        """Keep the slice for the picture if it is among the worst."""
+        rows = {row["method"]: row for row in self.evaluation.rows[-len(preds) :]}
+        best = max((self.interpolation, *self.interpolations), key=lambda name: rows[name]["psnr"])
+        ours, theirs = rows[self.method]["psnr"], rows[best]["psnr"]
+        difference = 0.0 if ours == theirs else ours - theirs
+        worst = self.worst.setdefault(key.get(DEGRADATION, ""), WorstSlices(self.failures))
+        group = tuple(str(key[name]) for name in self.evaluation.group_by)
+        if not worst.is_worse(group, difference):
+            return
+        shown = {best: preds[best], self.method: preds[self.method], "reference": label}
+        if image.shape != label.shape:
+            shown = {"input": image, **shown}
+        # of several channels their mean
+        images = {name: torch.as_tensor(one).detach().float().mean(dim=0).cpu().numpy() for name, one in shown.items()}
+        figures = {name: f"{rows[name]['psnr']:.2f} dB / {rows[name]['ssim']:.4f}" for name in (best, self.method)}
+        name = f"{key['case']}, {key['plane']} slice {key['slice']}"
+        edges = tuple(float(edge) for edge in item.get("spacing", (1.0, 1.0)))
+        towards = item.get("towards", "")
+        worst.add(group, Failure(name, difference, best, images, figures, edges, towards))
 
     def _factors(self, item: dict) -> tuple[float, float]:
         """By how much the rows and columns of a slice were enlarged, by the network or before it."""
@@ -144,18 +179,47 @@ class ReportSlices:
 
     def write(self, engine: Engine) -> None:
         """Gather the rows of all processes and write the files."""
-        parts = _gathered(self.evaluation.state())
-        if parts is None:
+        parts, worst = _gathered(self.evaluation.state()), _gathered(self.worst)
+        if parts is None or worst is None:
             return
         if len(parts) > 1:
             self.evaluation.load(parts)
+            self.worst = _merged(worst, self.failures)
         extra = {}
         if self.network is not None:
             extra[self.method] = network_figures(self.network, self.first, amp=engine.amp)
         pooled = self.evaluation.pooled(extra)
         self.evaluation.write(self.folder, pooled)
+        self._draw()
         tables = [markdown_table(rows) for rows in (pooled, self.evaluation.modalities()) if rows]
         logger.info("%d slices, see %s\n%s", self.evaluation.slices(), self.folder, "\n\n".join(tables))
+        for line in self.evaluation.where_below():
+            logger.info(line)
+
+    def _draw(self) -> None:
+        """A picture for each degradation; those of an earlier evaluation go."""
+        for path in self.folder.glob("failures*.png"):
+            path.unlink()
+        for number, (degradation, worst) in enumerate(self.worst.items(), start=1):
+            if not worst.kept:
+                continue
+            suffix = f"_{number}" if len(self.worst) > 1 else ""
+            title = f"Where {self.method} is worst beside interpolation"
+            foot = "the worst slice of each of these volumes and planes; PSNR / SSIM of the slice; research use only"
+            figure = failure_grid(worst.worst(), f"{title}; degradation: {degradation}" if degradation else title, foot)
+            with written_atomically(self.folder / f"failures{suffix}.png") as temporary:
+                figure.savefig(temporary, format="png")
+
+
+def _merged(parts: Sequence[Mapping[str, WorstSlices]], count: int) -> dict[str, WorstSlices]:
+    """What several processes keep, by degradation in the order of their names."""
+    merged: dict[str, WorstSlices] = {}
+    for degradation in sorted({name for part in parts for name in part}):
+        worst = merged[degradation] = WorstSlices(count)
+        found = [item for part in parts if degradation in part for item in part[degradation].kept.items()]
+        for group, failure in sorted(found, key=lambda item: (item[1].difference, item[0], item[1].name)):
+            worst.add(group, failure)
+    return merged
 
 
 class ReportDice:

@@ -17,6 +17,7 @@ from .complexity import (
     count_parameters_as_published,
 )
 from .evaluation import EVALUATION_FILES, HIGH_RESOLUTION, SliceEvaluation, image_figures
+from .failures import Failure, WorstSlices, failure_grid
 from .fid import FIDSlices, fid, inception_features
 from .image import (
     PaddedPSNRSlices,

@@ -104,6 +104,8 @@ class SliceEvaluation:
         group_by: of the keys of a slice, what makes a row of the summary besides the method.
         inception: see :func:`medsr_monai.metrics.inception_features`; None for no FID.
         unet: slices [B, C, H, W] -> logits [B, classes, H, W]; None for no Dice.
+        method, interpolations: names of rows: the summary rows of the method count the slices on which its PSNR is
+            below that of each interpolation, ``below_bicubic`` and so on. None for no count.
     """
 
     def __init__(
@@ -115,7 +117,11 @@ class SliceEvaluation:
         group_by: Sequence[str] = ("case", "plane"),
         inception: nn.Module | None = None,
         unet: nn.Module | None = None,
+        method: str | None = None,
+        interpolations: Sequence[str] = (),
     ) -> None:
+        self.method = method
+        self.interpolations = tuple(interpolations)
         self.border = border
         self.padded_size = padded_size
         self.foreground = foreground
@@ -242,8 +248,39 @@ class SliceEvaluation:
                 classes = sum(name.startswith("both_") for name in rows[0])
                 entry |= {f"dice_{name}_pooled": pooled_dice(rows, name) for name in regions(classes)}
                 entry["dice_against"] = rows[0]["dice_against"]
+            if entry["method"] == self.method:
+                entry |= {f"below_{other}": self._below(rows, other) for other in self.interpolations}
             out.append(entry)
         return out
+
+    def _below(self, rows: Sequence[Mapping], other: str) -> int:
+        """Of so many of these slices another method has the higher PSNR."""
+        theirs = {_slice_of(row): row["psnr"] for row in self.rows if row["method"] == other}
+        return sum(row["psnr"] < theirs[_slice_of(row)] for row in rows)
+
+    def where_below(self) -> list[str]:
+        """Sentences that say on how many slices, and in which volumes' means, the method is below interpolation."""
+        if self.method is None:
+            return []
+        groups = self.groups()
+        names = self._by(*self.group_by)
+        sentences = []
+        for row in self._summary(self._by("method")):
+            if row["method"] != self.method:
+                continue
+            own = [one for one in groups if one.get(DEGRADATION) == row.get(DEGRADATION)]
+            for other in self.interpolations:
+                theirs = {tuple(one[n] for n in names): one["psnr"] for one in own if one["method"] == other}
+                ours = [one for one in own if one["method"] == self.method]
+                lower = [one for one in ours if one["psnr"] < theirs[tuple(one[n] for n in names)]]
+                which = "; ".join(", ".join(str(one[n]) for n in self.group_by) for one in lower)
+                what = f"{row[DEGRADATION]}: " if DEGRADATION in row else ""
+                sentences.append(
+                    f"{what}the PSNR of {self.method} is below that of {other} on {row[f'below_{other}']} of "
+                    f"{row['slices']} slices, and in the mean of {len(lower)} of {len(ours)} volumes and planes"
+                    f"{f' ({which})' if which else ''}."
+                )
+        return sentences
 
     def _fid(self, degradation: str | None, method: str) -> dict[str, float]:
         if self.inception is None or method == HIGH_RESOLUTION:
@@ -261,7 +298,8 @@ class SliceEvaluation:
         """Write ``slices.csv`` (a row per slice and method), ``summary.csv``, ``summary.md`` and ``summary.json``.
 
         ``summary.csv`` has the pooled rows and those of every modality ("all" in the columns of ``group_by``), and
-        those of every volume and plane, all digits; ``summary.md`` the same as tables, mean (standard deviation);
+        those of every volume and plane, all digits; ``summary.md`` the same as tables, mean (standard deviation),
+        and where the method is below interpolation;
         ``summary.json`` all lists, with null for what is not finite.
 
         Args:
@@ -277,7 +315,8 @@ class SliceEvaluation:
         tables = {f"Over all {self.slices()} slices": pooled, "By modality": modalities, "By volume and plane": groups}
         tables = {title: rows for title, rows in tables.items() if rows}
         text = (f"{title}: mean (standard deviation)\n\n{markdown_table(rows)}\n" for title, rows in tables.items())
-        (folder / "summary.md").write_text("\n".join(text))
+        below = [f"- {line}\n" for line in self.where_below()]
+        (folder / "summary.md").write_text("\n".join([*text, *(["".join(below)] if below else [])]))
         lists = {"pooled": pooled, "modalities": modalities, "groups": groups}
         content = {"slices": self.slices(), "border": self.border} | {k: rows for k, rows in lists.items() if rows}
         (folder / "summary.json").write_text(json.dumps(json_values(content), indent=2, allow_nan=False) + "\n")
@@ -295,6 +334,10 @@ def _stack(images: Mapping[str, Tensor], network: nn.Module) -> Tensor:
     """Slices as one batch on the device of a network."""
     device = next(network.parameters(), torch.empty(0)).device
     return torch.stack([torch.as_tensor(image).float().to(device) for image in images.values()])
+
+
+def _slice_of(row: Mapping) -> tuple:
+    return tuple(row.get(name) for name in (DEGRADATION, "case", "plane", "slice"))
 
 
 def _name(key: Mapping) -> str:

@@ -14,7 +14,16 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["PlaneRow", "busiest_crop", "comparison_grid", "comparison_picture", "quality_grid"]
+__all__ = [
+    "BOX",
+    "PlaneRow",
+    "busiest_crop",
+    "comparison_grid",
+    "comparison_picture",
+    "quality_grid",
+    "round_up",
+    "strongest_window",
+]
 
 BOX = 0.3
 """Side of the enlarged detail as a fraction of the slice's shorter side."""
@@ -86,12 +95,16 @@ def busiest_crop(image: np.ndarray, size: tuple[int, int]) -> tuple[int, int, in
     Args:
         size: (height, width) of the window, in pixels.
     """
+    return strongest_window(np.hypot(*np.gradient(np.asarray(image, dtype=float))), size)
+
+
+def strongest_window(values: np.ndarray, size: tuple[int, int]) -> tuple[int, int, int, int]:
+    """Window (top, left, height, width) of ``values`` [H, W] whose mean is the largest; ``size`` is (height, width)."""
     from scipy.ndimage import uniform_filter
 
-    gradient = np.hypot(*np.gradient(np.asarray(image, dtype=float)))
     # the filter's window begins size // 2 before the pixel it is written to
-    starts = tuple(slice(n // 2, n // 2 + side - n + 1) for side, n in zip(gradient.shape, size, strict=True))
-    energy = uniform_filter(gradient, size)[starts]
+    starts = tuple(slice(n // 2, n // 2 + side - n + 1) for side, n in zip(values.shape, size, strict=True))
+    energy = uniform_filter(values, size)[starts]
     top, left = np.unravel_index(energy.argmax(), energy.shape)
     return int(top), int(left), *size
 
@@ -133,7 +146,7 @@ def comparison_grid(
     from matplotlib.patheffects import withStroke
 
     errors = {name: 100 * np.abs(image - reference) / data_range for name, image in results.items()}
-    end = _round_up(float(np.percentile(next(iter(errors.values())), 99.5)))
+    end = round_up(float(np.percentile(next(iter(errors.values())), 99.5)))
     images = {"input": input, **results, "reference": reference}
     aspect = spacing[0] / spacing[1]
     top, left, height, width = crop
@@ -185,8 +198,8 @@ def comparison_grid(
     return figure
 
 
-def _round_up(value: float, least: float = 0.1) -> float:
-    """To two digits, at least ``least``."""
+def round_up(value: float, least: float = 0.1) -> float:
+    """A scale's end: to two digits, at least ``least``."""
     value = max(value, least)
     step = 10.0 ** (math.floor(math.log10(value)) - 1)
     return math.ceil(value / step - 1e-9) * step
@@ -257,7 +270,7 @@ def quality_grid(
     known = [np.abs(row.difference).ravel() for row in rows if row.difference is not None]
     values = np.concatenate(known) if known else np.zeros(1)
     span = window[1] - window[0]
-    end = _round_up(float(np.percentile(values, 99.5)), LEAST_DIFFERENCE * span)
+    end = round_up(float(np.percentile(values, 99.5)), LEAST_DIFFERENCE * span)
     outline = [withStroke(linewidth=1.8, foreground="black")]
 
     def write(x: float, y: float, text: str, points: float, **options: object) -> None:

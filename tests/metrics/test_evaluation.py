@@ -63,6 +63,31 @@ def test_degradations_have_rows_and_fids_of_their_own():
     assert [(row["degradation"], row["case"]) for row in evaluation.groups()] == [("weak", "a"), ("strong", "a")]
 
 
+def test_where_the_method_is_below_interpolation(tmp_path):
+    evaluation = SliceEvaluation(method="ours", interpolations=("bicubic", "spline"))
+    # errors by slice: ours, bicubic, spline
+    for case, number, errors in [("a", 0, (1, 3, 3)), ("a", 1, (2, 1, 2)), ("b", 0, (3, 2, 1)), ("b", 1, (1, 1, 1))]:
+        label = pair(seed=number)[1]
+        preds = {name: label + 0.1 * errors[i] for name, i in (("bicubic", 1), ("spline", 2), ("ours", 0))}
+        evaluation.add(keys(case, number), label, preds)
+    pooled = evaluation.pooled()
+    assert [(row["method"], row.get("below_bicubic"), row.get("below_spline")) for row in pooled] == [
+        ("bicubic", None, None), ("spline", None, None), ("ours", 2, 1),
+    ]  # fmt: skip
+    assert [row["below_bicubic"] for row in evaluation.groups() if row["method"] == "ours"] == [1, 1]
+    sentences = [
+        "the PSNR of ours is below that of bicubic on 2 of 4 slices, and in the mean of 1 of 2 volumes and planes "
+        "(b, axial).",
+        "the PSNR of ours is below that of spline on 1 of 4 slices, and in the mean of 1 of 2 volumes and planes "
+        "(b, axial).",
+    ]
+    assert evaluation.where_below() == sentences
+    evaluation.write(tmp_path, pooled)
+    text = (tmp_path / "summary.md").read_text()
+    assert text.endswith(f"\n\n- {sentences[0]}\n- {sentences[1]}\n") and "| below_bicubic | below_spline |" in text
+    assert SliceEvaluation().where_below() == []
+
+
 def test_small_slices_have_no_gaussian_window():
     pred, label = pair((1, 10, 15))
     row = image_figures(pred, label, border=1)

@@ -1,0 +1,182 @@
+"""The slices on which a network does worst beside interpolation, found and drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from medsr_monai.metrics.picture import BOX, round_up, strongest_window
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = ["Failure", "WorstSlices", "failure_grid"]
+
+DOWNWARDS = "LPI"
+"""Where rows and columns of an upright picture lead: to the patient's left, back, feet."""
+UPRIGHT = ("SI", "AP", "RL")
+"""What runs from top to bottom rather than from left to right."""
+PANEL, GAP, TEXT, HEAD, FOOT, BAR = 2.1, 0.06, 0.42, 0.5, 0.3, 0.85
+"""Inches: side of a panel, between panels, below a row, above and below all, to the right of them."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """One slice as the network and an interpolation of its input see it.
+
+    Attributes:
+        name: of the slice, such as "t1w, axial slice 40".
+        difference: PSNR of the network less that of the interpolation, in dB.
+        interpolation: its name.
+        images: title to slice [H, W] or, for the input, [h, w] of the same extent: the input where it is smaller, the
+            interpolation, the network and last the reference.
+        figures: title to what is written under it.
+        spacing: edges of the reference's pixels (rows, columns).
+        towards: R, L, A, P, S or I for the side that rows and columns lead to; empty if unknown.
+    """
+
+    name: str
+    difference: float
+    interpolation: str
+    images: Mapping[str, np.ndarray]
+    figures: Mapping[str, str] = field(default_factory=dict)
+    spacing: tuple[float, float] = (1.0, 1.0)
+    towards: str = ""
+
+    def upright(self) -> Failure:
+        """The same as radiologists look at it: feet below, the patient's left or back on the right."""
+        if len(self.towards) != 2:
+            return self
+        rank = [next(i for i, ends in enumerate(UPRIGHT) if letter in ends) for letter in self.towards]
+        turned = rank[0] > rank[1]
+        flips = [axis for axis, letter in enumerate(self.towards) if letter not in DOWNWARDS]
+        images = {title: np.flip(image, flips) for title, image in self.images.items()}
+        if turned:
+            images = {title: image.T for title, image in images.items()}
+        spacing = self.spacing[::-1] if turned else self.spacing
+        return Failure(self.name, self.difference, self.interpolation, images, self.figures, spacing)
+
+
+class WorstSlices:
+    """Keep the worst slice of every group, such as a volume's plane, of the ``count`` groups with the worst ones.
+
+    Neighbours in a volume look alike: one slice of each says more than ten of one. What comes first wins a tie.
+
+    Args:
+        count: of groups, 0 for none.
+    """
+
+    def __init__(self, count: int) -> None:
+        if count < 0:
+            raise ValueError(f"{count} failures are to be shown, expected 0 or more")
+        self.count = count
+        self.kept: dict[tuple, Failure] = {}
+
+    def is_worse(self, group: tuple, difference: float) -> bool:
+        """Whether a slice of this group would be kept."""
+        if group in self.kept:
+            return difference < self.kept[group].difference
+        return len(self.kept) < self.count or (
+            self.count > 0 and difference < max(one.difference for one in self.kept.values())
+        )
+
+    def add(self, group: tuple, failure: Failure) -> None:
+        """Keep a slice if it is among the worst."""
+        if not self.is_worse(group, failure.difference):
+            return
+        self.kept[group] = failure
+        if len(self.kept) > self.count:
+            del self.kept[max(self.kept, key=lambda one: self.kept[one].difference)]
+
+    def worst(self) -> list[Failure]:
+        """From the lowest difference on; of equal ones by name of their groups."""
+        return [one for _, one in sorted(self.kept.items(), key=lambda item: (item[1].difference, item[0]))]
+
+
+def failure_grid(failures: Sequence[Failure], title: str, foot: str) -> Figure:
+    """Draw slices, one a row: the reference with a box, what lies in it, and where the errors differ.
+
+    The box is where the network's squared error exceeds the interpolation's most, counting the pixels on which it does:
+    the difference of sums would choose air in a slice that the network improves everywhere. The last panel shows the network's
+    absolute error less the interpolation's: red where the network is worse; one scale for all, which ends at the 99.5th
+    percentile of all rows. Pixels are drawn as they are.
+
+    Args:
+        failures: at least one, all with as many images.
+        title, foot: lines above and below.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Rectangle
+
+    failures = [one.upright() for one in failures]
+    differences = [_worse_by(one) for one in failures]
+    end = round_up(float(np.percentile(np.abs(np.concatenate([d.ravel() for d in differences])), 99.5)), 1e-3)
+    names = list(failures[0].images)
+    columns = len(names) + 2
+    size = (columns * (PANEL + GAP) + GAP + BAR, HEAD + len(failures) * (PANEL + TEXT) + FOOT)
+    figure = Figure(figsize=size, dpi=150, facecolor="white")
+    FigureCanvasAgg(figure)
+
+    def write(x: float, y: float, text: str, points: float, room: float, **options: object) -> None:
+        """In inches from the upper left corner, smaller where it is too long for its room."""
+        fitting = points * min(1, 1.75 * 72 * room / (points * max(1, len(text))))
+        place = (x / size[0], 1 - y / size[1])
+        figure.text(*place, text, size=fitting, ha="center", va="center", parse_math=False, **options)
+
+    def panel(row: int, column: int) -> Axes:
+        x, y = GAP + column * (PANEL + GAP), HEAD + row * (PANEL + TEXT) + PANEL
+        ax = figure.add_axes((x / size[0], 1 - y / size[1], PANEL / size[0], PANEL / size[1]))
+        ax.set_axis_off()
+        return ax
+
+    def middle(column: int) -> float:
+        return GAP + column * (PANEL + GAP) + PANEL / 2
+
+    write(size[0] / 2, 0.14, title, 11, size[0], weight="bold")
+    write(size[0] / 2, size[1] - 0.14, foot, 8.5, size[0])
+    for column, name in enumerate([f"{names[-1]}, whole", *names, "error: red, network's is larger"]):
+        write(middle(column), HEAD - 0.12, name, 9, PANEL, weight="bold")
+    for row, (one, difference) in enumerate(zip(failures, differences, strict=True)):
+        images = list(one.images.values())
+        height, width = images[-1].shape
+        errors = [np.square(image - images[-1]) for image in images[-3:-1]]
+        side = max(2, int(BOX * min(height, width)))
+        top, left, *_ = strongest_window(np.maximum(errors[1] - errors[0], 0), (side, side))
+        window = [float(np.percentile(images[-1], share)) for share in (0.5, 99.8)]
+        grey = {"cmap": "gray", "vmin": window[0], "vmax": max(window[1], window[0] + 1e-6)}
+        signed = {"cmap": "RdBu_r", "vmin": -end, "vmax": end}
+        for column, image in enumerate([images[-1], *images, difference]):
+            ax = panel(row, column)
+            whole = column in (0, columns - 1)
+            shown = ax.imshow(
+                image,
+                **(signed if column == columns - 1 else grey),
+                extent=(0, width, height, 0),
+                interpolation="nearest",
+                aspect=one.spacing[0] / one.spacing[1],
+            )
+            if whole:
+                ax.add_patch(Rectangle((left, top), side, side, fill=False, edgecolor="goldenrod", linewidth=1.2))
+            else:
+                ax.set(xlim=(left, left + side), ylim=(top + side, top))
+        below = HEAD + row * (PANEL + TEXT) + PANEL
+        write(middle(0), below + 0.1, one.name, 8, PANEL)
+        write(middle(0), below + 0.25, f"{one.difference:+.2f} dB beside {one.interpolation}", 8, PANEL)
+        for column, name in enumerate(names, start=1):
+            write(middle(column), below + 0.1, one.figures.get(name, ""), 8, PANEL)
+    bar = figure.add_axes(((size[0] - BAR + 0.1) / size[0], 1 - (HEAD + PANEL) / size[1], 0.14 / size[0],
+                           PANEL / size[1]))  # fmt: skip
+    figure.colorbar(shown, cax=bar, extend="both")
+    bar.tick_params(labelsize=7)
+    return figure
+
+
+def _worse_by(one: Failure) -> np.ndarray:
+    """The network's absolute error less the interpolation's."""
+    interpolated, network, reference = list(one.images.values())[-3:]
+    return np.abs(network - reference) - np.abs(interpolated - reference)
