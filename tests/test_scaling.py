@@ -1,4 +1,4 @@
-"""Two processes beside one, each on a core: `pytest -m slow -s tests/test_scaling.py` on a machine that is else idle."""
+"""Two processes beside one, a core for each: `pytest -m slow -s tests/test_scaling.py` on a machine else idle."""
 
 import os
 import re
