@@ -193,7 +193,7 @@ def test_every_plane_keeps_the_corners_and_enlarges_the_two_axes_of_its_slices(m
     source = make_volume(tmp_path / "in.nii.gz", affine=oblique_affine())
     code, out, err = medsr("upscale", source, "new/out.nii.gz", "--bundle", bundle, "--plane", plane)
     assert (code, err) == (0, "")
-    assert ("plane axial (auto)" if plane == "auto" else f"plane {plane}\n") in out
+    assert ("plane axial (auto)" if plane == "auto" else f"plane {plane}; about ") in out
     result = nib.load("new/out.nii.gz")
     across = {"sagittal": 1, "coronal": 0, "axial": 2, "auto": 2}[plane]
     assert result.shape == tuple(n * (1 if axis == across else 4) for axis, n in enumerate((20, 18, 5)))
