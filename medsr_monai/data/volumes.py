@@ -657,9 +657,9 @@ def split_volumes(
 
     Args:
         dataset_dir: folder of volumes, or the base folder of the datalist's relative paths.
-        datalist: MONAI datalist JSON with the lists ``training`` and ``validation``, also ``test`` and ``prior``
-            where it has them (see :func:`medsr_monai.data.prepare_datalist`). Without one, subjects (not
-            volumes) are split at random. A subject is a BIDS label (``sub-01``) anywhere in the path, else what lies
+        datalist: MONAI datalist JSON with the lists ``training`` and ``validation``, also others such as ``test``
+            and ``prior`` where it has them (see :func:`medsr_monai.data.prepare_datalist`). Without one, subjects
+            (not volumes) are split at random. A subject is a BIDS label (``sub-01``) in the path, else what lies
             directly below the deepest folder that holds all volumes: a folder, or a file without its suffix.
         train_fraction: of the subjects, at least one for each part.
         seed: of the split.
@@ -676,7 +676,7 @@ def split_volumes(
         if not Path(datalist).is_file():
             raise FileNotFoundError(f"{datalist}: no such datalist")
         content = json.loads(Path(datalist).read_text())
-        parts += [part for part in ("test", "prior") if content.get(part)]
+        parts += [part for part, items in content.items() if part not in parts and _is_data_list(items)]
         lists = {part: load_decathlon_datalist(str(datalist), True, part, str(dataset_dir)) for part in parts}
         split = DataLists({part: [with_slices(item) for item in items] for part, items in lists.items()})
         try:
@@ -691,6 +691,11 @@ def split_volumes(
     for path in paths:
         subjects.setdefault(subject_name(path, root, base), []).append({"image": str(path)})
     return split_subjects(subjects, root, train_fraction, seed)
+
+
+def _is_data_list(items: object) -> bool:
+    """Whether an entry of a datalist lists images; official ones have other lists, too, such as of authors."""
+    return isinstance(items, list) and bool(items) and all(isinstance(i, dict) and "image" in i for i in items)
 
 
 def split_subjects(

@@ -397,6 +397,16 @@ def parts(root, split):
     return [[str(Path(item["image"]).relative_to(root)) for item in split[part]] for part in ("training", "validation")]
 
 
+def test_a_datalist_may_have_further_lists(tmp_path):
+    lists = {part: [{"image": f"{part}.nii.gz"}] for part in ("training", "validation", "test", "spine")}
+    other = {"name": "a", "authors": ["b", "c"], "labels": {"0": "air"}, "empty": []}
+    (tmp_path / "list.json").write_text(json.dumps(lists | other))
+    split = split_volumes(tmp_path, tmp_path / "list.json")
+    assert {part: [item["image"] for item in items] for part, items in split.items()} == {
+        part: [str(tmp_path / f"{part}.nii.gz")] for part in lists
+    }
+
+
 def test_split_by_bids_subject(tmp_path):
     names = [f"sub-{s}/ses-{v}/anat/sub-{s}_{c}.nii.gz" for s in "abcde" for v in "12" for c in ("T1w", "T2w")]
     training, validation = parts(tmp_path, split_volumes(tree(tmp_path, *names)))
