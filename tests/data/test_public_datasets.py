@@ -625,9 +625,9 @@ def test_training_and_evaluation_on_four_channels(trees, tmp_path):
     flow.run()
     rows = (tmp_path / "eval" / "slices.csv").read_text().splitlines()
     tested = sum(len(i["slices"]["axial"]) for i in json.loads((tmp_path / "list.json").read_text())["test"])
-    assert len(rows) == 1 + 2 * tested
+    assert len(rows) == 1 + 3 * tested
     modalities = [f"{name}_modality_{n}" for n in range(1, 5) for name in ("psnr", "ssim", "psnr_monai", "ssim_monai")]
-    assert rows[0].split(",")[8:] == modalities
+    assert rows[0].split(",")[11:] == modalities
 
 
 def test_planes_of_the_recipes_are_across_the_third_axis(trees):
