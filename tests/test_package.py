@@ -408,8 +408,8 @@ def test_what_cannot_be_packed_is_one_line_and_no_output(medsr, listed, tmp_path
 
 
 def test_a_bundle_without_weights_says_so(medsr, tmp_path):
-    code, _, err = medsr("package", "rdst", "--output", tmp_path)
-    assert code == 0 and "rdst has no weights" in err
+    code, _, err = medsr("package", "transmrsr_prior", "--output", tmp_path)
+    assert code == 0 and "transmrsr_prior has no weights" in err
 
 
 def test_names_that_lead_nowhere_are_refused():
