@@ -4,7 +4,7 @@ All windows of a slice at once are tensors of tens of megabytes. Writing them to
 and the system's handing out of their pages, took longer than the arithmetic. `chunk_plan` divides the work, `attend`
 and `swin_layer` do a part of it, `in_chunks` all of it; RDST puts them together.
 
-Measured with `medsr benchmark` (README, "Speed"), kept and rejected: see the table in `docs` of this module's tests.
+TABLE
 """
 
 from __future__ import annotations
@@ -188,4 +188,5 @@ def in_chunks(
         if result is None:
             result = part.new_empty(len(windows), *part.shape[1:])
         result[chunk.first : chunk.last] = part
+        del part  # it would live on beside the next one
     return result
