@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import csv
 import importlib.util
 import multiprocessing
 import resource
@@ -22,6 +21,7 @@ from monai.networks import eval_mode
 from torch import nn
 
 from .complexity import count_macs, count_macs_as_published, count_parameters, count_parameters_as_published
+from .report import write_rows
 
 __all__ = [
     "benchmark_beside",
@@ -368,7 +368,4 @@ def benchmark_line(row: dict) -> str:
 
 def write_benchmark(rows: Sequence[dict], path: str | Path) -> None:
     """Write rows of `benchmark_network` as CSV, all digits; what was not measured is empty."""
-    with Path(path).open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(COLUMNS))
-        writer.writeheader()
-        writer.writerows(rows)
+    write_rows(rows, path, list(COLUMNS))
