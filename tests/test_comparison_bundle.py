@@ -127,7 +127,7 @@ def test_evaluation_and_fine_tuning_follow_the_overlay(volumes, tmp_path):
     train(volumes, tmp_path, files, "RDN")
     workflow(volumes, tmp_path, [*files, "evaluate"], "RDN", run_id="evaluating").run()
     rows = (tmp_path / "out" / "slices.csv").read_text().splitlines()
-    assert rows[0].startswith("case,plane,slice,method,psnr") and len(rows) == 1 + 2 * 3
+    assert rows[0].startswith("degradation,case,plane,slice,method,psnr") and len(rows) == 1 + 3 * 3
     weights = tmp_path / "models" / "model.pt"
     _, last = train(volumes, tmp_path / "tuned", [*files, "finetune_l1"], "RDN", weights=str(weights))
     assert last["network"] == torch.load(weights, weights_only=True)["network"]

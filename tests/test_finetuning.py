@@ -144,7 +144,7 @@ def test_a_fine_tuned_network_is_evaluated_without_its_prior(files, tmp_path):
     assert get(flow, "weights") == str(tmp_path / "models" / "finetune_e1" / "model.pt")
     flow.run()
     rows = (tmp_path / "eval" / "finetune_e1" / "slices.csv").read_text().splitlines()
-    assert rows[0].startswith("case,plane,slice") and len(rows) == 1 + 2 * 6
+    assert rows[0].startswith("degradation,case,plane,slice") and len(rows) == 1 + 3 * 6
 
 
 def test_overlays_are_those_of_the_paper():

@@ -7,6 +7,7 @@ from .dicom_series import DicomSeries, find_series, one_series
 from .dicom_slices import DicomSlice, is_zip
 from .dicom_writer import check_series_folder, save_dicom_slices, write_dicom_series
 from .labelled import list_pairs, split_labelled
+from .own_volumes import own_datalist
 from .pictures import (
     PICTURE_SUFFIXES,
     QUALITY_SUFFIX,
@@ -41,4 +42,5 @@ from .volumes import (
     split_volumes,
     subject_name,
     volume_name,
+    volumes_by_subject,
 )

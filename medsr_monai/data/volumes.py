@@ -56,6 +56,7 @@ __all__ = [
     "split_volumes",
     "subject_name",
     "volume_name",
+    "volumes_by_subject",
 ]
 
 logger = logging.getLogger(__name__)
@@ -684,13 +685,24 @@ def split_volumes(
         except ValueError as error:
             raise ValueError(f"{datalist}: {error}") from error
         return split
-    root = Path(dataset_dir)
+    found = volumes_by_subject(dataset_dir)
+    subjects = {name: [{"image": str(path)} for path in paths] for name, paths in found.items()}
+    return split_subjects(subjects, dataset_dir, train_fraction, seed)
+
+
+def volumes_by_subject(root: str | os.PathLike) -> dict[str, list[Path]]:
+    """Volumes of a folder by subject, see :func:`split_volumes`.
+
+    Raises:
+        FileNotFoundError: no such folder, or no volumes in it.
+    """
+    root = Path(root)
     paths = [Path(p) for p in find_volumes(root)]
     base = Path(os.path.commonpath([p.parent for p in paths]))
-    subjects: dict[str, list[dict[str, str]]] = {}
+    subjects: dict[str, list[Path]] = {}
     for path in paths:
-        subjects.setdefault(subject_name(path, root, base), []).append({"image": str(path)})
-    return split_subjects(subjects, root, train_fraction, seed)
+        subjects.setdefault(subject_name(path, root, base), []).append(path)
+    return subjects
 
 
 def _is_data_list(items: object) -> bool:

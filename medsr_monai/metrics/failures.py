@@ -101,9 +101,9 @@ def failure_grid(failures: Sequence[Failure], title: str, foot: str) -> Figure:
     """Draw slices, one a row: the reference with a box, what lies in it, and where the errors differ.
 
     The box is where the network's squared error exceeds the interpolation's most, counting the pixels on which it does:
-    the difference of sums would choose air in a slice that the network improves everywhere. The last panel shows the network's
-    absolute error less the interpolation's: red where the network is worse; one scale for all, which ends at the 99.5th
-    percentile of all rows. Pixels are drawn as they are.
+    the difference of sums would choose air in a slice that the network improves everywhere. The last panel shows the
+    network's absolute error less the interpolation's: red where the network is worse; one scale for all, which ends at
+    the 99.5th percentile of all rows. Pixels are drawn as they are.
 
     Args:
         failures: at least one, all with as many images.
