@@ -381,7 +381,7 @@ def test_two_processes_killed_and_resumed(medsr, bundle, tmp_path, launcher, res
     killed = workers(running.pid)
     assert len(killed) == 2
     os.kill(killed[1], signal.SIGKILL)
-    out, err = running.communicate(timeout=120)
+    out, err = running.communicate(timeout=400)
     table = statuses(tmp_path / "out")
     complete = [name for name, state in table.items() if state == "done"]
     if launcher == "jobs":
@@ -399,7 +399,7 @@ def test_two_processes_killed_and_resumed(medsr, bundle, tmp_path, launcher, res
         code, out, err = medsr(*upscale)
     else:
         running = start(*before, *upscale, *after)
-        out, err = running.communicate(timeout=120)
+        out, err = running.communicate(timeout=400)
         code = running.returncode
     assert code == 0, err
     table = statuses(tmp_path / "out")
@@ -423,7 +423,7 @@ def test_torchrun_restarts_and_resumes_by_itself(bundle, tmp_path):
         assert line, running.stderr.read()
         seen += "_sr.nii.gz: 256x256" in line
     os.kill(workers(running.pid)[0], signal.SIGKILL)
-    out, err = running.communicate(timeout=120)
+    out, err = running.communicate(timeout=400)
     assert running.returncode == 0, err
     assert set(statuses(tmp_path / "out").values()) == {"kept", "done"} and re.search("[23] kept", out), out
 
@@ -442,7 +442,7 @@ def test_kills_at_any_moment_leave_nothing_half(bundle, tmp_path):
             while "trained on" in running.stdout.readline():
                 pass  # the next line: the first case has begun, or is kept
             last = attempt == attempts - 1
-            code = running.wait(timeout=120 if last else float(rng.random() * 0.4))
+            code = running.wait(timeout=400 if last else float(rng.random() * 0.4))
         except subprocess.TimeoutExpired:
             kills += 1
             running.kill()
