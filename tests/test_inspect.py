@@ -249,7 +249,7 @@ def test_activations_are_counted_while_they_live():
     assert activation_bytes(Two(), (2, 1, 8, 8)) == pytest.approx(5 * image)  # input, three copies, their sum
     network = RDST(1, 1, 4, num_blocks=1, num_dense_blocks=1).eval()
     small, large, wide = (activation_bytes(network, (1, 1, *sides)) for sides in ((64, 64), (128, 128), (192, 256)))
-    assert 3 * small < large < 4 * small
+    assert 3 * small < large <= 4 * small
     assert wide == pytest.approx(_live_bytes(copy.deepcopy(network).to("meta"), (1, 1, 192, 256)), rel=0.01)
     assert next(network.parameters()).device.type == "cpu"
 

@@ -132,7 +132,7 @@ def test_slices_that_fit_a_gpu(runner):
     """By the estimate of memory, whose numbers are those of a CPU's test."""
     work = planned_work(runner["inferer"], torch.eye(4), (64, 48, 30), (4, 4))
     assert work.slices == ((30, 64, 48),)
-    one = activation_bytes(runner.network, (1, 1, 64, 48))
+    one = activation_bytes(runner.network, (1, 1, 64, 48), "cuda")
     output = 3.3 * 4 * 256 * 192 * 30
 
     def fit(free):
