@@ -139,7 +139,9 @@ def failure_grid(failures: Sequence[Failure], title: str, foot: str) -> Figure:
 
     write(size[0] / 2, 0.14, title, 11, size[0], weight="bold")
     write(size[0] / 2, size[1] - 0.14, foot, 8.5, size[0])
-    for column, name in enumerate([f"{names[-1]}, whole", *names, "error: red, network's is larger"]):
+    # of several interpolations each row has its best
+    heads = [*names[:-3], "interpolation", *names[-2:]]
+    for column, name in enumerate([f"{names[-1]}, whole", *heads, "error: red, network's is larger"]):
         write(middle(column), HEAD - 0.12, name, 9, PANEL, weight="bold")
     for row, (one, difference) in enumerate(zip(failures, differences, strict=True)):
         images = list(one.images.values())
@@ -167,8 +169,9 @@ def failure_grid(failures: Sequence[Failure], title: str, foot: str) -> Figure:
         below = HEAD + row * (PANEL + TEXT) + PANEL
         write(middle(0), below + 0.1, one.name, 8, PANEL)
         write(middle(0), below + 0.25, f"{one.difference:+.2f} dB beside {one.interpolation}", 8, PANEL)
-        for column, name in enumerate(names, start=1):
-            write(middle(column), below + 0.1, one.figures.get(name, ""), 8, PANEL)
+        for column, name in enumerate(one.images, start=1):
+            text = one.figures.get(name, "")
+            write(middle(column), below + 0.1, f"{name}, {text}" if name == one.interpolation else text, 8, PANEL)
     bar = figure.add_axes(((size[0] - BAR + 0.1) / size[0], 1 - (HEAD + PANEL) / size[1], 0.14 / size[0],
                            PANEL / size[1]))  # fmt: skip
     figure.colorbar(shown, cax=bar, extend="both")

@@ -50,12 +50,16 @@ def test_the_picture_shows_where_the_network_is_worse():
     images = {"input": label[::4, ::4], "bicubic": cubic, "ours": network, "reference": label}
     figures = {"bicubic": "26.02 dB / 0.9", "ours": "20.00 dB / 0.8"}
     one = Failure("t1w_$1$, axial slice 3", -6.02, "bicubic", images, figures, (1.0, 1.0), "PL")
-    figure = failure_grid([one, one], "Where ours is worst", "research use only")
+    images = {"spline" if name == "bicubic" else name: image for name, image in images.items()}
+    figures = {"spline": "26.10 dB / 0.9", "ours": "20.10 dB / 0.8"}
+    other = Failure("t1w, axial slice 5", -6.0, "spline", images, figures, (1.0, 1.0), "PL")
+    figure = failure_grid([one, other], "Where ours is worst", "research use only")
     panels = [ax for ax in figure.axes if ax.images]
     assert len(panels) == 2 * 6
     texts = [text.get_text() for text in figure.texts]
-    assert {"reference, whole", "input", "bicubic", "ours", "t1w_$1$, axial slice 3", "-6.02 dB beside bicubic",
-            "20.00 dB / 0.8", "Where ours is worst"} <= set(texts)  # fmt: skip
+    assert {"reference, whole", "input", "interpolation", "ours", "t1w_$1$, axial slice 3", "-6.02 dB beside bicubic",
+            "bicubic, 26.02 dB / 0.9", "20.00 dB / 0.8", "Where ours is worst"} <= set(texts)  # fmt: skip
+    assert {"-6.00 dB beside spline", "spline, 26.10 dB / 0.9", "20.10 dB / 0.8"} <= set(texts)
     (left, right), (bottom, top) = panels[3].get_xlim(), panels[3].get_ylim()
     assert left <= 6 and right >= 14 and top <= 30 and bottom >= 36  # the crop holds what is wrong
     signed = panels[5].images[0].get_array()

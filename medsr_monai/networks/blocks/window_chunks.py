@@ -1,25 +1,23 @@
 """Swin layers a few windows at a time, as a CPU wants them: what one operation writes, the next finds in the cache.
 
-All windows of a slice at once are tensors of tens of megabytes. Writing them to main memory and fetching them again,
-and the system's handing out of their pages, took longer than the arithmetic. `chunk_plan` divides the work, `attend`
-and `swin_layer` do a part of it, `in_chunks` all of it; RDST puts them together.
+`chunk_plan` divides the work, `attend` and `swin_layer` do a part of it, `in_chunks` all of it; RDST puts them together.
 
-What was tried, in float32 on one core of an AMD EPYC (Zen 4, AVX-512; matrix product 92 GFLOP/s) with torch 2.15, on
-RDST-E x4 beside `tests/networks/plain_rdst.py`, by turns; training is a step of 32 patches of 24x24:
+What was tried with torch 2.15 on an AMD EPYC (Zen 4, AVX-512), RDST-E x4 beside `tests/networks/plain_rdst.py`. README has the
+figures of `medsr benchmark --reference` for all that was kept; the rest was timed by the profiler, operation by operation:
 
 | tried | brought | kept |
 |---|---|---|
-| before: last two convolutions as one, windows | 1.44 times the plain form at 160x160 pixels, 1.19 at | yes |
-| throughout, masks for wrapped windows only | 40x32, 1.17 in training | |
-| chunks, inference | linear layers from 30 to 70 to 55 to 85 GFLOP/s; 1.6 times at 160x160 | yes |
-| chunks, attention's backward pass by hand | 1.49 times in training | yes |
-| 320, 640, 2560, all tokens in place of 1280 | -3, -4, -7, +6 % of the time, the first three within noise | no |
-| products transposed, of heads with 10 channels | 11 us a window for 35 | in training |
-| attention without scaled_dot_product_attention | inference: 84 us a window for 72 | no |
-| oneDNN's linear layer, or 1x1 convolution | up to 15 % slower or faster than MKL, within the cache | no |
-| bfloat16 by autocast (`--precision bfloat16`) | 1.25 times float32 at 128x128; error in README | option |
+| last two convolutions as one (`shuffle_and_convolve`) | most of the gain at 40x32 pixels | yes |
+| one window layout throughout, masks for wrapped windows only | some | yes |
+| chunks, inference | most of the gain at 160x160: linear layers find their input in the cache | yes |
+| chunks, attention's backward pass by hand | most of the gain of training | yes |
+| 320, 640, 2560 tokens a chunk, or all, in place of 1280 | nothing beyond noise, all at once slower | no |
+| attention's products transposed, heads being 10 channels wide | faster | in training |
+| attention without scaled_dot_product_attention | slower in inference | no |
+| oneDNN's linear layer, or a 1x1 convolution, for MKL's | now slower, now faster | no |
+| bfloat16 by autocast (`--precision bfloat16`) | faster where the CPU has it; its error is in README | option |
 
-At 40x32 all windows are one chunk, where linear layers already run at the rate of the matrix product: 1.17 times.
+At 40x32 all windows are one chunk, and nothing that was tried brought more than the merged convolutions.
 """
 
 from __future__ import annotations
