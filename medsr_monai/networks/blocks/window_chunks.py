@@ -2,7 +2,7 @@
 
 `chunk_plan` divides the work, `attend` and `swin_layer` do a part of it, `in_chunks` all; RDST puts them together.
 
-What was tried with torch 2.15 on an AMD EPYC (Zen 4, AVX-512), RDST-E x4 beside `tests/networks/plain_rdst.py`. README has
+What was tried with torch 2.15 on an AMD EPYC (Zen 4), RDST-E x4 beside `tests/networks/plain_rdst.py`. README has
 the figures of `medsr benchmark --reference` for all that was kept; the rest was timed operation by operation:
 
 | tried | brought | kept |
