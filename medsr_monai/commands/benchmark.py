@@ -20,6 +20,8 @@ def benchmark(
     batch: int | None = None,
     training: bool = False,
     reference: str | None = None,
+    precision: str = "float32",
+    compile: bool = False,
     device: str = "auto",
     runs: int = 5,
     csv: str | None = None,
@@ -39,6 +41,8 @@ def benchmark(
         training: time steps of training (forward, L1 loss, backward, Adam) instead of forward passes.
         reference: FILE.py:NAME of a plainer form of the networks, built from their arguments; it gets the same weights,
             runs in turns with each of them and has a row of its own. Such as tests/networks/plain_rdst.py:PlainRDST.
+        precision: float32, bfloat16 or float16 (autocast) of the networks, as of upscale; a reference is float32.
+        compile: compile the networks (torch.compile; on CUDA with its graphs); a reference is not.
         device: auto (the CPU, and the GPU where there is one), cpu, cuda:0.
         runs: timed runs after two warm-up runs, the median counts; 0 prints the counts only.
         csv: write the table to this file.
@@ -60,6 +64,8 @@ def benchmark(
     if bundle is None and networks is None:
         bundle = DEFAULT_BUNDLE
     folder = None if bundle is None else bundle_folder(bundle)
+    from medsr_monai.inferers import FastNetwork
+    from medsr_monai.inferers.fast_network import PRECISIONS
     from medsr_monai.metrics import (
         benchmark_beside,
         benchmark_header,
@@ -78,6 +84,11 @@ def benchmark(
         failed = bool(missing) and networks != "all"
         for name, reason in missing.items():
             print(f"medsr: {'error: ' if failed else ''}{name} is left out: {reason}", file=sys.stderr)
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision is {precision!r}, expected {', '.join(PRECISIONS)}")
+    faster = None
+    if precision != "float32" or compile:
+        faster = functools.partial(FastNetwork, precision=precision, compile=compile)
     devices = [choose_device(device)]
     if device == "auto" and runs and devices != ["cpu"]:
         devices.insert(0, "cpu")
@@ -86,7 +97,7 @@ def benchmark(
         shape = (batch, arguments["in_channels"], height, width)
         build = functools.partial(build_network, arguments)
         for place in devices:
-            how = (shape, place, runs, "training step" if training else "inference")
+            how = (shape, place, runs, "training step" if training else "inference", faster)
             try:
                 measured = (
                     [benchmark_network(build, *how)]

@@ -45,6 +45,7 @@ COLUMNS: dict[str, tuple[str, Callable]] = {
     "parameters": ("M weights", lambda n: f"{n / 1e6:.2f}"),
     "macs": ("GMACs", lambda n: f"{n / 1e9:.2f}"),
     "mode": ("mode", str),
+    "precision": ("precision", str),
     "device": ("device", str),
     "threads": ("threads", str),
     "runs": ("runs", str),
@@ -70,12 +71,14 @@ def benchmark_network(
     device: torch.device | str = "cpu",
     runs: int = 5,
     mode: str = "inference",
+    faster: Callable[..., Callable] | None = None,
 ) -> dict[str, float | int | str | None]:
     """Count a network's weights and operations, and time it on random slices in a process of its own.
 
-    The weights are random, the arithmetic float32. A fresh process a network keeps the peak memory of one from hiding
-    that of the next. On the CPU the peak is the process's resident memory as the operating system counts it, with
-    Python and torch, some hundred MiB; on CUDA what torch's allocator has handed out, the weights included.
+    The weights are random, the arithmetic float32 unless ``faster`` makes it another. A fresh process a network keeps
+    the peak memory of one from hiding that of the next. On the CPU the peak is the process's resident memory as the
+    operating system counts it, with Python and torch, some hundred MiB; on CUDA what torch's allocator has handed out,
+    the weights included.
 
     Args:
         build: takes no arguments and returns the network; it is pickled, and called on the meta device too.
@@ -83,14 +86,17 @@ def benchmark_network(
         device: cpu or cuda.
         runs: timed, after two warm-up runs; 0 counts only, and no process is started.
         mode: inference, a forward pass, or training step: forward, L1 loss to random images, backward, Adam.
+        faster: what is called in place of the network, made of it and ``device=``, such as one under autocast or
+            compiled (`medsr_monai.inferers.FastNetwork`); pickled, too.
 
     Returns:
         network (its class), input, parameters and macs (see `count_parameters` and `count_macs`, of a forward pass) and
-        what the RDST paper would print (`count_parameters_as_published`, `count_macs_as_published`); mode, device,
-        threads (of the CPU), runs, seconds (median), their quartiles seconds_q1 and seconds_q3, spread (slowest over
-        fastest), slices_per_s (of the median), gflop_per_s (a multiply and an add count as two, a training step as
-        three forward passes), the machine's matmul_gflop_per_s in the same process, the share of it, peak_mib, and
-        speed_up, None here. All from mode on are None without runs.
+        what the RDST paper would print (`count_parameters_as_published`, `count_macs_as_published`); mode, precision
+        (float32, or that of ``faster``, with "compiled"), device, threads (of the CPU), runs, seconds (median), their
+        quartiles seconds_q1 and seconds_q3, spread (slowest over fastest), slices_per_s (of the median), gflop_per_s (a
+        multiply and an add count as two, a training step as three forward passes), the machine's (float32)
+        matmul_gflop_per_s in the same process, the share of it, peak_mib, and speed_up, None here. All from mode on are
+        None without runs.
 
     Raises:
         ValueError: a negative number of runs; another word for mode.
@@ -100,7 +106,7 @@ def benchmark_network(
     row = _counted(build, shape, runs, mode)
     if not runs:
         return row
-    [measured] = _in_a_process(row, _measure, [build], tuple(shape), str(device), runs, mode)
+    [measured] = _in_a_process(row, _measure, [build], tuple(shape), str(device), runs, mode, faster)
     return _measured_row(row, measured, shape, mode)
 
 
@@ -112,6 +118,7 @@ def benchmark_beside(
     device: torch.device | str = "cpu",
     runs: int = 5,
     mode: str = "inference",
+    faster: Callable[..., Callable] | None = None,
 ) -> list[dict[str, float | int | str | None]]:
     """`benchmark_network` of a network and of a plainer form of it, in turns in one process and with the same weights.
 
@@ -120,6 +127,7 @@ def benchmark_beside(
     Args:
         reference: FILE.py:NAME, where NAME(**arguments) builds a module that takes the network's `state_dict`.
         arguments: of the network, with or without `_target_`.
+        faster: as above, of the network alone.
 
     Returns:
         The rows of the network and of the reference; the network's speed_up is the median of the reference's time
@@ -133,7 +141,7 @@ def benchmark_beside(
     if not runs:
         return rows
     common = (tuple(shape), str(device), runs, mode)
-    measured = _in_a_process(rows[0], _measure, [build, plain], *common)
+    measured = _in_a_process(rows[0], _measure, [build, plain], *common, faster)
     [alone] = _in_a_process(rows[1], _measure, [plain], *common[:2], 0, mode)
     measured[1]["peak_mib"] = alone["peak_mib"]
     return [_measured_row(row, each, shape, mode) for row, each in zip(rows, measured, strict=True)]
@@ -237,15 +245,20 @@ def network_figures(
 
 
 def _measure(
-    builds: Sequence[Callable[[], nn.Module]], shape: tuple[int, ...], device: str, runs: int, mode: str
+    builds: Sequence[Callable[[], nn.Module]],
+    shape: tuple[int, ...],
+    device: str,
+    runs: int,
+    mode: str,
+    faster: Callable[..., Callable] | None = None,
 ) -> list[dict]:
     """Build and time networks, by turns, in this process, which must have done nothing else: its peak memory is taken.
 
-    The peak is that of the first network; without runs there is nothing else.
+    The peak is that of the first network, which alone is made faster; without runs there is nothing else.
     """
     place = torch.device(device)
     image = torch.rand(shape, device=place)
-    steps, state, outputs, peak = [], None, [], None
+    steps, state, outputs, peak, precision = [], None, [], None, "float32"
     for build in builds:
         network = build().to(place)
         if state is None:
@@ -257,7 +270,12 @@ def _measure(
         with torch.inference_mode():
             if len(builds) > 1:
                 outputs.append(network.eval()(image))
-        step = _step(network, image, mode)
+        called = faster(network, device=device) if faster and not steps else network
+        if not steps:
+            precision = (
+                ", ".join([called.precision, *(["compiled"] if called.compile else [])]) if faster else "float32"
+            )
+        step = _step(network, called, image, mode)
         step()
         if peak is None:
             if place.type == "cuda":
@@ -277,6 +295,7 @@ def _measure(
         ratios = [theirs / mine for mine, theirs in zip(ours, times[-1], strict=True)]
         rows.append(
             {
+                "precision": precision if number == 0 else "float32",
                 "device": torch.cuda.get_device_name(place) if place.type == "cuda" else place.type,
                 "threads": torch.get_num_threads(),
                 "runs": runs,
@@ -293,14 +312,14 @@ def _measure(
     return rows
 
 
-def _step(network: nn.Module, image: torch.Tensor, mode: str) -> Callable[[], object]:
-    """What is timed: a forward pass, or a step of training with random targets."""
+def _step(network: nn.Module, called: Callable, image: torch.Tensor, mode: str) -> Callable[[], object]:
+    """What is timed: a forward pass, or a step of training with random targets; ``called`` in the network's place."""
     if mode == "inference":
         network.eval()
 
         @torch.inference_mode()
         def forward() -> None:
-            network(image)
+            called(image)
 
         return forward
     network.train()
@@ -310,7 +329,7 @@ def _step(network: nn.Module, image: torch.Tensor, mode: str) -> Callable[[], ob
 
     def train() -> None:
         optimizer.zero_grad()
-        F.l1_loss(network(image), target).backward()
+        F.l1_loss(called(image).float(), target).backward()
         optimizer.step()
 
     return train

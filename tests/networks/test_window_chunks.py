@@ -107,6 +107,7 @@ def test_half_precision(monkeypatch, grad):
 def test_memory_is_less_and_the_estimate_knows(monkeypatch):
     """On the meta device one chunk stands for all: as many bytes as tensors live on the CPU."""
     monkeypatch.setattr(window_chunks, "TOKENS", 128)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)  # with more of them chunks are larger
     network = network_like_trained(num_blocks=1).eval()
     shape = (1, 1, 64, 64)
     with torch.inference_mode(), _LiveTensors() as live:
