@@ -51,6 +51,7 @@ def test_precision_is_the_same_as_in_monai_bundle_run_and_is_recorded(medsr):
         workflow = ConfigWorkflow(
             config_file=str(folder / "configs" / "inference.json"),
             workflow_type="inference",
+            logging_file=False,
             bundle_root=str(folder),
             dataset_dir="in",
             output_dir=precision,
