@@ -126,8 +126,8 @@ def test_thick_slices_become_thin(medsr, tiny, tmp_path):
     assert (code, err) == (0, "")
     assert re.match(
         "tiny: not known what the weights were trained on\n"
-        r"in\.nii\.gz: 13x12x7 voxels of 1x1x3\.3 mm, thick axis inferior-superior \(auto\): 7 slices of 3\.3 mm become "
-        r"23 of 1\.004 mm, refined in sagittal and coronal slices; about \d+ MiB of memory, 4 slices at a time\n"
+        r"in\.nii\.gz: 13x12x7 voxels of 1x1x3\.3 mm, thick axis inferior-superior \(auto\): 7 slices of 3\.3 mm "
+        r"become 23 of 1\.004 mm, refined in sagittal and coronal slices; about \d+ MiB of memory, 4 slices at a time\n"
         r"out\.nii\.gz: 13x12x23 voxels of 1x1x1 mm, residual RMS ",
         out,
     )
