@@ -1061,6 +1061,16 @@ def test_benchmark_beside_a_reference(medsr, bundle, option, mode, passes):
     assert lines[0].split(",") == list(ours) == list(reference) and len(lines) == 3
 
 
+@pytest.mark.parametrize("mode", [(), ("--training",)], ids=["inference", "training"])
+def test_benchmark_in_another_precision(medsr, bundle, mode):
+    """The network alone; its reference stays in float32."""
+    options = ("--size", "16x12", "--runs", 1, "--device", "cpu", "--reference", f"{PLAIN}:PlainRDST", "--json")
+    code, out, err = medsr("benchmark", "--bundle", bundle, *options, "--precision", "bfloat16", *mode)
+    assert (code, err) == (0, "")
+    assert [row["precision"] for row in json.loads(out)] == ["bfloat16", "float32"]
+    refused(medsr("benchmark", "--precision", "half"), "precision is 'half', expected float32, bfloat16, float16")
+
+
 def test_benchmark_refuses_another_function_as_reference(medsr, bundle):
     source = PLAIN.read_text().replace(
         "torch.cat([x, self.bottleneck(y)], dim=-1)", "torch.cat([x, self.bottleneck(x)], dim=-1)"

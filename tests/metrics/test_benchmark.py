@@ -13,8 +13,8 @@ from medsr_monai.metrics import benchmark_header, benchmark_line, benchmark_netw
 
 build = partial(nn.Conv2d, 2, 4, 3, padding=1)
 WEIGHTS, MACS = 4 * 2 * 9 + 4, 5 * 6 * 4 * 2 * 9
-MEASURED = ("mode", "device", "threads", "runs", "seconds", "seconds_q1", "seconds_q3", "spread", "slices_per_s",
-            "gflop_per_s", "matmul_gflop_per_s", "matmul_share", "peak_mib", "speed_up")  # fmt: skip
+MEASURED = ("mode", "precision", "device", "threads", "runs", "seconds", "seconds_q1", "seconds_q3", "spread",
+            "slices_per_s", "gflop_per_s", "matmul_gflop_per_s", "matmul_share", "peak_mib", "speed_up")  # fmt: skip
 
 
 def test_counts_alone():
@@ -36,7 +36,7 @@ def test_measured_in_a_process_of_its_own(tmp_path):
     assert held[-1] == 1 and 50 < row["peak_mib"] < 2048
     assert (row["device"], row["runs"], row["macs"]) == ("cpu", 2, 3 * MACS)
     assert row["spread"] >= 1 and row["seconds_q1"] <= row["seconds"] <= row["seconds_q3"]
-    assert row["mode"] == "inference" and row["speed_up"] is None
+    assert row["mode"] == "inference" and row["precision"] == "float32" and row["speed_up"] is None
     assert row["slices_per_s"] == pytest.approx(3 / row["seconds"])
     assert row["gflop_per_s"] == pytest.approx(2 * 3 * MACS / 1e9 / row["seconds"])
     assert row["matmul_share"] == pytest.approx(row["gflop_per_s"] / row["matmul_gflop_per_s"])
