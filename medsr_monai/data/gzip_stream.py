@@ -58,7 +58,12 @@ def write_gzip(path: str | os.PathLike, threads: int | None = None) -> Iterator[
 
     Raises:
         OSError: as the disk tells it.
+        MemoryError: no room for another thread.
     """
     threads = min(torch.get_num_threads(), MAX_THREADS) if threads is None else threads
-    with igzip_threaded.open(Path(path), "wb", compresslevel=LEVEL, threads=threads) as stream:
+    try:
+        stream = igzip_threaded.open(Path(path), "wb", compresslevel=LEVEL, threads=threads)
+    except RuntimeError as error:  # can't start new thread
+        raise MemoryError(str(error)) from error
+    with stream:
         yield _Forward(stream)

@@ -4,6 +4,7 @@ import errno
 import gzip
 import shutil
 import subprocess
+import threading
 from pathlib import Path
 
 import nibabel as nib
@@ -87,6 +88,15 @@ def test_a_full_disk_is_told(threads):
         for _ in range(8):
             stream.write(np.random.default_rng(0).bytes(2**20))
     assert caught.value.errno == errno.ENOSPC
+
+
+def test_no_room_for_a_thread_is_memory_that_has_run_out(tmp_path, monkeypatch):
+    def start(self):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    with pytest.raises(MemoryError, match="can't start new thread"), write_gzip(tmp_path / "a.gz"):
+        pass
 
 
 def test_only_from_start_to_end(tmp_path):
