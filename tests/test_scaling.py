@@ -55,7 +55,7 @@ def test_training(tmp_path):
         save(tmp_path / "in" / f"case{number}.nii", (64, 64, 11), number)
     configs = ROOT / "bundles" / "rdst_e" / "configs"
     files = [str(configs / f"{name}.json") for name in ("train", "multi_gpu_train")]
-    options = {"plane": "axial", "patch_size": 48, "batch_size": 4, "epochs": 3, "val_slices": 1}
+    options = {"plane": "axial", "patch_size": 48, "batch_size": 4, "epochs": 3, "val_slices": 2}
     rates = {1: [], 2: []}
     for number in range(ROUNDS):
         for processes, measured in rates.items():
