@@ -116,7 +116,7 @@ def planned_work(
     """
     shape = tuple(int(n) for n in shape)
     new_shape = list(shape)
-    count_maps = COUNT_MAP if min(getattr(inferer, "slices", inferer).orig_roi_size) > 0 else 0
+    count_maps = COUNT_MAP if min(inferer.slices.orig_roi_size) > 0 else 0
     if isinstance(inferer, ThroughPlaneInferer):
         plan = inferer.plan(affine, shape)
         new_shape[plan.array_axis] = plan.new_size

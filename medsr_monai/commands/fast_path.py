@@ -66,8 +66,7 @@ class FittingSlices:
 
     def __init__(self, runner: BundleRunner) -> None:
         self.runner = runner
-        inferer = runner["inferer"]
-        self.slices = getattr(inferer, "slices", inferer)
+        self.slices = runner["inferer"].slices
         self.chosen: int | None = None
         self.most: int | None = None
 

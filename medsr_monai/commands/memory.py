@@ -64,14 +64,20 @@ def format_size(size: float) -> str:
     return f"{size / 2**30:.1f} GiB" if size >= 10 * 2**30 else f"{size / 2**20:.0f} MiB"
 
 
-def load_libraries() -> None:
-    """Import what upscale imports as it goes on, so that the process is as large as it will be without volumes."""
-    import matplotlib.backends.backend_agg
-    import matplotlib.figure
-    import matplotlib.patheffects  # noqa: F401
+def load_libraries(picture: bool) -> None:
+    """Import what upscale imports as it goes on, so that the process is as large as it will be without volumes.
+
+    Args:
+        picture: whether it will draw.
+    """
     import torch
 
     import medsr_monai.quality  # noqa: F401
+
+    if picture:
+        import matplotlib.backends.backend_agg
+        import matplotlib.figure
+        import matplotlib.patheffects  # noqa: F401
 
     # libraries of kernels are loaded by the first call
     ones = torch.ones(1, 1, 16, 16)
@@ -98,7 +104,7 @@ class Memory:
         enforced: bool = False,
         dicom: bool = False,
     ) -> None:
-        load_libraries()
+        load_libraries(picture)
         self.runner = runner
         self.limit = limit
         self.slice_batch = slice_batch
@@ -115,7 +121,7 @@ class Memory:
     @property
     def slices(self) -> PlaneInferer:
         """The part of the inferer that cuts volumes into slices."""
-        return getattr(self.runner["inferer"], "slices", self.runner["inferer"])
+        return self.runner["inferer"].slices
 
     def choose(self, case: Case) -> Way | None:
         """The way that fits the limit: the output in memory, else fewer slices at a time, else slab by slab.

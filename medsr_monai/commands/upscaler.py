@@ -161,7 +161,7 @@ class Upscaler:
             lap("Network")
             result, figures, write_picture = checked_quality(self.runner, item, result, out, self.quality)
             record["DataConsistency"] = figures
-            slices = getattr(self.inferer, "slices", self.inferer)  # smaller ones where memory was short
+            slices = self.inferer.slices  # smaller ones where memory was short
             record["SliceBatch"], record["Tile"] = slices.sw_batch_size, _tile(slices.orig_roi_size)
             record["Memory"] = self.memory.record(way)
             record["OutputGrid"] = grid_record(result)

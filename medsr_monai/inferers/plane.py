@@ -96,6 +96,11 @@ class PlaneInferer(SliceInferer):
             progress=progress,
         )
 
+    @property
+    def slices(self) -> PlaneInferer:
+        """The part that cuts volumes into slices: itself, as other inferers name theirs."""
+        return self
+
     def resolve(self, affine: torch.Tensor, shape: Sequence[int] | None = None) -> str:
         """Plane that a volume with this 4x4 affine and shape is cut in."""
         if self.plane != "auto":
