@@ -44,7 +44,7 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are f
 # processes
 
 SERVER = r"""
-import json, os, resource, signal, sys, time
+import json, os, re, resource, signal, sys, time
 import torch
 torch.set_num_threads(1)
 import medsr_monai.cli, medsr_monai.data, medsr_monai.handlers, medsr_monai.inferers, medsr_monai.networks
@@ -56,8 +56,8 @@ def work(job):
         os.dup2(os.open(name, os.O_RDWR | os.O_CREAT | os.O_TRUNC), number)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     for name, amount in job["limits"].items():
-        if name == "AS":  # beyond what the imports have taken
-            amount += int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+        if name == "DATA":  # beyond what the imports have taken
+            amount += 1024 * int(re.search(r"VmData:\s*(\d+) kB", open("/proc/self/status").read())[1])
         resource.setrlimit(getattr(resource, "RLIMIT_" + name), (amount, amount))
     exec(job["before"], {})
     code = 0
@@ -125,7 +125,7 @@ class Processes:
         """One process; it must end by itself within ``timeout`` seconds.
 
         Args:
-            limits: by the names of ulimits; AS counts from what the process has at its start.
+            limits: by the names of ulimits; DATA counts from what the process has at its start.
             before: Python that the process runs before `medsr`.
             kill: a signal and the seconds after which it is sent, from the start or from when a file ``seen`` is there.
         """
@@ -844,23 +844,24 @@ def test_out_of_memory_in_the_end_says_what_to_do(medsr, bundle, tmp_path, error
     assert contents(tmp_path) == before
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not limit the address space")
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not limit a process's data")
 def test_a_process_whose_memory_is_limited(medsr, bundle, tmp_path):
-    """A real limit: too little for four slices at a time, then for one slice, then for reading the volume."""
-    save(tmp_path / "a.nii.gz", smooth((112, 112, 8)))
-    options = ("--bundle", bundle, "--overwrite", "--nopicture")
+    """A real limit: too little for 64 slices at a time, then for one slice, then for reading the volume."""
+    save(tmp_path / "a.nii.gz", smooth((64, 64, 64)))
+    options = ("--bundle", bundle, "--overwrite", "--nopicture", "--slice_batch", 64)
     run = functools.partial(medsr, "upscale", "a.nii.gz", "out.nii", *options)
     expected = upscaled(medsr, bundle, "a.nii.gz")
-    # how much is too little depends on torch; uncompressed, since the threads that compress need room, too
-    results = (run(limits={"AS": megabytes << 20}) for megabytes in range(160, 20, -8))
+    # How much is too little depends on torch. 64 slices take some 100 MiB more than all else, so that a step of 20 is
+    # not too large. Uncompressed, since the threads that compress need room, too.
+    results = (run(limits={"DATA": megabytes << 20}) for megabytes in range(300, 20, -20))
     result = next(r for r in results if r.err)
     assert result.code == 0, result
-    assert result.err.startswith("medsr: out of memory: going on with 2 slices at a time\n"), result
+    assert result.err.startswith("medsr: out of memory: going on with 32 slices at a time\n"), result
     np.testing.assert_allclose(nib.load("out.nii").get_fdata(), expected, atol=1e-3)
     Path("out.nii").unlink()
     before = contents(tmp_path)
     for megabytes in (20, 2):
-        result = run(limits={"AS": megabytes << 20})
+        result = run(limits={"DATA": megabytes << 20})
         told(
             result._replace(err=result.err.splitlines(keepends=True)[-1]), "out of memory", "--tile|end other programs"
         )

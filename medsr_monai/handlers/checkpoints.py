@@ -70,27 +70,38 @@ def load_weights(network: torch.nn.Module, path: str | os.PathLike) -> Path:
 
 
 def transfer_weights(network: torch.nn.Module, path: str | os.PathLike) -> list[str]:
-    """Load of the weights of a network for another scale what fits: all but layers whose size the scale decides.
+    """Load of the weights of a network for another scale, or of one with fewer blocks, what fits.
+
+    Layers whose size the scale decides keep their initial values. Blocks beyond those of the weights start as identity
+    (Net2Net, arXiv 1511.05641), so that the deeper network computes at first what the other did; for this they have a
+    method ``start_as_identity``.
 
     Args:
-        network: whose arguments differ from those of the weights in their scale at most.
+        network: whose arguments differ from those of the weights in scale and, being more, num_blocks at most.
         path: weights file, as :func:`load_weights` reads it.
 
     Returns:
-        Names of the parameters that keep their initial values.
+        Names of the parameters that were not in the weights, or of another size there.
 
     Raises:
         FileNotFoundError: no file.
-        ValueError: a damaged file, or other arguments than the scale differ.
+        ValueError: a damaged file, or other arguments differ.
     """
     path, content = read_weights(Path(path))
     network = getattr(network, "module", network)
-    ours = NetworkArguments(network)
+    ours, theirs = NetworkArguments(network), content["network"]
+    may_differ = ["scale"]
+    if theirs.get("num_blocks", 0) < ours.state_dict().get("num_blocks", 0):
+        may_differ.append("num_blocks")
     try:
-        ours.load_state_dict({**content["network"], "scale": ours.state_dict().get("scale")})
+        ours.load_state_dict({**theirs, **{name: ours.state_dict().get(name) for name in may_differ}})
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path}: {' '.join(str(error).split())}") from error
-    return copy_model_state(network, content["model"])[2]
+    kept = copy_model_state(network, content["model"])[2]
+    for name, module in network.named_modules():
+        if hasattr(module, "start_as_identity") and all(f"{name}.{key}" in kept for key in module.state_dict()):
+            module.start_as_identity()
+    return kept
 
 
 def load_network(path: str | os.PathLike | None) -> torch.nn.Module:
@@ -205,14 +216,14 @@ class WeightsLoader:
     Args:
         path: weights file, or None to load nothing (a network without weights, or training from scratch).
         network: to be filled; several where a moving average starts from the same weights.
-        other_scale: take of weights for another scale what fits, see :func:`transfer_weights`.
+        transfer: take of weights for another scale or fewer blocks what fits, see :func:`transfer_weights`.
     """
 
     def __init__(
-        self, path: str | None, network: torch.nn.Module | Sequence[torch.nn.Module], other_scale: bool = False
+        self, path: str | None, network: torch.nn.Module | Sequence[torch.nn.Module], transfer: bool = False
     ) -> None:
         self.path = path
-        self.other_scale = other_scale
+        self.transfer = transfer
         # TorchScript modules look iterable
         self.networks = (network,) if isinstance(network, torch.nn.Module) else tuple(network)
 
@@ -223,7 +234,7 @@ class WeightsLoader:
 
     def __call__(self, engine: Engine) -> None:
         for network in self.networks:
-            if self.other_scale:
+            if self.transfer:
                 kept = transfer_weights(network, self.path)
                 logger.info("of %s everything fits but %s", self.path, ", ".join(kept) or "nothing")
             else:

@@ -108,6 +108,11 @@ class ResidualDenseSwinBlock(nn.Module):
         )
         self.fusion = nn.Conv2d(dim + num_dense_blocks * growth_rate, dim, 3, padding=1)
 
+    def start_as_identity(self) -> None:
+        """Let the block return its input until training changes its fusion."""
+        nn.init.zeros_(self.fusion.weight)
+        nn.init.zeros_(self.fusion.bias)
+
     def forward(self, x: Tensor, shifted: tuple[Tensor, Tensor, Tensor]) -> Tensor:
         b, height, width, _ = x.shape
         y = window_partition(x, self.window_size).unflatten(0, (b, -1))

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import MapTransform, RandomizableTransform
-from monai.utils import convert_to_tensor, ensure_tuple_rep
+from monai.utils import convert_to_tensor, ensure_tuple, ensure_tuple_rep
 
 from medsr_monai.transforms.geometry import with_corners_of
 
@@ -124,23 +124,32 @@ def _sampling_matrix_on(
 
 
 def sampling_matrices(
-    size: int, small: int, method: str, fwhms: Sequence[float | None], device: torch.device | str
+    size: int, small: int, methods: Sequence[str], fwhms: Sequence[float | None], device: torch.device | str
 ) -> torch.Tensor:
-    """:func:`sampling_matrix` for each of a batch's widths, [B, small, size], or [1, small, size] if all are None.
+    """:func:`sampling_matrix` for each image of a batch: [B, small, size], float32; [1, small, size] if all are alike.
 
     Args:
-        fwhms: all None, or none of them.
-        device: where the matrices are made, or kept: one without widths is made once.
+        methods: of each image.
+        fwhms: of each image.
+        device: where the matrices are made, or kept: those without widths are made once.
 
     Raises:
         ValueError: see :func:`sampling_matrix`.
     """
     device = torch.device(device)
-    if all(fwhm is None for fwhm in fwhms):
-        return _sampling_matrix_on(size, small, method, None, device, torch.float32)[None]
-    if method != "gaussian" or min(fwhms) <= 0 or not 1 <= small <= size:
-        sampling_matrix(size, small, method, min(fwhms))  # which says what is wrong
-    return _slice_profiles(size, small, torch.tensor(fwhms, dtype=torch.float64).to(device)).float()
+    pairs = list(zip(methods, fwhms, strict=True))
+    if len(set(pairs)) == 1:
+        pairs = pairs[:1]
+    matrices = torch.empty(len(pairs), small, size, device=device)
+    for b, (method, fwhm) in enumerate(pairs):
+        if fwhm is None:
+            matrices[b] = _sampling_matrix_on(size, small, method, None, device, torch.float32)
+        elif method != "gaussian" or fwhm <= 0 or not 1 <= small <= size:
+            sampling_matrix(size, small, method, fwhm)  # which says what is wrong
+    if drawn := [b for b, (_, fwhm) in enumerate(pairs) if fwhm is not None]:
+        widths = torch.tensor([pairs[b][1] for b in drawn], dtype=torch.float64)
+        matrices[drawn] = _slice_profiles(size, small, widths.to(device)).float()
+    return matrices
 
 
 def degradation_matrix(size: int, factor: int, method: str, fwhm: float | None = None) -> torch.Tensor:
@@ -208,10 +217,10 @@ def degrade(
 
 
 def describe_degradation(
-    method: str, fwhm: float | Sequence[float] | None = None, noise_std: float | Sequence[float] = 0.0
+    method: str | Sequence[str], fwhm: float | Sequence[float] | None = None, noise_std: float | Sequence[float] = 0.0
 ) -> str:
-    """A degradation as a table names it, such as "gaussian, fwhm 5, noise 0.02"; ranges are "3 to 5"."""
-    parts = [method]
+    """A degradation as a table names it, such as "gaussian, fwhm 5, noise 0.02"; ranges: "3 to 5", "box or bicubic"."""
+    parts = [" or ".join(ensure_tuple(method))]
     for name, value in (("fwhm", fwhm), ("noise", noise_std)):
         ends = [] if value is None else list(dict.fromkeys(np.atleast_1d(value).tolist()))
         if any(ends):
@@ -230,8 +239,10 @@ class RandDegraded(RandomizableTransform, MapTransform):
     Args:
         keys: the high-resolution image (one key), [C, *spatial].
         image_key: where the low-resolution image goes.
-        factors, method: see :func:`degrade`.
-        fwhm: range (low, high) in samples that the Gaussian's width is drawn from, or None for the factor.
+        factors: see :func:`degrade`.
+        method: see :func:`degrade`; of several, one is drawn for each image.
+        fwhm: range (low, high) in samples that the Gaussian's width is drawn from, or None for the factor; of several
+            methods, only "gaussian" has it.
         noise_std: range (low, high) that the noise level is drawn from.
     """
 
@@ -241,7 +252,7 @@ class RandDegraded(RandomizableTransform, MapTransform):
         image_key: str = "image",
         *,
         factors: int | Sequence[int],
-        method: str = "bicubic",
+        method: str | Sequence[str] = "bicubic",
         fwhm: tuple[float, float] | None = None,
         noise_std: tuple[float, float] = (0.0, 0.0),
         allow_missing_keys: bool = False,
@@ -250,16 +261,19 @@ class RandDegraded(RandomizableTransform, MapTransform):
         RandomizableTransform.__init__(self, 1.0)
         self.image_key = image_key
         self.factors = factors
-        self.method = method
+        self.methods = ensure_tuple(method)
         self.fwhm = fwhm
         self.noise_std = noise_std
         self.params: dict = {}
 
     def randomize(self, data: object = None) -> None:
+        # one method, like one width, draws no number, so that what is drawn next is the same whatever it is
+        method = self.methods[int(self.R.randint(len(self.methods)))] if len(self.methods) > 1 else self.methods[0]
+        has_width = method == "gaussian" or "gaussian" not in self.methods
         self.params = {
             "factors": self.factors,
-            "method": self.method,
-            "fwhm": self._width(),
+            "method": method,
+            "fwhm": self._width() if has_width else None,
             "noise_std": float(self.R.uniform(*self.noise_std)),
             "noise_seed": int(self.R.randint(2**31)),
         }
@@ -268,7 +282,6 @@ class RandDegraded(RandomizableTransform, MapTransform):
         if self.fwhm is None:
             return None
         low, high = self.fwhm
-        # one width draws no number, so that what is drawn next is the same whatever the width
         return float(low) if low == high else float(self.R.uniform(low, high))
 
     def __call__(self, data: Mapping[Hashable, torch.Tensor], randomize: bool = True) -> dict[Hashable, torch.Tensor]:

@@ -196,12 +196,12 @@ def _degrade(step: RandDegraded, patches: dict, seeds: Sequence[int]) -> None:
     factors = ensure_tuple_rep(step.factors, 2)
     rows, columns = (n // f * f for n, f in zip(patches[key].shape[2:], factors, strict=True))
     patches[key] = low = patches[key][:, :, :rows, :columns]
-    widths = [one["fwhm"] for one in params]
+    methods, widths = [one["method"] for one in params], [one["fwhm"] for one in params]
     matrices = {}
     for axis, size, factor in ((2, rows, factors[0]), (3, columns, factors[1])):
         if factor > 1:
             if (size, factor) not in matrices:
-                matrix = sampling_matrices(size, size // factor, step.method, widths, low.device)
+                matrix = sampling_matrices(size, size // factor, methods, widths, low.device)
                 matrices[size, factor] = matrix.to(low).transpose(-1, -2)[:, None]
             low = torch.movedim(torch.movedim(low, axis, -1) @ matrices[size, factor], -1, axis)
     patches[step.image_key] = (low + _noise(params, low)).contiguous() if _noisy(params) else low.contiguous()
@@ -289,7 +289,8 @@ def _thick_windows(
     for wide in set(widths):
         here = [b for b, n in enumerate(widths) if n == wide]
         small = wide // factor
-        matrices = sampling_matrices(wide, small, step.method, [params[b]["fwhm"] for b in here], device).to(rows)
+        methods, fwhms = [params[b]["method"] for b in here], [params[b]["fwhm"] for b in here]
+        matrices = sampling_matrices(wide, small, methods, fwhms, device).to(rows)
         spline = _spline(small, wide, device)
         for number, b in enumerate(here):
             down[b, :wide, :small] = matrices[number if len(matrices) > 1 else 0].T

@@ -159,7 +159,7 @@ def labelled_patches(
 def training_patches(
     scale: int | Sequence[int],
     patch_size: int | Sequence[int] = 96,
-    method: str = "bicubic",
+    method: str | Sequence[str] = "bicubic",
     intensity_factor: float = 0.5,
     noise_std: float | Sequence[float] = (0.0, 0.0),
     fwhm: float | Sequence[float] | None = None,
@@ -169,7 +169,7 @@ def training_patches(
     Args:
         scale: factor per slice axis.
         patch_size: of the HR patch; the slice must be at least as large.
-        method: see :func:`medsr_monai.transforms.degradation.degrade`.
+        method: see :func:`medsr_monai.transforms.degradation.degrade`; of several, one is drawn for each patch.
         intensity_factor: intensities are multiplied by 1 + u, u uniform in [-intensity_factor, 0.2], since the scaled
             range of a new scanner's volume is not that of the training volumes; 0 turns this off.
         noise_std: range of the LR noise level, or one level, as a fraction of the volume's intensity range.
@@ -199,7 +199,7 @@ def image_patches(patch_size: int | Sequence[int] = 64, flips: bool = True, key:
 
 def slice_pairs(
     scale: int | Sequence[int],
-    method: str = "bicubic",
+    method: str | Sequence[str] = "bicubic",
     fwhm: float | Sequence[float] | None = None,
     noise_std: float | Sequence[float] = 0.0,
     conditions: Sequence[Mapping[str, object]] | None = None,
@@ -220,7 +220,7 @@ def slice_pairs(
         ValueError: no condition, two of one name, or one with another setting.
     """
 
-    def pairs(method: str, fwhm: tuple[float, float] | None, noise_std: tuple[float, float]) -> Compose:
+    def pairs(method: str | Sequence[str], fwhm: tuple[float, float] | None, noise_std: tuple[float, float]) -> Compose:
         degrade = RandDegraded("label", "image", factors=scale, method=method, fwhm=fwhm, noise_std=noise_std)
         return Compose([degrade, _crop_segmentation])
 
@@ -263,7 +263,7 @@ def thick_slice_patches(
     factor: int,
     patch_size: int | Sequence[int] = 64,
     thick_axis: str | None = None,
-    method: str = "gaussian",
+    method: str | Sequence[str] = "gaussian",
     intensity_factor: float = 0.0,
     fwhm: float | Sequence[float] | None = None,
     noise_std: float | Sequence[float] = (0.0, 0.0),
@@ -294,7 +294,7 @@ def thick_slice_patches(
 def thick_slice_pairs(
     factor: int,
     thick_axis: str | None = None,
-    method: str = "gaussian",
+    method: str | Sequence[str] = "gaussian",
     fwhm: float | Sequence[float] | None = None,
     noise_std: float | Sequence[float] = 0.0,
     conditions: Sequence[Mapping[str, object]] | None = None,
@@ -307,7 +307,7 @@ def thick_slice_pairs(
         conditions: see :func:`slice_pairs`, whose errors it raises.
     """
 
-    def pairs(method: str, fwhm: tuple[float, float] | None, noise_std: tuple[float, float]) -> Compose:
+    def pairs(method: str | Sequence[str], fwhm: tuple[float, float] | None, noise_std: tuple[float, float]) -> Compose:
         return Compose(
             [RandThickSliced(factor=factor, thick_axis=thick_axis, method=method, fwhm=fwhm, noise_std=noise_std)]
         )

@@ -36,7 +36,8 @@ class RandThickSliced(RandDegraded):
         factor: slice thickness, in pixels of the label.
         thick_axis: left-right, posterior-anterior or inferior-superior, one of the two that the item's ``axes`` name
             (see :class:`medsr_monai.data.SliceDataset`); None draws one of the two for each item.
-        method: see :func:`medsr_monai.transforms.degradation.degradation_matrix`.
+        method: see :func:`medsr_monai.transforms.degradation.degradation_matrix`; of several, one is drawn for each
+            slice.
         fwhm: range (low, high) in pixels that the width of the slice profile is drawn from, or None for ``factor``.
         noise_std: range (low, high) that the noise level of the thick slices is drawn from.
 
@@ -51,7 +52,7 @@ class RandThickSliced(RandDegraded):
         *,
         factor: int,
         thick_axis: str | None = None,
-        method: str = "gaussian",
+        method: str | Sequence[str] = "gaussian",
         fwhm: tuple[float, float] | None = None,
         noise_std: tuple[float, float] = (0.0, 0.0),
         allow_missing_keys: bool = False,

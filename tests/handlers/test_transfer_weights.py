@@ -48,7 +48,7 @@ def test_another_network_is_refused(weights):
 def test_a_training_says_what_begins_anew(weights, caplog):
     network = RDST(scale=3, **SIZES)
     engine = Engine(lambda engine, batch: None)
-    WeightsLoader(str(weights), network, other_scale=True).attach(engine)
+    WeightsLoader(str(weights), network, transfer=True).attach(engine)
     with caplog.at_level(logging.INFO):
         engine.run([0])
     assert "everything fits but upsample.0.bias, upsample.0.weight" in caplog.text

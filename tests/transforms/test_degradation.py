@@ -6,7 +6,14 @@ import torch
 import torch.nn.functional as F
 from scipy.ndimage import gaussian_filter1d
 
-from medsr_monai.transforms import METHODS, RandDegraded, degradation_matrix, degrade, sampling_matrix
+from medsr_monai.transforms import (
+    METHODS,
+    RandDegraded,
+    degradation_matrix,
+    degrade,
+    describe_degradation,
+    sampling_matrix,
+)
 
 
 @pytest.fixture
@@ -180,6 +187,25 @@ def test_rand_degraded_by_default_is_the_papers():
     item = RandDegraded(factors=[1, 4])({"label": label})
     assert torch.equal(item["image"], degrade(label, (1, 4), "bicubic"))
     assert item["image"].shape == (1, 24, 6)
+
+
+def test_rand_degraded_draws_one_of_several_methods():
+    transform = RandDegraded(factors=4, method=["gaussian", "box"], fwhm=(3.0, 6.0))
+    transform.set_random_state(seed=0)
+    label = torch.rand(1, 24, 24)
+    drawn = []
+    for _ in range(200):
+        item = transform({"label": label})
+        drawn.append((transform.params["method"], transform.params["fwhm"]))
+        assert torch.equal(item["image"], degrade(label, 4, drawn[-1][0], fwhm=drawn[-1][1]))
+    widths = [width for method, width in drawn if method == "gaussian"]
+    assert 70 < len(widths) < 130 and min(widths) < 3.3 and max(widths) > 5.7
+    assert all(width is None for method, width in drawn if method == "box")
+    with pytest.raises(ValueError, match=r"fwhm is .* for '(kspace|box)'"):
+        RandDegraded(factors=4, method=["kspace", "box"], fwhm=(3.0, 3.0))({"label": label})
+    with pytest.raises(ValueError, match="'spline', expected one of"):
+        RandDegraded(factors=4, method=["spline"])({"label": label})
+    assert describe_degradation(["gaussian", "box"], [2, 6], 0.02) == "gaussian or box, fwhm 2 to 6, noise 0.02"
 
 
 @pytest.mark.parametrize(("size", "small"), [(242, 44), (33, 6), (10, 7), (9, 9)])

@@ -22,6 +22,8 @@ RECIPES = {
     "thick, all drawn": thick_slice_patches(
         3, [40, 120], intensity_factor=0.5, fwhm=[2, 5], noise_std=[0, 0.05], method="gaussian"
     ),
+    "mixed": training_patches(4, 32, ["box", "gaussian", "bicubic"], fwhm=[2, 7], noise_std=[0, 0.02]),
+    "thick, mixed": thick_slice_patches(4, 48, method=["gaussian", "box"], fwhm=[2, 6]),
     "thick axis": thick_slice_patches(8, 48, "left-right", "bicubic", noise_std=[0.02, 0.02]),
     "seg_unet": labelled_patches(128),
     "seg_unet, flips": labelled_patches(48, flips=True),
@@ -130,12 +132,15 @@ def test_label_maps_of_thick_slices_are_refused():
 @pytest.mark.parametrize(("size", "small"), [(24, 6), (20, 6), (96, 24), (7, 2)])
 def test_matrices_of_a_batch(size, small):
     widths = [0.4, 1.0, 3.3, 5.0, 40.0]
-    batch = sampling_matrices(size, small, "gaussian", widths, "cpu")
+    batch = sampling_matrices(size, small, ["gaussian"] * len(widths), widths, "cpu")
     for matrix, width in zip(batch, widths, strict=True):
         torch.testing.assert_close(matrix, sampling_matrix(size, small, "gaussian", width).float(), rtol=0, atol=1e-7)
         torch.testing.assert_close(matrix.sum(dim=1), torch.ones(small))
-    assert sampling_matrices(size, small, "box", [None] * 3, "cpu").shape == (1, small, size)
+    assert sampling_matrices(size, small, ["box"] * 3, [None] * 3, "cpu").shape == (1, small, size)
+    mixed = sampling_matrices(size, small, ["box", "gaussian", "kspace"], [None, 2.0, None], "cpu")
+    for matrix, (method, width) in zip(mixed, [("box", None), ("gaussian", 2.0), ("kspace", None)], strict=True):
+        torch.testing.assert_close(matrix, sampling_matrix(size, small, method, width).float(), rtol=0, atol=1e-7)
     with pytest.raises(ValueError, match=r"fwhm is 2\.0 for 'box'"):
-        sampling_matrices(size, small, "box", [2.0], "cpu")
+        sampling_matrices(size, small, ["box"], [2.0], "cpu")
     with pytest.raises(ValueError, match=r"fwhm is -1\.0"):
-        sampling_matrices(size, small, "gaussian", [-1.0], "cpu")
+        sampling_matrices(size, small, ["gaussian"], [-1.0], "cpu")
