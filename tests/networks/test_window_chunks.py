@@ -90,7 +90,7 @@ def test_attention_and_its_gradient():
 
 @pytest.mark.parametrize("grad", [False, True])
 def test_half_precision(monkeypatch, grad):
-    """Autocast rounds the same products; that of attention is PyTorch's, whose backward pass knows autocast."""
+    """Autocast rounds the same products; in training that of attention is PyTorch's, whose backward pass knows it."""
     monkeypatch.setattr(window_chunks, "TOKENS", 48)
     network, x = network_like_trained(num_blocks=1), torch.rand(2, 1, 12, 8)
     outs = []

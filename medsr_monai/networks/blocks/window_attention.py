@@ -95,7 +95,8 @@ def regroup(windows: Tensor, places: Tensor) -> Tensor:
 
 def position_bias(table: Tensor, index: Tensor) -> Tensor:
     """Look `relative_position_index` up in a table [(2w - 1) ** 2, heads]: a bias for scores, [1, heads, N, N]."""
-    return table[index].permute(2, 0, 1).unsqueeze(0)
+    n = index.shape[0]
+    return table.t().index_select(1, index.flatten()).view(1, table.shape[1], n, n)
 
 
 def attend(qkv: Tensor, bias: Tensor, scale: float | None = None) -> Tensor:

@@ -12,12 +12,12 @@ the figures of `medsr benchmark --reference` for all that was kept; the rest was
 | chunks, inference | most of the gain at 160x160: linear layers find their input in the cache | yes |
 | chunks, attention's backward pass by hand | most of the gain of training | yes |
 | 320, 640, 2560 tokens a chunk, or all, in place of 1280 | nothing beyond noise, all at once slower | no |
-| attention's products transposed, heads being 10 channels wide | faster | in training |
-| attention without scaled_dot_product_attention | slower in inference | no |
+| attention's products transposed, heads being 10 channels wide | faster | in training and with bfloat16 |
+| the same in inference with float32 | alone faster, in the network nothing: the scores fill the cache | no |
 | oneDNN's linear layer, or a 1x1 convolution, for MKL's | now slower, now faster | no |
 | bfloat16 by autocast (`--precision bfloat16`) | faster where the CPU has it; its error is in README | option |
 
-At 40x32 all windows are one chunk, and nothing that was tried brought more than the merged convolutions.
+At 40x32 all windows are one chunk, and nothing that was tried with float32 brought more than the merged convolutions.
 """
 
 from __future__ import annotations
@@ -103,23 +103,32 @@ def _divided(counts: Sequence[int], most: int) -> list[Chunk]:
     return chunks
 
 
-class _Attention(torch.autograd.Function):
-    """Attention that keeps its weights for the backward pass; products are ordered for the narrow channels of a head.
+def _attention(qkv: Tensor, bias: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Attention with one bias [heads, N, N] for all windows; products are ordered for the narrow channels of a head.
 
     A product [N, N] x [N, c] with few channels c costs up to three times its transpose, [c, N] x [N, N].
+
+    Returns:
+        The result, as `attend` has it; queries, keys and values [windows * heads, N, c]; the weights.
     """
+    w, n, _, heads, c = qkv.shape
+    q, k, v = qkv.permute(2, 0, 3, 1, 4).reshape(3, w * heads, n, c).unbind(0)
+    scores = bias.to(qkv.dtype).repeat(w, 1, 1)
+    scores.baddbmm_(q, k.transpose(1, 2), alpha=scale)
+    weights = torch.softmax(scores, -1, out=scores)
+    out = torch.bmm(v.transpose(1, 2), weights.transpose(1, 2))
+    return out.view(w, heads, c, n).permute(0, 3, 1, 2).reshape(w, n, heads * c), q, k, v, weights
+
+
+class _Attention(torch.autograd.Function):
+    """`_attention`, which keeps its weights for the backward pass."""
 
     @staticmethod
     def forward(ctx: Any, qkv: Tensor, bias: Tensor, scale: float) -> Tensor:
-        w, n, _, heads, c = qkv.shape
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).reshape(3, w * heads, n, c).unbind(0)
-        scores = bias.repeat(w, 1, 1)
-        scores.baddbmm_(q, k.transpose(1, 2), alpha=scale)
-        weights = torch.softmax(scores, -1, out=scores)
-        out = torch.bmm(v.transpose(1, 2), weights.transpose(1, 2))
-        ctx.save_for_backward(q, k, v, weights)
+        out, *kept = _attention(qkv, bias, scale)
+        ctx.save_for_backward(*kept)
         ctx.scale = scale
-        return out.view(w, heads, c, n).permute(0, 3, 1, 2).reshape(w, n, heads * c)
+        return out
 
     @staticmethod
     @once_differentiable
@@ -151,13 +160,13 @@ def attend(qkv: Tensor, bias: Tensor, scale: float, parts: Sequence[tuple[int, i
     Returns:
         [windows, N, heads * channels of a head].
     """
-    if torch.is_grad_enabled() and not torch.is_autocast_enabled(qkv.device.type):
-        outs = [_Attention.apply(part, bias[kind], scale) for part, kind in _split(qkv, parts)]
+    split = _split(qkv, parts)
+    if not torch.is_grad_enabled() and qkv.dtype != torch.float32:
+        outs = [_attention(part, bias[kind], scale)[0] for part, kind in split]
+    elif torch.is_grad_enabled() and not torch.is_autocast_enabled(qkv.device.type):
+        outs = [_Attention.apply(part, bias[kind], scale) for part, kind in split]
     else:
-        outs = [
-            window_attention.attend(part.unsqueeze(0), bias[kind : kind + 1], scale)[0]
-            for part, kind in _split(qkv, parts)
-        ]
+        outs = [window_attention.attend(part.unsqueeze(0), bias[kind : kind + 1], scale)[0] for part, kind in split]
     return outs[0] if len(outs) == 1 else torch.cat(outs)
 
 
