@@ -105,8 +105,8 @@ def make_bundle(folder, base):
         ((40, 33, 9), (1, 1, 1.2), "rdst_e"),
         ((9, 30, 31), (1.3, 0.9, 0.9), "rdst_e"),
         ((20, 12, 21), (1, 4, 4), "rdst_e"),
-        ((40, 36, 11), (0.9, 0.9, 3.3), "transmrsr"),
-        ((11, 40, 36), (5.0, 0.8, 1.0), "transmrsr"),
+        ((40, 36, 11), (0.9, 0.9, 3.3), "rdst_e_thick"),
+        ((11, 40, 36), (5.0, 0.8, 1.0), "rdst_e_thick"),
     ],
 )
 def test_the_grid_is_what_upscale_writes(tmp_path, capsys, shape, edges, bundle):
@@ -152,7 +152,7 @@ def test_text_of_a_volume(tmp_path, capsys):
     assert "160x160x4 voxels of 1x1x5 mm, RAS, axial slices" in lines[1]
     assert "inferior-superior, 5 mm" in lines[2]
     assert "left-right: 160 voxels of 1 mm, no interpolation detected" in lines[3]
-    assert f"medsr upscale {volume} v_sr.nii.gz --bundle transmrsr" in out
+    assert f"medsr upscale {volume} v_sr.nii.gz --bundle rdst_e_thick" in out
     assert re.search(r"MiB of memory, 4 slices at a time; network about .* on \d+ threads?$", lines[-1])
 
 
@@ -184,11 +184,11 @@ def test_a_study_and_its_series(tmp_path, capsys):
     assert (good["shape"], good["thick_axis"], good["plan"]["bundle"]) == (
         [40, 36, 8],
         "inferior-superior",
-        "transmrsr",
+        "rdst_e_thick",
     )
     assert good["acquisition_matrix"] == [30, 40]
     assert [axis["acquisition_matrix"] for axis in good["axes"]] == [30, 40]
-    assert good["plan"]["command"].endswith(f"--series {good['series']['uid']} --bundle transmrsr")
+    assert good["plan"]["command"].endswith(f"--series {good['series']['uid']} --bundle rdst_e_thick")
     assert items[8]["left_out"] == "derived" and items[8]["plan"] is None
     assert "unevenly spaced" in items[9]["problem"] and items[9]["plan"] is None
     assert len({tuple(item) for item in items.values()}) == 1  # the same keys for all
@@ -204,7 +204,7 @@ def test_a_bundle_without_weights_is_planned_all_the_same(tmp_path, capsys, monk
     volume = save(tmp_path / "v.nii.gz", (40, 36, 9), (1, 1, 4))
     (item,) = inspected(volume, "--no-timing", capsys=capsys)
     assert item["problem"] is None and item["plan"]["weights"] is False and item["estimate"]["memory_bytes"]
-    assert "none of transmrsr here" in medsr("inspect", volume, "--no-timing", capsys=capsys)[1]
+    assert "none of rdst_e_thick here" in medsr("inspect", volume, "--no-timing", capsys=capsys)[1]
 
 
 def test_a_folder_of_volumes_goes_on_after_a_bad_one(tmp_path, capsys):
@@ -298,13 +298,13 @@ main(sys.argv[1:])
         ((160, 128, 8), (1, 1, 1.2), "rdst_e", None),
         ((256, 256, 48), (1, 1, 1.2), "bicubic", None),
         ((384, 384, 24), (1, 1, 1.2), "bicubic", None),
-        ((48, 48, 8), (1, 1, 4), "transmrsr", None),
-        ((64, 64, 8), (1, 1, 4), "transmrsr", None),
-        ((64, 64, 24), (1, 1, 4), "transmrsr", None),
+        ((48, 48, 8), (1, 1, 4), "rdst_e_thick", None),
+        ((64, 64, 8), (1, 1, 4), "rdst_e_thick", None),
+        ((64, 64, 24), (1, 1, 4), "rdst_e_thick", None),
         ((96, 88, 16), (1, 1, 1.2), "rdst_e", "slabs"),
         ((256, 256, 48), (1, 1, 1.2), "bicubic", "slabs"),
         ((512, 512, 12), (1, 1, 1.2), "bicubic", "slabs"),
-        ((64, 64, 24), (1, 1, 4), "transmrsr", "slabs"),
+        ((64, 64, 24), (1, 1, 4), "rdst_e_thick", "slabs"),
     ],
 )
 def test_memory_is_what_upscale_takes(tmp_path, shape, edges, bundle, limit):

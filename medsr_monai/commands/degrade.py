@@ -26,7 +26,7 @@ def degrade(
         input: NIfTI or FreeSurfer file.
         output: NIfTI file.
         scale: integer factor.
-        direction: in-plane (larger pixels) or through-plane (thicker slices, as `upscale --bundle transmrsr` takes).
+        direction: in-plane (larger pixels) or through-plane (thicker slices, as `upscale --bundle rdst_e_thick` takes).
         plane: axial, coronal or sagittal, auto for the one with the finest pixels.
         method: bicubic (default in-plane), gaussian (default through-plane), box or kspace.
         fwhm: width of the Gaussian slice profile in voxels, default the scale.

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from medsr_monai.data import DicomSeries
     from medsr_monai.estimate import Work
 
-THICK_BUNDLE = "transmrsr"
+THICK_BUNDLE = "rdst_e_thick"
 PICTURE_BUNDLE = "lgsr"
 ZERO_FILLED = ("MR", "")
 """DICOM modalities, and files that do not tell, whose empty border of k-space is one that was zero-filled."""

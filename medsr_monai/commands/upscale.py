@@ -47,7 +47,7 @@ def upscale(
     Of a volume it writes float32 NIfTI in the input's units, of a picture (grey or RGB, 8 or 16 bits) a picture of the
     same kind, whose pixel size, where the input states it, is divided too.
 
-    Most bundles enlarge the slices of one plane; a bundle for thick slices, such as transmrsr, makes them thin.
+    Most bundles enlarge the slices of one plane; a bundle for thick slices, such as rdst_e_thick, makes them thin.
 
     Beside every output stands a JSON file of the same name: what it was made of, with what and how.
 
