@@ -27,10 +27,10 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
 
 from medsr_monai import cli
-from medsr_monai.commands.bundles import DEFAULT_BUNDLE
+from medsr_monai.commands.bundles import DEFAULT_BUNDLE, BundleRunner
 from medsr_monai.handlers import load_network
 from medsr_monai.metrics import psnr
-from medsr_monai.networks import RDST, InceptionFeatures, NetworkArguments, SegmentationUNet
+from medsr_monai.networks import EDSR, RDST, InceptionFeatures, NetworkArguments, SegmentationUNet
 
 ROOT = Path(__file__).parent.parent
 TINY = {
@@ -79,7 +79,7 @@ def make_bundle(folder: Path, **network_def: object) -> Path:
 
 def tiny_network(**other: object) -> RDST:
     torch.manual_seed(0)
-    network = RDST(scale=4, **(TINY | other))
+    network = RDST(**({"scale": 4} | TINY | other))
     torch.nn.init.normal_(network.last.weight, std=0.02)  # zeros at the start of a training
     return network
 
@@ -324,8 +324,9 @@ def test_tiles_and_slice_batches_give_nearly_the_same(medsr, bundle, tmp_path):
         (["--weights", "text.pt"], "text.pt: not a PyTorch weights file"),
         (["--weights", "list.pt"], "list.pt: no .*medsr convert"),
         (["--weights", "odd.pt"], "odd.pt: "),
-        (["--weights", "other.pt"], "other.pt: .*growth_rate is 12 in the weights and 6 in network_def"),
-        (["--weights", "switch.pt"], "switch.pt: .*bicubic_residual is False in the weights and True in network_def"),
+        (["--weights", "x2.pt"], "x2.pt: .*scale is 2 in the weights and 4 in network_def"),
+        (["--weights", "class.pt"], "class.pt: .*_target_ is 'medsr_monai.networks.EDSR' in the weights"),
+        (["--weights", "code.pt"], r"code.pt: mlp_ratio is '\$print\(1\)': expected a number, a name or a list"),
     ],
 )
 def test_a_wrong_option_is_one_line(medsr, bundle, tmp_path, options, reason):
@@ -333,10 +334,26 @@ def test_a_wrong_option_is_one_line(medsr, bundle, tmp_path, options, reason):
     Path("text.pt").write_text("no weights")
     torch.save([1, 2], "list.pt")
     torch.save({"network": 3, "model": 4}, "odd.pt")
-    save_weights(tiny_network(growth_rate=12), tmp_path / "other.pt")
-    save_weights(tiny_network(bicubic_residual=False), tmp_path / "switch.pt")
+    save_weights(tiny_network(scale=2), tmp_path / "x2.pt")
+    save_weights(EDSR(num_blocks=1, channels=4), tmp_path / "class.pt")
+    save_weights(tiny_network(), tmp_path / "code.pt")
+    content = torch.load("code.pt", weights_only=True)
+    content["network"]["mlp_ratio"] = "$print(1)"
+    torch.save(content, "code.pt")
     refused(medsr("upscale", "in.nii.gz", "new/out.nii.gz", "--bundle", bundle, *options), reason)
     assert not Path("new").exists()
+
+
+def test_weights_of_another_form_of_the_network_bring_its_arguments(medsr, bundle, tmp_path):
+    """Of the authors, say, whose network has no bicubic residual, or with other widths."""
+    make_volume(tmp_path / "in.nii.gz")
+    network = tiny_network(bicubic_residual=False, growth_rate=12, num_blocks=2)
+    save_weights(network, tmp_path / "own.pt")
+    assert medsr("upscale", "in.nii.gz", "a.nii.gz", "--bundle", bundle, "--weights", "own.pt")[0] == 0
+    runner = BundleRunner(str(bundle))
+    runner.network = network.eval()
+    expected = runner.run(runner.read(tmp_path / "in.nii.gz"))
+    np.testing.assert_allclose(nib.load("a.nii.gz").get_fdata(), expected[0], rtol=0, atol=1e-5 * np.ptp(expected))
 
 
 def test_other_weights_are_used(medsr, bundle, tmp_path):

@@ -213,7 +213,7 @@ def test_balanced_draws_are_shared_out(mixed):
 def test_without_balance_every_slice_comes_once(mixed):
     draws = sampler(mixed, balance=None)[1]
     assert sorted(key % 20 for key in epoch(draws, 5)) == list(range(20))
-    with pytest.raises(ValueError, match=r"balance is 'case', expected 'modality'"):
+    with pytest.raises(ValueError, match=r"balance is 'case', expected 'modality', 'contrast'"):
         sampler(mixed, balance="case")
     with pytest.raises(ValueError, match=r"balance needs shuffle"):
         sampler(mixed, balance="modality", shuffle=False)

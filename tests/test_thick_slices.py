@@ -343,9 +343,9 @@ def test_weights_that_do_not_fit(medsr, tiny, folder, tmp_path):
         return medsr("upscale", "in.nii.gz", "out.nii.gz", "--bundle", tiny, "--weights", weights)
 
     content = torch.load(tiny / "models" / "model.pt")
-    more = build_network(content["network"] | {"num_centroids": 3})
+    more = build_network(content["network"] | {"in_channels": 2, "out_channels": 2})
     save_weights(tmp_path / "more.pt", more)
-    refused(upscale("more.pt"), "more.pt: .*num_centroids is 3 in the weights and 2 in network_def", tmp_path)
+    refused(upscale("more.pt"), "more.pt: .*in_channels is 2 in the weights and 1 in network_def", tmp_path)
     content["model"]["centroids"] = torch.zeros(3, 8)
     torch.save(content, "shape.pt")
     refused(upscale("shape.pt"), r"shape.pt: .*centroids: copying a param with shape torch.Size\(\[3, 8\]\)", tmp_path)

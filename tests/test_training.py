@@ -331,11 +331,23 @@ def test_cosine_schedule_ends_at_zero_and_resumes(volumes, tmp_path):
 def test_degradation_varies_as_the_configuration_says(volumes, tmp_path):
     flow = workflow(volumes, tmp_path, degradation="gaussian", fwhm=[2, 6], noise_std=[0.01, 0.05], max_steps=1)
     degrade = flow.parser.get_parsed_content("train#dataset").transform.transforms[-1]
+    assert degrade.methods == ("gaussian",)
     drawn = []
     for number in range(8):
         flow.parser.get_parsed_content("train#dataset")[number]
         drawn.append((degrade.params["fwhm"], degrade.params["noise_std"]))
     assert len(set(drawn)) == 8 and all(2 <= width <= 6 and 0.01 <= noise <= 0.05 for width, noise in drawn)
+
+
+def test_contrasts_are_balanced_as_the_configuration_says(volumes, tmp_path):
+    """Of two volumes one is T2, the other does not say; that of few slices is drawn as often as the other."""
+    files = sorted(p.name for p in volumes.iterdir() if p.name.endswith(".nii.gz"))[:3]
+    part = [{"image": files[0], "contrast": "T2", "slices": {"axial": [1]}}, {"image": files[1]}]
+    (tmp_path / "list.json").write_text(json.dumps({"training": part, "validation": [{"image": files[2]}]}))
+    flow = workflow(volumes, tmp_path, datalist=str(tmp_path / "list.json"), balance="contrast", batch_size=1)
+    loader = flow.parser.get_parsed_content("train#dataloader")
+    drawn = [batch["case"][0] for batch in loader]
+    assert len(drawn) >= 4 and drawn.count(drawn[0]) == len(drawn) / 2
 
 
 def test_early_stop(volumes, tmp_path):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from types import NoneType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -13,6 +15,8 @@ if TYPE_CHECKING:
     from medsr_monai.data import DicomSeries
 
 DEFAULT_BUNDLE = "rdst_e"
+PIPELINE = ("in_channels", "out_channels", "scale")
+"""Arguments of a network that what is around it depends on."""
 
 
 def bundle_folders() -> dict[str, Path]:
@@ -49,7 +53,9 @@ class BundleRunner:
 
     Args:
         bundle: name or folder.
-        weights: file, or None for the bundle's own; one that `medsr export` wrote takes the place of the network.
+        weights: file, or None for the bundle's own; one that `medsr export` wrote takes the place of the network. The
+            network gets the arguments that another file states, such as a converted one of the authors, but for its
+            channels and scale.
         trained: load weights; without them the network's grid, memory and time are the same.
         overrides: ids of the bundle's inference.json and their values.
     """
@@ -75,6 +81,12 @@ class BundleRunner:
         if exported:
             target = {"_target_": "medsr_monai.exported.ExportedNetwork", "path": weights, "scale": "@scale"}
             overrides["network_def"] = target
+        found = None
+        if weights is not None and not exported:
+            from medsr_monai.handlers import read_weights
+
+            found = read_weights(Path(weights))
+            overrides |= self._stated_arguments(*found)
         if not trained and "network_def#truncation" in self.parser:
             overrides["network_def#truncation"] = "none"  # its centroids come with trained weights only
         progress = {"inferer#progress": sys.stderr.isatty()}
@@ -83,14 +95,29 @@ class BundleRunner:
         self.weights = (weights or self["weights"]) if trained else None
         self.network = self["network"].eval()
         if self.weights and not exported:
-            from medsr_monai.handlers import load_weights
+            from medsr_monai.handlers import fill_network, read_weights
 
-            self.weights = str(load_weights(self.network, self.weights))
+            file, content = found or read_weights(Path(self.weights))
+            fill_network(self.network, file, content)
+            self.weights = str(file)
             numbers = self.network.state_dict().items()
             if broken := [name for name, tensor in numbers if not tensor.isfinite().all()]:
                 raise ValueError(
                     f"{self.weights}: numbers that are not finite in {', '.join(broken[:3])}: an unfinished training?"
                 )
+
+    def _stated_arguments(self, file: Path, content: Mapping) -> dict[str, Any]:
+        """Ids of the network's arguments, of a weights file; none if it is of another class, which loading refuses."""
+        stated = content["network"]
+        if not isinstance(stated, dict) or stated.get("_target_") != self.parser["network_def"]["_target_"]:
+            return {}
+        arguments = {name: value for name, value in stated.items() if name not in ("_target_", *PIPELINE)}
+        for name, value in arguments.items():
+            # a configuration evaluates expressions, and files of weights may come from anywhere
+            words = value if isinstance(value, list) else [value]
+            if not all(isinstance(v, (bool, int, float, NoneType)) or str(v).isidentifier() for v in words):
+                raise ValueError(f"{file}: {name} is {value!r}: expected a number, a name or a list of them")
+        return {f"network_def#{name}": value for name, value in arguments.items()}
 
     def _use(self) -> str:
         if "thick_axis" in self.parser:

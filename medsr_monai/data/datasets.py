@@ -171,9 +171,9 @@ class SliceDataset(Dataset):
         """Size of the centre that is kept of a volume's slices in a plane, None for whole slices."""
         return self.data[number].get("crop", {}).get(plane)
 
-    def modality(self, number: int) -> str:
-        """What the item of a volume states as its ``modality``, else "unknown"."""
-        return str(self.data[number].get("modality", "unknown"))
+    def stated(self, number: int, key: str) -> str:
+        """What the item of a volume states as its ``modality`` or ``contrast``, else "unknown"."""
+        return str(self.data[number].get(key, "unknown"))
 
     def case(self, number: int) -> str:
         """Name of a volume: its last folder and its (first) file name."""
@@ -212,7 +212,12 @@ class SliceDataset(Dataset):
         index = key % len(self) % len(self.items)
         number, axis, plane, position = self.items[index]
         size = self.crop(number, plane)
-        item: dict = {"case": self.case(number), "plane": plane, "slice": position, "modality": self.modality(number)}
+        item: dict = {
+            "case": self.case(number),
+            "plane": plane,
+            "slice": position,
+            "modality": self.stated(number, "modality"),
+        }
         others = [a for a in range(3) if a != axis]
         item["axes"] = tuple(self.axes[number][a] for a in others)
         letters, edges = self.grids[number]
@@ -264,17 +269,18 @@ class SliceSampler(DistributedSampler):
         shuffle: True for training: shuffled, and each process draws equally many items. False for validation: natural
             order, always pass 0, and every item exactly once over all processes.
         seed: of the shuffling.
-        balance: "modality" draws equally many slices of each modality, with ``shuffle`` only. An epoch is as long as
-            without it, rounded up; each modality goes through its own slices, shuffled pass after pass, across epochs,
-            so that few slices of one come again sooner, in other patches. None draws every slice once an epoch.
+        balance: "modality" or "contrast" draws equally many slices of each one that the items state, with ``shuffle``
+            only. An epoch is as long as without it, rounded up; each goes through its own slices, shuffled pass after
+            pass, across epochs, so that few slices of one come again sooner, in other patches. None draws every slice
+            once an epoch.
 
     Raises:
         ValueError: another ``balance``, or one without ``shuffle``.
     """
 
     def __init__(self, dataset: SliceDataset, shuffle: bool = True, seed: int = 0, balance: str | None = None) -> None:
-        if balance not in (None, "modality"):
-            raise ValueError(f"balance is {balance!r}, expected 'modality' or None")
+        if balance not in (None, "modality", "contrast"):
+            raise ValueError(f"balance is {balance!r}, expected 'modality', 'contrast' or None")
         if balance and not shuffle:
             raise ValueError("balance needs shuffle: without it every slice comes exactly once")
         distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
@@ -290,7 +296,7 @@ class SliceSampler(DistributedSampler):
         if balance:
             groups: dict[str, list[int]] = {}
             for index, (number, *_) in enumerate(dataset.items):
-                groups.setdefault(dataset.modality(number), []).append(index)
+                groups.setdefault(dataset.stated(number, balance), []).append(index)
             self.groups = list(groups.values())
             self.quota = -(-len(dataset) // len(groups))
             self.num_samples = -(-self.quota * len(groups) // self.num_replicas)
@@ -310,7 +316,7 @@ class SliceSampler(DistributedSampler):
         return (keys[i] for i in order[self.rank :: self.num_replicas])
 
     def _draws(self, number: int) -> list[int]:
-        """This epoch's part of a modality's endless stream of shuffled passes, as keys of the dataset."""
+        """This epoch's part of a group's endless stream of shuffled passes, as keys of the dataset."""
         group = self.groups[number]
         keys = []
         for draw in range(self.epoch * self.quota, (self.epoch + 1) * self.quota):

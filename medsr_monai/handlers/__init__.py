@@ -6,9 +6,11 @@ from .checkpoints import (
     EarlyStop,
     TrainingCheckpoints,
     WeightsLoader,
+    fill_network,
     load_network,
     load_trained_part,
     load_weights,
+    read_weights,
     save_atomically,
     transfer_weights,
 )

@@ -26,9 +26,11 @@ __all__ = [
     "EarlyStop",
     "TrainingCheckpoints",
     "WeightsLoader",
+    "fill_network",
     "load_network",
     "load_trained_part",
     "load_weights",
+    "read_weights",
     "save_atomically",
     "transfer_weights",
 ]
@@ -65,7 +67,7 @@ def load_weights(network: torch.nn.Module, path: str | os.PathLike) -> Path:
         ValueError: a damaged file, no such dictionary in it, other arguments, or other parameters.
     """
     file, content = read_weights(Path(path))
-    _fill(network, file, content)
+    fill_network(network, file, content)
     return file
 
 
@@ -127,7 +129,7 @@ def load_network(path: str | os.PathLike | None) -> torch.nn.Module:
         network = build_network(content["network"])
     except (AttributeError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: {' '.join(str(error).split())}") from error
-    _fill(network, path, content)
+    fill_network(network, path, content)
     return network.eval()
 
 
@@ -202,7 +204,8 @@ def _missing(path: Path, stated: StatedFile | None) -> str:
     )
 
 
-def _fill(network: torch.nn.Module, path: Path, content: Mapping) -> None:
+def fill_network(network: torch.nn.Module, path: Path, content: Mapping) -> None:
+    """Load what :func:`read_weights` has read, as :func:`load_weights` does."""
     try:
         NetworkArguments(network).load_state_dict(content["network"])
         getattr(network, "module", network).load_state_dict(content["model"])
