@@ -42,8 +42,8 @@ def main(argv: list[str] | None = None) -> None:
 
         print(__version__)
         return
-    quiet_libraries()
     try:
+        quiet_libraries()
         call = parse(COMMANDS, arguments, "medsr")
         code = None
         if call:

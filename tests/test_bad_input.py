@@ -661,6 +661,13 @@ def not_finite(path: Path) -> None:
     save_weights(network, path)
 
 
+def with_argument(name: str, value: object, path: Path) -> None:
+    save_weights(tiny_network(), path)
+    content = torch.load(path, weights_only=True)
+    content["network"][name] = value
+    torch.save(content, path)
+
+
 WEIGHTS = {
     "missing": (lambda p: None, "no such weights file"),
     "text": (lambda p: p.write_text("no weights"), "not a PyTorch weights file, or a damaged one"),
@@ -668,11 +675,14 @@ WEIGHTS = {
     "cut short": (lambda p: (save_weights(tiny_network(), p), p.write_bytes(p.read_bytes()[:9000])), "damaged"),
     "one bit flipped": (lambda p: (save_weights(tiny_network(), p), flip(p)), "damaged"),
     "no dictionary": (lambda p: torch.save([1, 2], p), "medsr convert"),
-    "of another size": (
-        lambda p: save_weights(tiny_network(growth_rate=12), p),
-        "growth_rate is 12 in .* and 6",
+    "of another scale": (lambda p: save_weights(tiny_network(scale=2), p), "scale is 2 in .* and 4"),
+    "of two channels": (
+        lambda p: save_weights(tiny_network(in_channels=2, out_channels=2), p),
+        "in_channels is 2 in .* and 1",
     ),
-    "of another switch": (lambda p: save_weights(tiny_network(bicubic_residual=False), p), "bicubic_residual is False"),
+    "of arguments that do not go together": (functools.partial(with_argument, "num_heads", 5), "num_heads is 5, which"),
+    "of an unknown argument": (functools.partial(with_argument, "gates", 3), "unexpected keyword argument 'gates'"),
+    "of an expression": (functools.partial(with_argument, "mlp_ratio", "$print(1)"), r"mlp_ratio is '\$print\(1\)'"),
     "not finite": (not_finite, "not finite"),
 }  # fmt: skip
 

@@ -108,6 +108,10 @@ class BundleRunner:
 
     def _stated_arguments(self, file: Path, content: Mapping) -> dict[str, Any]:
         """Ids of the network's arguments, of a weights file; none if it is of another class, which loading refuses."""
+        import torch
+
+        from medsr_monai.networks import build_network
+
         stated = content["network"]
         if not isinstance(stated, dict) or stated.get("_target_") != self.parser["network_def"]["_target_"]:
             return {}
@@ -117,6 +121,11 @@ class BundleRunner:
             words = value if isinstance(value, list) else [value]
             if not all(isinstance(v, (bool, int, float, NoneType)) or str(v).isidentifier() for v in words):
                 raise ValueError(f"{file}: {name} is {value!r}: expected a number, a name or a list of them")
+        try:
+            with torch.device("meta"):
+                build_network(stated)
+        except (AttributeError, TypeError, ValueError) as error:
+            raise ValueError(f"{file}: {' '.join(str(error).split())}") from error
         return {f"network_def#{name}": value for name, value in arguments.items()}
 
     def _use(self) -> str:

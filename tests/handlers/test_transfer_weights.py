@@ -1,4 +1,4 @@
-"""Weights of one scale as the start of another."""
+"""Weights of one scale, or of fewer blocks, as the start of another network."""
 
 import logging
 
@@ -36,10 +36,31 @@ def test_what_fits_is_taken_and_the_rest_keeps_its_first_values(weights, scale, 
     assert network(torch.rand(1, 1, 8, 8)).isfinite().all()
 
 
-def test_another_network_is_refused(weights):
-    network = RDST(scale=2, **SIZES | {"num_blocks": 2})
+def test_further_blocks_start_as_identity(weights):
+    """The deeper network gives what the other gave, and its new blocks learn."""
+    other = RDST(scale=4, **SIZES)
+    other.load_state_dict(torch.load(weights, weights_only=True)["model"])
+    network = RDST(scale=4, **SIZES | {"num_blocks": 3})
+    kept = transfer_weights(network, weights)
+    assert {".".join(name.split(".")[:2]) for name in kept} == {"blocks.1", "blocks.2"}
+    x = torch.rand(1, 1, 16, 8)
+    torch.testing.assert_close(network(x), other(x), rtol=0, atol=0)
+    network(x).mean().backward()
+    assert network.blocks[2].fusion.weight.grad.abs().max() > 0
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ({"embed_dim": 24}, "embed_dim is 12 in the weights and 24 in network_def"),
+        ({"bicubic_residual": True}, "bicubic_residual is False in the weights and True"),
+        ({"num_blocks": 0}, "num_blocks is 1 in the weights and 0 in network_def"),
+    ],
+)
+def test_another_network_is_refused(weights, sizes, message):
+    network = RDST(scale=2, **SIZES | sizes)
     first = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    with pytest.raises(ValueError, match=r"x4\.pt: .*num_blocks is 1 in the weights and 2 in network_def") as raised:
+    with pytest.raises(ValueError, match=rf"x4\.pt: .*{message}") as raised:
         transfer_weights(network, weights)
     assert "scale" not in str(raised.value)
     assert all(torch.equal(tensor, first[name]) for name, tensor in network.state_dict().items())
