@@ -30,7 +30,7 @@ def folder(tmp_path_factory):
     volumes.mkdir(parents=True)
     rng = np.random.default_rng(0)
     for number in range(4):
-        image = gaussian_filter(rng.random((112, 112, 6)), (2, 2, 0)).astype(np.float32)
+        image = gaussian_filter(rng.random((96, 96, 4)), (2, 2, 0)).astype(np.float32)
         nib.save(nib.Nifti1Image(image, np.diag([1, 1, 5, 1])), volumes / f"case{number}.nii.gz")
     return here
 
