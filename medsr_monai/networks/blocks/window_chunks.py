@@ -12,12 +12,12 @@ the figures of `medsr benchmark --reference` for all that was kept; the rest was
 | chunks, inference | most of the gain at 160x160: linear layers find their input in the cache | yes |
 | chunks, attention's backward pass by hand | most of the gain of training | yes |
 | 320, 640, 2560 tokens a chunk, or all, in place of 1280 | nothing beyond noise, all at once slower | no |
-| attention's products transposed, heads being 10 channels wide | faster | in training and with bfloat16 |
-| the same in inference with float32 | alone faster, in the network nothing: the scores fill the cache | no |
+| attention's products transposed, as heads are narrow | faster in training, with bfloat16, with two threads | yes |
+| moved windows of all kinds at once, each with its mask | some, where there are few windows | in inference |
 | oneDNN's linear layer, or a 1x1 convolution, for MKL's | now slower, now faster | no |
 | bfloat16 by autocast (`--precision bfloat16`) | faster where the CPU has it; its error is in README | option |
 
-At 40x32 all windows are one chunk, and nothing that was tried with float32 brought more than the merged convolutions.
+At 40x32 all windows are one chunk, and with float32 and one thread nothing brought more than the merged convolutions.
 """
 
 from __future__ import annotations
@@ -103,17 +103,21 @@ def _divided(counts: Sequence[int], most: int) -> list[Chunk]:
     return chunks
 
 
-def _attention(qkv: Tensor, bias: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Attention with one bias [heads, N, N] for all windows; products are ordered for the narrow channels of a head.
+def _attention(qkv: Tensor, scores: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Attention whose products are ordered for the narrow channels of a head.
 
     A product [N, N] x [N, c] with few channels c costs up to three times its transpose, [c, N] x [N, N].
+
+    Args:
+        qkv: as `attend` has it.
+        scores: what is added to the scores, [windows * heads, N, N]; it becomes the weights.
+        scale: factor of the scores before that.
 
     Returns:
         The result, as `attend` has it; queries, keys and values [windows * heads, N, c]; the weights.
     """
     w, n, _, heads, c = qkv.shape
     q, k, v = qkv.permute(2, 0, 3, 1, 4).reshape(3, w * heads, n, c).unbind(0)
-    scores = bias.to(qkv.dtype).repeat(w, 1, 1)
     scores.baddbmm_(q, k.transpose(1, 2), alpha=scale)
     weights = torch.softmax(scores, -1, out=scores)
     out = torch.bmm(v.transpose(1, 2), weights.transpose(1, 2))
@@ -125,7 +129,7 @@ class _Attention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, qkv: Tensor, bias: Tensor, scale: float) -> Tensor:
-        out, *kept = _attention(qkv, bias, scale)
+        out, *kept = _attention(qkv, bias.repeat(qkv.shape[0], 1, 1), scale)
         ctx.save_for_backward(*kept)
         ctx.scale = scale
         return out
@@ -160,10 +164,11 @@ def attend(qkv: Tensor, bias: Tensor, scale: float, parts: Sequence[tuple[int, i
     Returns:
         [windows, N, heads * channels of a head].
     """
+    if not torch.is_grad_enabled():
+        kinds = torch.tensor([kind for count, kind in parts for _ in range(count)], device=qkv.device)
+        return _attention(qkv, bias.to(qkv.dtype).index_select(0, kinds).flatten(0, 1), scale)[0]
     split = _split(qkv, parts)
-    if not torch.is_grad_enabled() and qkv.dtype != torch.float32:
-        outs = [_attention(part, bias[kind], scale)[0] for part, kind in split]
-    elif torch.is_grad_enabled() and not torch.is_autocast_enabled(qkv.device.type):
+    if not torch.is_autocast_enabled(qkv.device.type):
         outs = [_Attention.apply(part, bias[kind], scale) for part, kind in split]
     else:
         outs = [window_attention.attend(part.unsqueeze(0), bias[kind : kind + 1], scale)[0] for part, kind in split]
