@@ -30,7 +30,8 @@ def sentence(description: Mapping[str, Any] | None) -> str:
     parts = [_group_words(group) for group in description["groups"]]
     data = " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
     method = (description.get("degradation") or {}).get("method")
-    return f"trained on {data}{f', {method} degradation' if method else ''}"
+    words = method if isinstance(method, str) else " or ".join(method or ())
+    return f"trained on {data}{f', {words} degradation' if words else ''}"
 
 
 def _group_words(group: Mapping[str, Any]) -> str:

@@ -34,7 +34,7 @@ def describe(
         output: JSON file to write. Default: beside the weights, model.training_data.json of model.pt.
         modality: of all items that do not state theirs, such as MR or CT.
         body_part: likewise, such as brain.
-        degradation: that the training was given, if it is not the bundle's.
+        degradation: that the training was given, if it is not the bundle's; several with commas between them.
         scale: likewise; of thick slices their thickness.
         overwrite: replace an existing output.
     """
@@ -58,7 +58,10 @@ def describe(
     if "degradation" not in parser:
         raise ValueError(f"bundle {bundle} does not super-resolve: there is nothing to describe")
     thick = "factor" in parser
-    given = {"dataset_dir": dataset_dir, "datalist": datalist, "degradation": degradation}
+    methods = None if degradation is None else degradation.split(",")
+    if methods is not None and len(methods) == 1:
+        (methods,) = methods
+    given = {"dataset_dir": dataset_dir, "datalist": datalist, "degradation": methods}
     given["factor" if thick else "scale"] = scale
     parser.update({name: value for name, value in given.items() if value is not None})
     dataset = parser.get_parsed_content("train#dataset")
