@@ -132,6 +132,8 @@ def test_sentences():
     described = {"groups": [GROUP, CT], "degradation": {"method": "bicubic"}}
     text = "trained on 3 brain MR volumes (T1, T2) and 1 chest CT volume and 2 chest CT images, bicubic degradation"
     assert sentence(described) == text
+    several = described | {"degradation": {"method": ["gaussian", "box"]}}
+    assert sentence(several) == text.replace("bicubic", "gaussian or box")
     assert sentence(None) == "not known what the weights were trained on"
 
 
@@ -233,6 +235,9 @@ def test_described_then_named_and_warned_of(medsr, bundle, tmp_path, caplog):
     assert "secret" not in text and str(tmp_path) not in text
     assert (group["pixel_mm"], group["size_pixels"], group["volumes"]) == ([4.0, 4.4], [28, 28], 2)
     assert medsr("describe", bundle, *options, "--weights", "mine.pt")[0] == 1, "nothing is overwritten"
+    several = ("--weights", "mine.pt", "--output", "mixed.json", "--degradation", "box,kspace")
+    assert "T1), box or kspace degradation" in medsr("describe", bundle, *options, *several)[1]
+    assert json.loads(Path("mixed.json").read_text())["degradation"]["method"] == ["box", "kspace"]
 
     def upscale(source, *more):
         caplog.clear()
