@@ -339,6 +339,25 @@ def test_degradation_varies_as_the_configuration_says(volumes, tmp_path):
     assert len(set(drawn)) == 8 and all(2 <= width <= 6 and 0.01 <= noise <= 0.05 for width, noise in drawn)
 
 
+@pytest.mark.parametrize("bundle", [p.parent.parent.name for p in CONFIGS.parents[1].glob("*/configs/train.json")])
+def test_the_lists_may_be_given_in_place_of_a_folder(bundle):
+    """As MONAI Label gives them: nothing else looks at the folder, which is not there then."""
+    text = (CONFIGS.parents[1] / bundle / "configs" / "train.json").read_text()
+    used = [line.split(":")[0].strip() for line in text.splitlines() if "@files" in line]
+    assert used == ['"data"', '"data"']
+
+
+def test_a_training_on_given_lists(volumes, tmp_path):
+    files = [{"image": str(path), "label": str(path)} for path in sorted(volumes.iterdir())]
+    lists = {"train#dataset#data": files[:3], "validate#dataset#data": files[3:]}
+    workflow(volumes, tmp_path, epochs=1, **lists | {"dataset_dir": str(tmp_path / "nowhere")}).run()
+    record = json.loads((tmp_path / "models" / "model.pt.json").read_text())
+    told = {record["Name"]: record["Lists"] for record in record["Inputs"]}
+    assert told == {Path(f["image"]).name: ["training"] for f in files[:3]} | {
+        Path(files[3]["image"]).name: ["validation"]
+    }
+
+
 def test_contrasts_are_balanced_as_the_configuration_says(volumes, tmp_path):
     """Of two volumes one is T2, the other does not say; that of few slices is drawn as often as the other."""
     files = sorted(p.name for p in volumes.iterdir() if p.name.endswith(".nii.gz"))[:3]
