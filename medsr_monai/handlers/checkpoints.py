@@ -93,11 +93,11 @@ def transfer_weights(network: torch.nn.Module, path: str | os.PathLike) -> list[
     network = getattr(network, "module", network)
     ours, theirs = NetworkArguments(network), content["network"]
     may_differ = ["scale"]
-    if theirs.get("num_blocks", 0) < ours.state_dict().get("num_blocks", 0):
-        may_differ.append("num_blocks")
     try:
+        if theirs.get("num_blocks", 0) < ours.state_dict().get("num_blocks", 0):
+            may_differ.append("num_blocks")
         ours.load_state_dict({**theirs, **{name: ours.state_dict().get(name) for name in may_differ}})
-    except (TypeError, ValueError) as error:
+    except (AttributeError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: {' '.join(str(error).split())}") from error
     kept = copy_model_state(network, content["model"])[2]
     for name, module in network.named_modules():

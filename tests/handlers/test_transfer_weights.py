@@ -66,6 +66,12 @@ def test_another_network_is_refused(weights, sizes, message):
     assert all(torch.equal(tensor, first[name]) for name, tensor in network.state_dict().items())
 
 
+def test_a_file_without_arguments_is_refused(tmp_path):
+    save_atomically({"network": 3, "model": {}}, tmp_path / "odd.pt")
+    with pytest.raises(ValueError, match=r"odd\.pt: "):
+        transfer_weights(RDST(**SIZES), tmp_path / "odd.pt")
+
+
 def test_a_training_says_what_begins_anew(weights, caplog):
     network = RDST(scale=3, **SIZES)
     engine = Engine(lambda engine, batch: None)
