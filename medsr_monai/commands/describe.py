@@ -58,9 +58,7 @@ def describe(
     if "degradation" not in parser:
         raise ValueError(f"bundle {bundle} does not super-resolve: there is nothing to describe")
     thick = "factor" in parser
-    methods = None if degradation is None else degradation.split(",")
-    if methods is not None and len(methods) == 1:
-        (methods,) = methods
+    methods = degradation.split(",") if degradation and "," in degradation else degradation
     given = {"dataset_dir": dataset_dir, "datalist": datalist, "degradation": methods}
     given["factor" if thick else "scale"] = scale
     parser.update({name: value for name, value in given.items() if value is not None})

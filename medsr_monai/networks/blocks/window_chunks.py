@@ -164,11 +164,12 @@ def attend(qkv: Tensor, bias: Tensor, scale: float, parts: Sequence[tuple[int, i
     Returns:
         [windows, N, heads * channels of a head].
     """
-    if not torch.is_grad_enabled():
+    # PyTorch's own keeps float32 inside for float16, which is too coarse for scores
+    if not torch.is_grad_enabled() and qkv.dtype != torch.float16:
         kinds = torch.tensor([kind for count, kind in parts for _ in range(count)], device=qkv.device)
         return _attention(qkv, bias.to(qkv.dtype).index_select(0, kinds).flatten(0, 1), scale)[0]
     split = _split(qkv, parts)
-    if not torch.is_autocast_enabled(qkv.device.type):
+    if torch.is_grad_enabled() and not torch.is_autocast_enabled(qkv.device.type):
         outs = [_Attention.apply(part, bias[kind], scale) for part, kind in split]
     else:
         outs = [window_attention.attend(part.unsqueeze(0), bias[kind : kind + 1], scale)[0] for part, kind in split]
