@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves
 
 from medsr_monai.inferers import PlaneInferer, ThroughPlaneInferer
 from medsr_monai.inferers.slice_batches import RESULTS
-from medsr_monai.transforms.geometry import AXES, PLANES
+from medsr_monai.transforms.geometry import PLANE_ACROSS
 
 __all__ = [
     "Work",
@@ -121,7 +121,7 @@ def planned_work(
         plan = inferer.plan(affine, shape)
         new_shape[plan.array_axis] = plan.new_size
         seen = tuple(new_shape) if inferer.factor == 1 else shape
-        slices, planes, through = [], [], PLANES[AXES.index(plan.thick_axis)]
+        slices, planes, through = [], [], PLANE_ACROSS[plan.thick_axis]
         for plane in plan.planes:
             across, rows, columns = PlaneInferer(plane, through=through).axes(affine, seen)
             slices.append((seen[across], seen[rows], seen[columns]))

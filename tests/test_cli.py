@@ -91,23 +91,6 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(folder)
 
 
-@pytest.fixture
-def medsr(capfd, monkeypatch, tmp_path):
-    """Run `medsr` in this process, in an empty folder: exit code, stdout and stderr."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*args: object) -> tuple[int, str, str]:
-        capfd.readouterr()
-        try:
-            cli.main([str(a) for a in args])
-            code = 0
-        except SystemExit as end:
-            code = end.code or 0
-        return code, *capfd.readouterr()
-
-    return run
-
-
 def start(*args: object, module: str = "medsr_monai", **options: object) -> subprocess.Popen:
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONWARNINGS"} | {"PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", module, *map(str, args)]

@@ -18,7 +18,6 @@ import torch
 import torch.distributed as dist
 from scipy.ndimage import gaussian_filter
 
-from medsr_monai import cli
 from medsr_monai.cohort import Ranks, StatusTable, exit_code, share_out, summary_line
 from medsr_monai.commands.bundles import BundleRunner
 from medsr_monai.networks import RDST, NetworkArguments
@@ -51,23 +50,6 @@ def bundle(tmp_path_factory):
     (folder / "models").mkdir()
     save_weights(folder / "models" / "model.pt")
     return folder
-
-
-@pytest.fixture
-def medsr(capfd, monkeypatch, tmp_path):
-    """Run `medsr` in this process, in an empty folder: exit code, stdout and stderr."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*args):
-        capfd.readouterr()
-        try:
-            cli.main([str(a) for a in args])
-            code = 0
-        except SystemExit as end:
-            code = end.code or 0
-        return code, *capfd.readouterr()
-
-    return run
 
 
 def make_volume(path, shape=(20, 18, 5), seed=0):

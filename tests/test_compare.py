@@ -19,7 +19,6 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 from scipy.ndimage import gaussian_filter
 
-from medsr_monai import cli
 from medsr_monai.compare import FILES
 from medsr_monai.data import sample_volume
 from medsr_monai.metrics import busiest_crop
@@ -85,20 +84,8 @@ def figures(monkeypatch):
 
 
 @pytest.fixture
-def medsr(capfd, figures, monkeypatch, tmp_path):
-    """Run `medsr` in this process, in an empty folder: exit code, stdout and stderr."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*args: object) -> tuple[int, str, str]:
-        capfd.readouterr()
-        try:
-            cli.main([str(a) for a in args])
-            code = 0
-        except SystemExit as end:
-            code = end.code or 0
-        return code, *capfd.readouterr()
-
-    return run
+def medsr(medsr, figures):
+    return medsr
 
 
 def refused(result: tuple[int, str, str], reason: str) -> None:

@@ -21,7 +21,6 @@ from PIL import Image
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage, generate_uid
 
-from medsr_monai import cli
 from medsr_monai.data import SliceDataset, SliceSampler, load_picture
 from medsr_monai.metrics import psnr
 from medsr_monai.networks import NetworkArguments, build_network
@@ -262,23 +261,6 @@ def bundle(tmp_path_factory):
     file.write_text(json.dumps(content))
     weights(folder / "models")
     return folder
-
-
-@pytest.fixture
-def medsr(capfd, monkeypatch, tmp_path):
-    """Run `medsr` in this process, in an empty folder: exit code, stdout and stderr."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*args):
-        capfd.readouterr()
-        try:
-            cli.main([str(a) for a in args])
-            code = 0
-        except SystemExit as end:
-            code = end.code or 0
-        return code, *capfd.readouterr()
-
-    return run
 
 
 def corner(depth=255, channels=1):

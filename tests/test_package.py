@@ -21,7 +21,7 @@ import pytest
 import torch
 from monai.bundle import ConfigParser, ConfigWorkflow
 
-from medsr_monai import cli, vendoring
+from medsr_monai import vendoring
 from medsr_monai.commands.package import package
 from medsr_monai.handlers import load_network
 from medsr_monai.networks import NetworkArguments
@@ -31,22 +31,6 @@ ROOT = Path(__file__).parents[1]
 BUNDLES = sorted(p.parent.parent for p in ROOT.glob("bundles/*/configs/metadata.json"))
 VERSION = {b.name: json.loads((b / "configs" / "metadata.json").read_text())["version"] for b in BUNDLES}
 FEW_SAMPLES = {"transmrsr_prior": {"count": 2}}
-
-
-@pytest.fixture
-def medsr(capfd):
-    """Run `medsr` in this process: exit code, stdout and stderr."""
-
-    def run(*args):
-        capfd.readouterr()
-        try:
-            cli.main([str(a) for a in args])
-            code = 0
-        except SystemExit as end:
-            code = end.code or 0
-        return code, *capfd.readouterr()
-
-    return run
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -21,7 +21,7 @@ from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
 from scipy.ndimage import gaussian_filter
 
 import medsr_monai
-from medsr_monai import cli, provenance
+from medsr_monai import provenance
 from medsr_monai.commands.bundles import BundleRunner
 from medsr_monai.networks import RDST, NetworkArguments
 
@@ -50,23 +50,6 @@ def bundle(tmp_path_factory):
     state = {"network": NetworkArguments(network).state_dict(), "model": network.state_dict()}
     torch.save(state, folder / "models" / "model.pt")
     return folder
-
-
-@pytest.fixture
-def medsr(capfd, monkeypatch, tmp_path):
-    """Run `medsr` in this process, in an empty folder: exit code, stdout and stderr."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*args):
-        capfd.readouterr()
-        try:
-            cli.main([str(a) for a in args])
-            code = 0
-        except SystemExit as end:
-            code = end.code or 0
-        return code, *capfd.readouterr()
-
-    return run
 
 
 def digest(path):

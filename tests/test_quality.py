@@ -12,7 +12,6 @@ import torch
 from monai.data import MetaTensor
 from PIL import Image
 
-from medsr_monai import cli
 from medsr_monai.commands.bundles import BundleRunner
 from medsr_monai.data import LoadVolumed, list_volumes, load_picture, sample_volume
 from medsr_monai.metrics import psnr
@@ -263,19 +262,6 @@ def bicubic(tmp_path_factory) -> str:
     content["network_def"] = {"_target_": "medsr_monai.networks.Bicubic", "scale": "@scale"}
     config.write_text(json.dumps(content | {"weights": None}))
     return str(folder)
-
-
-@pytest.fixture
-def medsr(capfd, monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
-
-    def run(*args: object) -> tuple[int, str, str]:
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as end:
-            cli.main([str(a) for a in args])
-        return end.value.code, *capfd.readouterr()
-
-    return run
 
 
 def save(path: Path, volume: MetaTensor) -> None:

@@ -19,6 +19,7 @@ COMMANDS = [
     for line in block.strip().splitlines()
 ]
 INSTALL = 'pip install -e ".[test]" && '
+TESTS = "pytest -q -n 2 --dist loadfile"
 
 
 @pytest.fixture(scope="module")
@@ -36,14 +37,14 @@ def folder(tmp_path_factory):
 
 
 def test_both_main_commands_install_first():
-    assert [c for c in COMMANDS if c.startswith(INSTALL)] == [INSTALL + "medsr demo", INSTALL + "pytest -q"]
-    assert (ROOT / ".ci" / "run").read_text().count('pip install -q -e ".[test]"\npytest -q') == 1
+    assert [c for c in COMMANDS if c.startswith(INSTALL)] == [INSTALL + "medsr demo", INSTALL + TESTS]
+    assert f'pip install -q -e ".[test]"\n{TESTS}\n' in (ROOT / ".ci" / "run").read_text()
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_command(command, folder):
     command = command.removeprefix(INSTALL)
-    if command == "pytest -q":
+    if command == TESTS:
         pytest.skip("this is it")
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     done = subprocess.run(

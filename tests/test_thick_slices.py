@@ -14,7 +14,6 @@ from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.transforms import Resize
 from scipy.ndimage import gaussian_filter, zoom
 
-from medsr_monai import cli
 from medsr_monai.networks import NetworkArguments, build_network
 from medsr_monai.transforms import AXES, PLANES, outer_corners, resample, spacing
 
@@ -72,19 +71,6 @@ def tiny(folder):
 def spline(folder):
     """A bundle whose network changes nothing: what is left is the interpolation."""
     return make_bundle(folder / "spline", BICUBIC)
-
-
-@pytest.fixture
-def medsr(capfd, monkeypatch, tmp_path):
-    """Run `medsr` in this process, in an empty folder: exit code, stdout and stderr."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*args):
-        with pytest.raises(SystemExit) as end:
-            cli.main([str(a) for a in args])
-        return end.value.code, *capfd.readouterr()
-
-    return run
 
 
 def affine_of(edges, orientation=((0, 1, 2), (1, 1, 1)), degrees=12):

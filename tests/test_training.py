@@ -307,7 +307,7 @@ def test_max_steps_are_rounded_up_to_whole_epochs(volumes, tmp_path):
     assert (trainer.state.epoch_length, trainer.state.max_epochs) == (5, 2)
 
 
-@pytest.mark.parametrize("bundle", ["rdst_e", "rdst", "comparison", "lgsr"])
+@pytest.mark.parametrize("bundle", ["rdst_e", "rdst", "comparison", "lgsr", "transmrsr"])
 def test_cosine_overlays_are_the_same_everywhere(bundle):
     assert (CONFIGS.parents[1] / bundle / "configs" / "cosine.json").read_bytes() == COSINE.read_bytes()
 

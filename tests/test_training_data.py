@@ -11,7 +11,6 @@ import torch
 from monai.data import MetaTensor
 from scipy.ndimage import gaussian_filter
 
-from medsr_monai import cli
 from medsr_monai.commands.bundles import BundleRunner
 from medsr_monai.commands.files import Case
 from medsr_monai.commands.trained_on import TrainedOn
@@ -187,23 +186,6 @@ def bundle(tmp_path_factory):
         {"network": NetworkArguments(network).state_dict(), "model": network.state_dict()}, folder / MAIN_WEIGHTS
     )
     return folder
-
-
-@pytest.fixture
-def medsr(capfd, monkeypatch, tmp_path):
-    """Run `medsr` in this process, in an empty folder: exit code, stdout and stderr."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*args):
-        capfd.readouterr()
-        try:
-            cli.main([str(a) for a in args])
-            code = 0
-        except SystemExit as end:
-            code = end.code or 0
-        return code, *capfd.readouterr()
-
-    return run
 
 
 def volume(seed, size=112):

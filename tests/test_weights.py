@@ -17,7 +17,6 @@ import pytest
 import torch
 from monai.bundle import ConfigWorkflow, download_large_files
 
-from medsr_monai import cli
 from medsr_monai.commands import bundles
 from medsr_monai.convert import load_official
 from medsr_monai.handlers import load_network, load_trained_part, load_weights
@@ -79,23 +78,6 @@ def volume(tmp_path):
         nib.Nifti1Image(np.random.default_rng(0).random((12, 10, 2)).astype(np.float32), np.diag([1, 1, 4, 1])), path
     )
     return path
-
-
-@pytest.fixture
-def medsr(capfd, tmp_path, monkeypatch):
-    """Run `medsr` in this process: exit code, stdout and stderr."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*args):
-        capfd.readouterr()
-        try:
-            cli.main([str(a) for a in args])
-            code = 0
-        except SystemExit as end:
-            code = end.code or 0
-        return code, *capfd.readouterr()
-
-    return run
 
 
 def warnings_in(caplog):

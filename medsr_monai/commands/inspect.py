@@ -158,12 +158,12 @@ def _look_into(item: dict[str, Any], source: str | DicomSeries, frame: int | Non
 
 def _axis(volume: MetaTensor, axis: int, item: dict[str, Any]) -> dict[str, Any]:
     from medsr_monai.metrics import axis_spectrum
-    from medsr_monai.transforms import AXES, PLANES, plane_axis
+    from medsr_monai.transforms import PLANE_ACROSS, plane_axis
 
     image = volume.as_tensor().mean(0)
     spectrum = axis_spectrum(image[..., 0] if item["kind"] == "picture" else image, axis)
     size, edges = volume.shape[1 + axis], item["spacing_mm"]
-    names = {plane_axis(volume.affine, plane): name for plane, name in zip(PLANES, AXES, strict=True)}
+    names = {plane_axis(volume.affine, plane): name for name, plane in PLANE_ACROSS.items()}
     return {
         "axis": axis,
         "direction": ("columns", "rows")[axis] if item["kind"] == "picture" else names[axis],

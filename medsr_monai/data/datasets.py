@@ -13,7 +13,7 @@ from monai.utils import convert_to_tensor
 from torch.utils.data import Dataset
 
 from medsr_monai.data.volumes import volume_name
-from medsr_monai.transforms.geometry import AXES, PLANES, plane_axis, spacing
+from medsr_monai.transforms.geometry import AXES, PLANE_ACROSS, PLANES, plane_axis, spacing
 
 __all__ = ["SliceDataset", "SliceSampler"]
 
@@ -105,11 +105,11 @@ class SliceDataset(Dataset):
         if contains is not None:
             if contains not in AXES:
                 raise ValueError(f"slices are to contain the axis {contains!r}, expected one of {', '.join(AXES)}")
-            planes = tuple(name for name in planes if name != PLANES[AXES.index(contains)])
+            planes = tuple(name for name in planes if name != PLANE_ACROSS[contains])
         for number in range(len(self.volumes)):
             image = self.volumes[number]["image"]
             self._check_shapes(number)
-            world = {plane_axis(image.affine, name): along for name, along in zip(PLANES, AXES, strict=True)}
+            world = {plane_axis(image.affine, name): along for along, name in PLANE_ACROSS.items()}
             self.axes.append([world[a] for a in range(3)])
             self.grids.append(([_towards(image.affine, a, world[a]) for a in range(3)], spacing(image.affine).tolist()))
             chosen = data[number].get("slices")

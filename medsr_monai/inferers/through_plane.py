@@ -16,6 +16,7 @@ from medsr_monai.inferers.fast_network import FastNetwork
 from medsr_monai.inferers.plane import WHOLE_SLICES, PlaneInferer
 from medsr_monai.transforms.geometry import (
     AXES,
+    PLANE_ACROSS,
     PLANES,
     SQUARE_RATIO,
     THICK_RATIO,
@@ -144,7 +145,7 @@ class ThroughPlaneInferer(Inferer):
             axis_name = thick_axis(affine, SQUARE_RATIO if self.force else THICK_RATIO)
         planes = _planes(axis_name, self.refine)
         edges = spacing(affine)
-        axis = plane_axis(affine, PLANES[AXES.index(axis_name)])
+        axis = plane_axis(affine, PLANE_ACROSS[axis_name])
         size, edge = int(shape[axis]), float(edges[axis])
         target = float(np.delete(edges, axis).min()) if self.target_spacing is None else self.target_spacing
         new_size = target_size(size, edge, target)
@@ -226,7 +227,7 @@ class ThroughPlaneInferer(Inferer):
     ) -> torch.Tensor:
         """The network's output on the slices of one plane, in the grid that the network makes."""
         # one object for all planes and volumes: it has learnt how many slices fit into memory
-        self.slices.plane, self.slices.through = plane, PLANES[AXES.index(plan.thick_axis)]
+        self.slices.plane, self.slices.through = plane, PLANE_ACROSS[plan.thick_axis]
         refined = self.slices(volume, network, *args, **kwargs).as_tensor()
         expected = list(volume.shape[2:])
         expected[plan.array_axis] *= self.factor
@@ -240,7 +241,7 @@ class ThroughPlaneInferer(Inferer):
 
 def _planes(axis_name: str, refine: str) -> tuple[str, ...]:
     """Planes to be refined, all of which contain the axis."""
-    across = PLANES[AXES.index(axis_name)]
+    across = PLANE_ACROSS[axis_name]
     planes = tuple(plane for plane in PLANES if plane != across)
     if refine == across:
         raise ValueError(

@@ -12,6 +12,7 @@ from .degradation import (
 from .display import EDGES, LEFT_EDGE, displayed_slice, pixel_edges
 from .geometry import (
     AXES,
+    PLANE_ACROSS,
     PLANES,
     MatchCornersd,
     SyncRefMetad,

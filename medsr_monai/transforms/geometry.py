@@ -22,6 +22,7 @@ from monai.utils import ensure_tuple_rep
 __all__ = [
     "AXES",
     "PLANES",
+    "PLANE_ACROSS",
     "MatchCornersd",
     "SyncRefMetad",
     "axis_factors",
@@ -43,6 +44,9 @@ PLANES = ("sagittal", "coronal", "axial")
 
 AXES = ("left-right", "posterior-anterior", "inferior-superior")
 """World axes, each the one that runs across the slices of the plane of the same position in PLANES."""
+
+PLANE_ACROSS = dict(zip(AXES, PLANES, strict=True))
+"""The plane across whose slices a world axis runs."""
 
 ISOTROPIC_RATIO = 1.25
 """Voxels whose longest edge is below this multiple of the shortest one count as isotropic."""

@@ -12,7 +12,6 @@ from monai.bundle import ConfigWorkflow
 from monai.data import MetaTensor
 from torch import nn
 
-from medsr_monai import cli
 from medsr_monai.commands import upscaler
 from medsr_monai.commands.bundles import BundleRunner, bundle_folder
 from medsr_monai.commands.fast_path import FittingSlices, fast_options, parse_slice_batch, recorded_options
@@ -20,23 +19,12 @@ from medsr_monai.estimate import activation_bytes, planned_work, slices_that_fit
 
 
 @pytest.fixture
-def medsr(capfd, monkeypatch, tmp_path):
-    """Run `medsr` in this process, in a folder with a small volume: exit code, stdout and stderr."""
-    monkeypatch.chdir(tmp_path)
+def medsr(medsr):
+    """Beside a small volume."""
     rows = np.linspace(0, 1000, 12, dtype=np.float32)
     Path("in").mkdir()
     nib.save(nib.Nifti1Image(np.sin(rows)[:, None, None] * 90 + rows[:, None] + 9 * rows[:6], np.eye(4)), "in/a.nii.gz")
-
-    def run(*args):
-        capfd.readouterr()
-        try:
-            cli.main([str(a) for a in args])
-            code = 0
-        except SystemExit as end:
-            code = end.code or 0
-        return code, *capfd.readouterr()
-
-    return run
+    return medsr
 
 
 def sidecar(path):

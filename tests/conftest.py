@@ -1,0 +1,29 @@
+"""What all tests share."""
+
+import os
+
+import pytest
+
+# threads of each worker on all cores would take twice as long; torch reads this once
+if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
+    share = (os.cpu_count() or 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, share)))
+
+
+@pytest.fixture
+def medsr(capfd, monkeypatch, tmp_path):
+    """Run `medsr` in this process, in an empty folder: exit code, stdout and stderr."""
+    from medsr_monai import cli
+
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        capfd.readouterr()
+        try:
+            cli.main([str(a) for a in arguments])
+            code = 0
+        except SystemExit as end:
+            code = end.code or 0
+        return code, *capfd.readouterr()
+
+    return run
