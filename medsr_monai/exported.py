@@ -32,8 +32,8 @@ class ExportedNetwork(nn.Module):
     is run by onnxruntime, as precisely as it was exported, on as many threads as torch uses.
 
     Attributes:
-        information: what `medsr export` recorded: bundle, version, network, weights_sha256 and so on; empty of files
-            that others wrote.
+        information: what `medsr export` recorded: bundle, version, network, weights_sha256, training_data and so on;
+            empty of files that others wrote.
         exchange_format: onnx or torchscript.
         scale_factors: (rows, columns) by which the output is larger; None where neither `scale` nor the file says it.
 

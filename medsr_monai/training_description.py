@@ -8,7 +8,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-__all__ = ["DESCRIPTION", "FIGURES", "description_path", "find_description", "read_description", "sentence"]
+__all__ = [
+    "DESCRIPTION",
+    "FIGURES",
+    "check_description",
+    "description_path",
+    "find_description",
+    "read_description",
+    "sentence",
+]
 
 DESCRIPTION = "training_data.json"
 """In a bundle's docs; beside weights of another place ``<name of the weights>.training_data.json``."""
@@ -56,10 +64,22 @@ def read_description(path: str | os.PathLike) -> dict[str, Any]:
     """
     try:
         content = json.loads(Path(path).read_text())
+    except ValueError:
+        content = None
+    return check_description(content, path)
+
+
+def check_description(content: Any, path: str | os.PathLike) -> dict[str, Any]:
+    """The same of what has been read from a file, such as the record in an exported network.
+
+    Raises:
+        ValueError: no description; names the file.
+    """
+    try:
         needed = {"modality", "body_parts", "contrasts", "volumes", "images", "pixel_mm", "thickness", "figures"}
         fits = bool(content["groups"]) and all(needed <= group.keys() for group in content["groups"])
         fits = fits and all(FIGURES.keys() <= group["figures"].keys() for group in content["groups"])
-    except (ValueError, TypeError, LookupError, AttributeError):
+    except (TypeError, LookupError, AttributeError):
         fits = False
     if not fits:
         raise ValueError(f"{path}: no description of training data, make it by `medsr describe` or remove it")

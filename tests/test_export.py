@@ -18,8 +18,10 @@ import torch
 from monai.bundle import ConfigParser, ConfigWorkflow
 
 from medsr_monai import cli
+from medsr_monai.exchange import export_network
 from medsr_monai.exported import ExportedNetwork
 from medsr_monai.networks import EDSR, NetworkArguments
+from medsr_monai.training_description import sentence
 from medsr_monai.transforms import outer_corners
 
 ROOT = Path(__file__).parents[1]
@@ -170,6 +172,33 @@ def test_the_command_says_what_it_wrote(place, capfd):
     weights = (place / "tiny" / "models" / "model.pt").read_bytes()
     assert information["weights_sha256"] == hashlib.sha256(weights).hexdigest()
     assert "research use only" in information["notice"]
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_a_file_says_what_its_weights_were_trained_on(place, tmp_path, suffix):
+    """Also far from the bundle's description and from the one that lay beside the weights."""
+    description = json.loads((ROOT / "bundles" / "rdst_e" / "docs" / "training_data.json").read_text())
+    weights, volume = tmp_path / "w.pt", place / "volumes" / "a.nii.gz"
+    shutil.copy(place / "tiny" / "models" / "model.pt", weights)
+    description.pop("weights_sha256")
+    beside, exported, out = tmp_path / "w.training_data.json", tmp_path / f"x.{suffix}", tmp_path / "out.nii.gz"
+    beside.write_text(json.dumps(description))
+    assert medsr("export", place / "tiny", exported, "--weights", weights) == 0
+    beside.unlink()
+    assert ExportedNetwork(exported).information["training_data"] == description
+    assert medsr("upscale", volume, out, "--bundle", place / "tiny", "--weights", exported) == 0
+    found = json.loads((tmp_path / "out.json").read_text())["TrainedOn"]
+    assert found["Description"] == f"tiny: {sentence(description)}" and found["Data"][0]["Modality"] == "MR"
+
+
+def test_a_record_that_is_no_description_is_refused(place, capfd, tmp_path):
+    network, out = EDSR(1, 1, 4, channels=8, num_blocks=1), tmp_path / "out.nii.gz"
+    export_network(network, tmp_path / "w.ts", "torchscript", information={"training_data": {"groups": [{}]}})
+    code = medsr(
+        "upscale", place / "volumes" / "a.nii.gz", out, "--bundle", place / "tiny", "--weights", tmp_path / "w.ts"
+    )
+    assert code == 1 and not out.exists()
+    assert re.fullmatch(r"medsr: error: \S*w\.ts: no description of training data, .*\n", capfd.readouterr().err)
 
 
 @pytest.mark.parametrize(

@@ -45,12 +45,16 @@ def export(
 
     from medsr_monai import __version__
     from medsr_monai.exchange import export_network
+    from medsr_monai.training_description import find_description
 
     runner = BundleRunner(bundle, weights, device="$torch.device('cpu')")
+    digest = runner.weights and hashlib.sha256(Path(runner.weights).read_bytes()).hexdigest()
+    trained_on = digest and find_description(folder, runner.weights, digest)
     information = {
         "bundle": folder.resolve().name,
         "bundle_version": json.loads((folder / "configs" / "metadata.json").read_text())["version"],
-        "weights_sha256": runner.weights and hashlib.sha256(Path(runner.weights).read_bytes()).hexdigest(),
+        "weights_sha256": digest,
+        **({"training_data": trained_on} if trained_on else {}),
         "medsr_monai": __version__,
         "notice": "research use only, not for clinical use",
     }
