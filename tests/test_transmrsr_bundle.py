@@ -366,6 +366,19 @@ def test_a_prior_without_centroids(files, tmp_path):
     workflow(files, tmp_path, ["ablation_no_truncation"], prior=str(tmp_path / "prior.pt")).run()
 
 
+def test_degradation_varies_as_the_configuration_says(files, tmp_path):
+    more = {"degradation": ["gaussian", "box"], "fwhm": [3, 5], "noise_std": [0.01, 0.03]}
+    dataset = get(workflow(files, tmp_path, **more), "train#dataset")
+    degrade, drawn = dataset.transform.transforms[0], []
+    for number in range(12):
+        dataset[number % len(dataset)]
+        drawn.append(dict(degrade.params))
+    assert {p["method"] for p in drawn} == {"gaussian", "box"}
+    assert all(0.01 <= p["noise_std"] <= 0.03 for p in drawn) and len({p["noise_std"] for p in drawn}) == 12
+    widths = [p["fwhm"] for p in drawn if p["method"] == "gaussian"]  # a box has the width of the slice
+    assert all(3 <= width <= 5 for width in widths) and len(set(widths)) == len(widths)
+
+
 def test_early_stopping_asks_for_a_gain(files, tmp_path):
     """Validation scores by hand: gains of 0.04 count when they add up to more than 0.05."""
     scores = iter([20.0, 20.04, 20.08, 20.09, 20.1, 20.11, 30.0])
