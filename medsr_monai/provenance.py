@@ -105,7 +105,9 @@ def _are_published(folder: Path, weights: Path, sha256: str) -> bool:
     return weights.resolve().parent == folder / "models"
 
 
-def bundle_record(folder: str | os.PathLike, weights: str | os.PathLike | None) -> tuple[dict[str, Any], list[str]]:
+def bundle_record(
+    folder: str | os.PathLike, weights: str | os.PathLike | None, made_of: str | None = None
+) -> tuple[dict[str, Any], list[str]]:
     """A bundle's name, version, configuration, weights and the degradation that these were trained for; and warnings.
 
     The degradation is what ``degradation`` in the bundle's metadata.json says; it holds for the bundle's own weights.
@@ -113,13 +115,14 @@ def bundle_record(folder: str | os.PathLike, weights: str | os.PathLike | None) 
     Args:
         folder: of the bundle.
         weights: that are used; None for a network without.
+        made_of: of an exported network, the sum of the weights that it says it was made of.
     """
     folder = Path(folder).resolve()
     file = folder / "configs" / "metadata.json"
     metadata = json.loads(file.read_text()) if file.is_file() else {}
     degradation, warnings = metadata.get("degradation"), []
     used = None if weights is None else file_record(weights)
-    if used is not None and not _are_published(folder, Path(weights), used["SHA256"]):
+    if used is not None and not _are_published(folder, Path(weights), made_of or used["SHA256"]):
         degradation = None
         warnings = [f"{Path(weights).name} are not the weights of bundle {folder.name}: what they were trained for is "
                     "not known here"]  # fmt: skip

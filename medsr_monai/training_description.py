@@ -66,14 +66,14 @@ def read_description(path: str | os.PathLike) -> dict[str, Any]:
         content = json.loads(Path(path).read_text())
     except ValueError:
         content = None
-    return check_description(content, path)
+    return check_description(content, path, "make it by `medsr describe` or remove it")
 
 
-def check_description(content: Any, path: str | os.PathLike) -> dict[str, Any]:
+def check_description(content: Any, path: str | os.PathLike, remedy: str) -> dict[str, Any]:
     """The same of what has been read from a file, such as the record in an exported network.
 
     Raises:
-        ValueError: no description; names the file.
+        ValueError: no description; names the file and the remedy.
     """
     try:
         needed = {"modality", "body_parts", "contrasts", "volumes", "images", "pixel_mm", "thickness", "figures"}
@@ -82,7 +82,7 @@ def check_description(content: Any, path: str | os.PathLike) -> dict[str, Any]:
     except (TypeError, LookupError, AttributeError):
         fits = False
     if not fits:
-        raise ValueError(f"{path}: no description of training data, make it by `medsr describe` or remove it")
+        raise ValueError(f"{path}: no description of training data, {remedy}")
     return content
 
 

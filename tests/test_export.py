@@ -191,6 +191,22 @@ def test_a_file_says_what_its_weights_were_trained_on(place, tmp_path, suffix):
     assert found["Description"] == f"tiny: {sentence(description)}" and found["Data"][0]["Modality"] == "MR"
 
 
+def test_an_export_of_published_weights_is_known_to_be_that(place, tmp_path, caplog):
+    """The sidecar has their degradation, nobody is warned; the file's own sum is another than the published one."""
+    bundle = shutil.copytree(place / "tiny", tmp_path / "tiny")
+    metadata = json.loads((bundle / "configs" / "metadata.json").read_text())
+    published = hashlib.sha256((bundle / "models" / "model.pt").read_bytes()).hexdigest()
+    for digest, known in ((published, True), ("0" * 64, False)):
+        caplog.clear()
+        metadata["weights"] = [{"path": "models/model.pt", "sha256": digest}]
+        (bundle / "configs" / "metadata.json").write_text(json.dumps(metadata))
+        arguments = ("--bundle", bundle, "--weights", bundle / "models" / "model.ts", "--overwrite")
+        assert medsr("upscale", place / "volumes" / "a.nii.gz", tmp_path / "out.nii.gz", *arguments) == 0
+        found = json.loads((tmp_path / "out.json").read_text())["Bundle"]["Degradation"]
+        assert found == (metadata["degradation"] if known else None)
+        assert ("model.ts are not the weights of bundle tiny" in caplog.text) != known
+
+
 def test_a_record_that_is_no_description_is_refused(place, capfd, tmp_path):
     network, out = EDSR(1, 1, 4, channels=8, num_blocks=1), tmp_path / "out.nii.gz"
     export_network(network, tmp_path / "w.ts", "torchscript", information={"training_data": {"groups": [{}]}})
@@ -198,7 +214,9 @@ def test_a_record_that_is_no_description_is_refused(place, capfd, tmp_path):
         "upscale", place / "volumes" / "a.nii.gz", out, "--bundle", place / "tiny", "--weights", tmp_path / "w.ts"
     )
     assert code == 1 and not out.exists()
-    assert re.fullmatch(r"medsr: error: \S*w\.ts: no description of training data, .*\n", capfd.readouterr().err)
+    assert re.fullmatch(
+        r"medsr: error: \S*w\.ts: no description of training data, export the network again\n", capfd.readouterr().err
+    )
 
 
 @pytest.mark.parametrize(

@@ -339,7 +339,9 @@ def test_degradation_varies_as_the_configuration_says(volumes, tmp_path):
     assert len(set(drawn)) == 8 and all(2 <= width <= 6 and 0.01 <= noise <= 0.05 for width, noise in drawn)
 
 
-@pytest.mark.parametrize("bundle", [p.parent.parent.name for p in CONFIGS.parents[1].glob("*/configs/train.json")])
+@pytest.mark.parametrize(
+    "bundle", sorted(p.parent.parent.name for p in CONFIGS.parents[1].glob("*/configs/train.json"))
+)
 def test_the_lists_may_be_given_in_place_of_a_folder(bundle):
     """As MONAI Label gives them: nothing else looks at the folder, which is not there then."""
     text = (CONFIGS.parents[1] / bundle / "configs" / "train.json").read_text()

@@ -37,7 +37,9 @@ class TrainedOn:
             self.description = find_description(runner.folder, runner.weights, weights["SHA256"])
         network = runner.network
         if self.description is None and isinstance(network, ExportedNetwork) and "training_data" in network.information:
-            self.description = check_description(network.information["training_data"], network.path)
+            self.description = check_description(
+                network.information["training_data"], network.path, "export the network again"
+            )
         self.sentence = f"{self.name}: {sentence(self.description)}"
 
     def record(self) -> dict[str, Any] | None:

@@ -90,7 +90,8 @@ class Upscaler:
             dicom=self.to_dicom,
         )
         self.inferer.prepare(self.runner.network, self.device)
-        bundle, self.warnings = bundle_record(self.runner.folder, self.runner.weights)
+        made_of = getattr(self.runner.network, "information", {}).get("weights_sha256")  # of an exported network
+        bundle, self.warnings = bundle_record(self.runner.folder, self.runner.weights, made_of)
         self.trained_on = TrainedOn(self.runner, bundle["Weights"])
         self.identity = {
             "GeneratedBy": [{"Name": "medsr_monai", "Version": versions()["medsr_monai"], "Command": "upscale"}],
