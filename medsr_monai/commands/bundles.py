@@ -147,6 +147,13 @@ class BundleRunner:
         return ensure_tuple_rep(self["scale"], 2)
 
     @property
+    def exported(self) -> Mapping[str, Any]:
+        """What an exported network tells of itself, see `medsr_monai.exported.ExportedNetwork`; empty for others."""
+        from medsr_monai.exported import ExportedNetwork
+
+        return self.network.information if isinstance(self.network, ExportedNetwork) else {}
+
+    @property
     def degradation(self) -> str | None:
         """That the network was trained for; None where the bundle does not say."""
         return self["degradation"] if "degradation" in self.parser else None

@@ -40,15 +40,15 @@ def export(
         raise ValueError(f"{weights}: is an exported network, give the weights that it was made of")
     if format is None:
         format = next(name for name, suffix in SUFFIXES.items() if suffix == Path(output).suffix)
-    import hashlib
     import json
 
     from medsr_monai import __version__
     from medsr_monai.exchange import export_network
+    from medsr_monai.provenance import sha256
     from medsr_monai.training_description import find_description
 
     runner = BundleRunner(bundle, weights, device="$torch.device('cpu')")
-    digest = runner.weights and hashlib.sha256(Path(runner.weights).read_bytes()).hexdigest()
+    digest = runner.weights and sha256(runner.weights)
     trained_on = digest and find_description(folder, runner.weights, digest)
     information = {
         "bundle": folder.resolve().name,

@@ -28,18 +28,15 @@ class TrainedOn:
     """
 
     def __init__(self, runner: BundleRunner, weights: Mapping[str, Any] | None) -> None:
-        from medsr_monai.exported import ExportedNetwork
         from medsr_monai.training_description import check_description, find_description, sentence
 
         self.name, self.inferer = Path(runner.folder).resolve().name, runner["inferer"]
         self.description = None
         if weights is not None:
             self.description = find_description(runner.folder, runner.weights, weights["SHA256"])
-        network = runner.network
-        if self.description is None and isinstance(network, ExportedNetwork) and "training_data" in network.information:
-            self.description = check_description(
-                network.information["training_data"], network.path, "export the network again"
-            )
+        recorded = runner.exported.get("training_data")
+        if self.description is None and recorded is not None:
+            self.description = check_description(recorded, runner.weights, "export the network again")
         self.sentence = f"{self.name}: {sentence(self.description)}"
 
     def record(self) -> dict[str, Any] | None:

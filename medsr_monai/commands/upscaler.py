@@ -90,7 +90,7 @@ class Upscaler:
             dicom=self.to_dicom,
         )
         self.inferer.prepare(self.runner.network, self.device)
-        made_of = getattr(self.runner.network, "information", {}).get("weights_sha256")  # of an exported network
+        made_of = self.runner.exported.get("weights_sha256")
         bundle, self.warnings = bundle_record(self.runner.folder, self.runner.weights, made_of)
         self.trained_on = TrainedOn(self.runner, bundle["Weights"])
         self.identity = {
