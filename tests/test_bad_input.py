@@ -47,10 +47,12 @@ SERVER = r"""
 import json, os, re, resource, signal, sys, time
 import torch
 torch.set_num_threads(1)
-import medsr_monai.cli, medsr_monai.data, medsr_monai.handlers, medsr_monai.inferers, medsr_monai.networks
-import medsr_monai.transforms.recipes, monai.bundle
+import medsr_monai.cli, medsr_monai.command_line, medsr_monai.data, medsr_monai.handlers, medsr_monai.inferers
+import medsr_monai.networks, medsr_monai.transforms.recipes, monai.bundle
 
-def work(job):
+def work(job, begun):
+    quiet = medsr_monai.command_line.quiet_libraries  # what `main` begins with
+    medsr_monai.command_line.quiet_libraries = lambda: (os.write(begun, b"."), quiet())
     os.chdir(job["folder"])
     for number, name in enumerate((os.devnull, job["stdout"], job["stderr"])):
         os.dup2(os.open(name, os.O_RDWR | os.O_CREAT | os.O_TRUNC), number)
@@ -76,9 +78,13 @@ def work(job):
 print("ready", flush=True)
 for line in sys.stdin:
     job = json.loads(line)
+    reading, begun = os.pipe()
     child = os.fork()
     if child == 0:
-        work(job)
+        work(job, begun)
+    os.close(begun)
+    os.read(reading, 1)  # a kill is meant for a command, not for what stands before it, which a loaded machine delays
+    os.close(reading)
     start, late = time.monotonic(), False
     while not (ended := os.waitpid(child, os.WNOHANG))[0]:
         seconds = time.monotonic() - start
@@ -127,7 +133,8 @@ class Processes:
         Args:
             limits: by the names of ulimits; DATA counts from what the process has at its start.
             before: Python that the process runs before `medsr`.
-            kill: a signal and the seconds after which it is sent, from the start or from when a file ``seen`` is there.
+            kill: a signal and the seconds after the command's begin from which it is sent; and not before a file
+                ``seen`` is there.
         """
         files = {"stdout": str(self.scratch / "out"), "stderr": str(self.scratch / "err")}
         job = {"arguments": [str(a) for a in arguments], "folder": str(folder), "timeout": timeout, "before": before}
@@ -754,6 +761,13 @@ def test_a_full_disk_is_told_and_nothing_is_left(medsr, bundle, tmp_path):
 
 # ends
 
+SLOW_DISK = """
+import os, time
+sync = os.fsync
+os.fsync = lambda file: (time.sleep(0.3), sync(file))
+"""
+"""A partial file stays long enough to be seen on a loaded machine."""
+
 
 @pytest.fixture(scope="module")
 def slow_case(processes, bundle, tmp_path_factory) -> tuple[Path, np.ndarray]:
@@ -767,10 +781,9 @@ def slow_case(processes, bundle, tmp_path_factory) -> tuple[Path, np.ndarray]:
 
 def test_an_interrupted_run_leaves_nothing(medsr, bundle, tmp_path, slow_case):
     shutil.copy(slow_case[0] / "a.nii.gz", tmp_path)
+    command = ("upscale", "a.nii.gz", "new/out.nii.gz", "--bundle", bundle)
     for seen in ("", "new/.partial-*"):
-        result = medsr(
-            "upscale", "a.nii.gz", "new/out.nii.gz", "--bundle", bundle, kill=(signal.SIGINT, 0.05), seen=seen
-        )
+        result = medsr(*command, kill=(signal.SIGINT, 0.05), seen=seen, before=SLOW_DISK)
         assert (result.code, result.err) == (130, "medsr: interrupted\n"), result
         assert not [name for name in contents(tmp_path) if "out" in name]
 
@@ -787,7 +800,8 @@ def test_kill_9_at_a_random_moment_loses_nothing(medsr, bundle, tmp_path, slow_c
     for delay in np.random.default_rng(0).uniform(0, 0.8 if when == "computing" else 0.12, 5):
         for partial in tmp_path.glob(".partial*"):
             partial.unlink()
-        result = medsr(*command, kill=(signal.SIGKILL, delay), seen=".partial-*" if when == "writing" else "")
+        seen = ".partial-*" if when == "writing" else ""
+        result = medsr(*command, kill=(signal.SIGKILL, delay), seen=seen, before=SLOW_DISK)
         assert result.code in (0, -signal.SIGKILL), result
         killed += result.code != 0
         assert Path("a.nii.gz").read_bytes() == source
@@ -805,11 +819,12 @@ def test_a_folder_killed_in_between_is_finished_by_the_next_run(medsr, bundle, t
     Path("in").mkdir()
     for name in "abc":
         shutil.copy(slow_case[0] / "a.nii.gz", tmp_path / "in" / f"{name}.nii.gz")
-    result = medsr("upscale", "in", "out", "--bundle", bundle, kill=(signal.SIGKILL, 0), seen="out/.partial-*-b*")
+    command = ("upscale", "in", "out", "--bundle", bundle)
+    result = medsr(*command, kill=(signal.SIGKILL, 0), seen="out/.partial-*-b*", before=SLOW_DISK)
     assert result.code == -signal.SIGKILL
     first = Path("out/a_sr.nii.gz").read_bytes()
     assert not Path("out/b_sr.nii.gz").exists()
-    assert medsr("upscale", "in", "out", "--bundle", bundle, "--overwrite").code == 0
+    assert medsr(*command, "--overwrite").code == 0
     for name in "abc":
         np.testing.assert_array_equal(nib.load(f"out/{name}_sr.nii.gz").get_fdata(), slow_case[1])
     assert first
