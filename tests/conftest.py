@@ -28,3 +28,11 @@ def medsr(capfd, monkeypatch, tmp_path):
         return code, *capfd.readouterr()
 
     return run
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory):
+    """The bundle rdst_e with a small network and its weights."""
+    from bundle_copies import tiny_bundle
+
+    return tiny_bundle(tmp_path_factory.mktemp("bundles") / "tiny")

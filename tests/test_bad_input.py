@@ -25,6 +25,7 @@ import numpy as np
 import pydicom
 import pytest
 import torch
+from bundle_copies import save_weights, tiny_network
 from hypothesis import HealthCheck, given, reject, settings
 from hypothesis import strategies as st
 from pydicom.datadict import tag_for_keyword
@@ -34,7 +35,6 @@ from pydicom.encaps import encapsulate
 from pydicom.tag import Tag
 from pydicom.uid import UID, ExplicitVRLittleEndian, MRImageStorage, generate_uid
 
-from medsr_monai.networks import RDST, NetworkArguments
 from medsr_monai.transforms import outer_corners
 
 ROOT = Path(__file__).parent.parent
@@ -188,41 +188,6 @@ def told(result: Result, *patterns: str, code: int = 1) -> None:
 
 
 # ground
-
-SIZES = {"embed_dim": 12, "growth_rate": 6, "num_heads": 2, "num_blocks": 1, "num_dense_blocks": 1}
-
-
-def save_weights(network: torch.nn.Module, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    torch.save({"network": NetworkArguments(network).state_dict(), "model": network.state_dict()}, path)
-
-
-def tiny_network(**other: object) -> RDST:
-    torch.manual_seed(0)
-    network = RDST(**({"in_channels": 1, "out_channels": 1, "scale": 4, "bicubic_residual": True} | SIZES | other))
-    torch.nn.init.normal_(network.last.weight, std=0.02)  # zeros at the start of a training
-    return network
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory) -> Path:
-    """The bundle rdst_e with a network that is done in no time."""
-    folder = tmp_path_factory.mktemp("bundles") / "tiny"
-    shutil.copytree(ROOT / "bundles" / "rdst_e", folder, ignore=shutil.ignore_patterns("models"))
-    metadata = folder / "configs" / "metadata.json"
-    published = json.loads(metadata.read_text())
-    published.pop("weights", None)  # those of the test are others
-    metadata.write_text(json.dumps(published))
-    config = folder / "configs" / "inference.json"
-    content = json.loads(config.read_text())
-    content["network_def"] |= SIZES
-    config.write_text(json.dumps(content))
-    metadata = folder / "configs" / "metadata.json"
-    stated = json.loads(metadata.read_text())
-    stated.pop("weights", None)  # the checksum of the published ones
-    metadata.write_text(json.dumps(stated))
-    save_weights(tiny_network(), folder / "models" / "model.pt")
-    return folder
 
 
 THICK = np.diag([1.0, 1.0, 4.0, 1.0])

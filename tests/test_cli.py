@@ -21,6 +21,7 @@ import numpy as np
 import pydicom
 import pytest
 import torch
+from bundle_copies import TINY, copy_bundle, save_weights, tiny_network
 from monai.utils import ComponentStore
 from PIL import Image
 from pydicom.dataset import Dataset, FileMetaDataset
@@ -30,19 +31,9 @@ from medsr_monai import cli
 from medsr_monai.commands.bundles import DEFAULT_BUNDLE, BundleRunner
 from medsr_monai.handlers import load_network
 from medsr_monai.metrics import psnr
-from medsr_monai.networks import EDSR, RDST, InceptionFeatures, NetworkArguments, SegmentationUNet
+from medsr_monai.networks import EDSR, InceptionFeatures, SegmentationUNet
 
 ROOT = Path(__file__).parent.parent
-TINY = {
-    "in_channels": 1,
-    "out_channels": 1,
-    "embed_dim": 12,
-    "growth_rate": 6,
-    "num_heads": 2,
-    "num_blocks": 1,
-    "num_dense_blocks": 1,
-    "bicubic_residual": True,
-}
 PLANES = ("sagittal", "coronal", "axial")
 THICK = np.diag([1.0, 1.0, 4.0, 1.0])
 
@@ -50,45 +41,7 @@ THICK = np.diag([1.0, 1.0, 4.0, 1.0])
 # ground
 
 
-def save_weights(network: RDST, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    torch.save({"network": NetworkArguments(network).state_dict(), "model": network.state_dict()}, path)
-
-
 COHORT = ("index.html", "status.csv", "status.json")
-
-
-def forget_checksums(folder: Path) -> None:
-    """Of the published weights, from which those of the test differ."""
-    file = folder / "configs" / "metadata.json"
-    metadata = json.loads(file.read_text())
-    del metadata["weights"]
-    file.write_text(json.dumps(metadata))
-
-
-def make_bundle(folder: Path, **network_def: object) -> Path:
-    """Copy of the bundle rdst_e with another network and no weights."""
-    shutil.copytree(ROOT / "bundles" / "rdst_e", folder, ignore=shutil.ignore_patterns("models"))
-    forget_checksums(folder)
-    config = folder / "configs" / "inference.json"
-    content = json.loads(config.read_text())
-    content["network_def"].update(network_def)
-    config.write_text(json.dumps(content))
-    return folder
-
-
-def tiny_network(**other: object) -> RDST:
-    torch.manual_seed(0)
-    network = RDST(**({"scale": 4} | TINY | other))
-    torch.nn.init.normal_(network.last.weight, std=0.02)  # zeros at the start of a training
-    return network
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = make_bundle(tmp_path_factory.mktemp("bundles") / "tiny", **TINY)
-    save_weights(tiny_network(), folder / "models" / "model.pt")
-    return str(folder)
 
 
 def start(*args: object, module: str = "medsr_monai", **options: object) -> subprocess.Popen:
@@ -328,7 +281,7 @@ def test_weights_of_another_form_of_the_network_bring_its_arguments(medsr, bundl
     network = tiny_network(bicubic_residual=False, growth_rate=12, num_blocks=2)
     save_weights(network, tmp_path / "own.pt")
     assert medsr("upscale", "in.nii.gz", "a.nii.gz", "--bundle", bundle, "--weights", "own.pt")[0] == 0
-    runner = BundleRunner(str(bundle))
+    runner = BundleRunner(bundle)
     runner.network = network.eval()
     expected = runner.run(runner.read(tmp_path / "in.nii.gz"))
     np.testing.assert_allclose(nib.load("a.nii.gz").get_fdata(), expected[0], rtol=0, atol=1e-5 * np.ptp(expected))
@@ -346,7 +299,7 @@ def test_other_weights_are_used(medsr, bundle, tmp_path):
 
 def test_a_bundle_without_weights_exits_1_and_writes_nothing(medsr, tmp_path):
     make_volume(tmp_path / "in.nii.gz")
-    make_bundle(tmp_path / "bare", **TINY)
+    copy_bundle(tmp_path / "bare", **TINY)
     for arguments in (("upscale", "in.nii.gz", "new/out.nii.gz"), ("demo", "new")):
         refused(medsr(*arguments, "--bundle", "bare"), "bundle bare has no trained weights")
         assert not Path("new").exists()
@@ -925,7 +878,7 @@ def test_converted_weights_load_in_a_bundle(medsr, tmp_path):
     arguments = torch.load("bundle/models/model.pt", weights_only=True)["network"]
     shutil.move("bundle/models/model.pt", "model.pt")
     shutil.rmtree("bundle")
-    make_bundle(tmp_path / "bundle", **{k: v for k, v in arguments.items() if k != "scale"})
+    copy_bundle(tmp_path / "bundle", **{k: v for k, v in arguments.items() if k != "scale"})
     make_volume(tmp_path / "in.nii.gz", shape=(8, 9, 2))
     assert medsr("upscale", "in.nii.gz", "out.nii.gz", "--bundle", "bundle", "--weights", "model.pt")[0] == 0
     assert nib.load("out.nii.gz").shape == (32, 36, 2)
@@ -958,7 +911,7 @@ def test_models_lists_every_bundle(medsr):
 
 
 def test_models_says_where_missing_weights_belong(medsr, monkeypatch, tmp_path):
-    bare = make_bundle(tmp_path / "bare")
+    bare = copy_bundle(tmp_path / "bare")
     monkeypatch.setattr("medsr_monai.commands.models.bundle_folders", lambda: {"bare": bare})
     code, out, _ = medsr("models")
     assert (
@@ -1029,7 +982,7 @@ def test_benchmark_measures_a_bundle(medsr, bundle):
     code, out, err = medsr("benchmark", "--bundle", bundle, *options)
     [row] = json.loads(out)
     assert (code, err) == (0, "")
-    assert (row["network"], row["input"], row["runs"], row["device"]) == (bundle, "1x1x16x12", 1, "cpu")
+    assert (row["network"], row["input"], row["runs"], row["device"]) == (str(bundle), "1x1x16x12", 1, "cpu")
     assert row["seconds"] > 0 and row["matmul_share"] > 0 and row["peak_mib"] > 0
     assert row["parameters"] == sum(p.numel() for p in tiny_network().parameters())
 
@@ -1043,7 +996,7 @@ def test_benchmark_beside_a_reference(medsr, bundle, option, mode, passes):
     code, out, err = medsr("benchmark", "--bundle", bundle, *options, *option, "--json", "--csv", "table.csv")
     assert (code, err) == (0, "")
     ours, reference = rows = json.loads(out)
-    assert (ours["network"], reference["network"]) == (bundle, "PlainRDST")
+    assert (ours["network"], reference["network"]) == (str(bundle), "PlainRDST")
     for row in rows:
         assert (row["input"], row["mode"], row["runs"]) == ("2x1x16x12", mode, 3)
         assert row["parameters"] == sum(p.numel() for p in tiny_network().parameters()) and row["peak_mib"] > 50
@@ -1083,7 +1036,7 @@ def test_benchmark_puts_bundle_and_networks_in_one_table(medsr, bundle):
     options = ("--bundle", bundle, "--networks", "Bicubic", "--size", "16x12", "--runs", 0)
     code, out, err = medsr("benchmark", *options, "--json", "--csv", "new/table.csv")
     rows = json.loads(out)
-    assert (code, err) == (0, "") and [row["network"] for row in rows] == [bundle, "Bicubic"]
+    assert (code, err) == (0, "") and [row["network"] for row in rows] == [str(bundle), "Bicubic"]
     assert list(rows[0]) == list(rows[1]) and rows[0]["macs"] > rows[1]["macs"] == 0
     lines = Path("new/table.csv").read_text().splitlines()
     assert lines[0].split(",") == list(rows[0]) and len(lines) == 3

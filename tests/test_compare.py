@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from bundle_copies import save_weights
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 from scipy.ndimage import gaussian_filter
@@ -22,17 +23,10 @@ from scipy.ndimage import gaussian_filter
 from medsr_monai.compare import FILES
 from medsr_monai.data import sample_volume
 from medsr_monai.metrics import busiest_crop
-from medsr_monai.networks import EDSR, RDST, NetworkArguments, SegmentationUNet
+from medsr_monai.networks import EDSR, SegmentationUNet
 
 ROOT = Path(__file__).parent.parent
-RDST_NUMBERS = {"embed_dim": 12, "growth_rate": 6, "num_heads": 2, "num_blocks": 1, "num_dense_blocks": 1}
 OBLIQUE = np.array([[-0.2, -0.9, 0, 30], [-1.1, 0.16363636, 0, 20], [0, 0, 5, -10], [0, 0, 0, 1.0]])
-
-
-def save(network: torch.nn.Module, path: Path | str) -> Path:
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    torch.save({"network": NetworkArguments(network).state_dict(), "model": network.state_dict()}, path)
-    return Path(path)
 
 
 def tiny_edsr(**arguments: object) -> EDSR:
@@ -44,29 +38,6 @@ def make_volume(path: Path | str, shape: tuple[int, ...] = (66, 65, 4), affine: 
     values = (1000 * gaussian_filter(np.random.default_rng(0).random(shape), (2, 2, 0))).astype(np.float32)
     nib.save(nib.Nifti1Image(values, affine), path)
     return values
-
-
-def forget_checksums(folder: Path) -> None:
-    """Of the published weights, from which those of the test differ."""
-    file = folder / "configs" / "metadata.json"
-    metadata = json.loads(file.read_text())
-    del metadata["weights"]
-    file.write_text(json.dumps(metadata))
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory):
-    """Copy of rdst_e with a tiny network and random weights."""
-    folder = tmp_path_factory.mktemp("bundles") / "tiny"
-    shutil.copytree(ROOT / "bundles" / "rdst_e", folder, ignore=shutil.ignore_patterns("models"))
-    forget_checksums(folder)
-    config = folder / "configs" / "inference.json"
-    content = json.loads(config.read_text())
-    content["network_def"].update(RDST_NUMBERS)
-    config.write_text(json.dumps(content))
-    torch.manual_seed(0)
-    save(RDST(scale=4, bicubic_residual=True, **RDST_NUMBERS), folder / "models" / "model.pt")
-    return folder
 
 
 @pytest.fixture
@@ -152,7 +123,7 @@ def test_bicubic_is_measured_and_drawn_as_by_hand(medsr, figures):
 
 def test_a_table_of_several_systems_equals_the_single_commands(medsr, figures, bundle):
     make_volume("hr.nii.gz")
-    save(tiny_edsr(), "edsr.pt")
+    save_weights(tiny_edsr(), "edsr.pt")
     systems = ("--bundles", bundle, "--networks", "mine=edsr.pt,edsr.pt", "--save-volumes")
     code, out, err = medsr("compare", "hr.nii.gz", "out", *systems)
     assert (code, err) == (0, "")
@@ -272,8 +243,8 @@ def test_a_system_that_fails_is_left_out_and_told(medsr):
     make_volume("hr.nii.gz", (64, 64, 3))
     broken = tiny_edsr()
     torch.nn.init.constant_(next(broken.parameters()), float("nan"))
-    save(broken, "broken.pt")
-    save(tiny_edsr(), "good.pt")
+    save_weights(broken, "broken.pt")
+    save_weights(tiny_edsr(), "good.pt")
     code, _, err = medsr("compare", "hr.nii.gz", "out", "--networks", "broken=broken.pt,good=good.pt")
     assert code == 1
     assert err == "medsr: error: broken: its result has voxels that are NaN or infinite, which cannot be compared\n"
@@ -341,12 +312,12 @@ def test_what_cannot_be_is_refused_before_any_work(medsr, bundle, options, reaso
     values[3, 3, 1] = np.nan
     nib.save(nib.Nifti1Image(values, OBLIQUE), "nan.nii.gz")
     if "edsr.pt" in str(options):
-        save(tiny_edsr(), "edsr.pt")
-    save(tiny_edsr(scale=2), "x2.pt")
-    save(tiny_edsr(in_channels=3, out_channels=3), "colour.pt")
-    save(tiny_edsr(scale=[1, 4]), "thick.pt")
+        save_weights(tiny_edsr(), "edsr.pt")
+    save_weights(tiny_edsr(scale=2), "x2.pt")
+    save_weights(tiny_edsr(in_channels=3, out_channels=3), "colour.pt")
+    save_weights(tiny_edsr(scale=[1, 4]), "thick.pt")
     if "unet.pt" in options:
-        save(SegmentationUNet(encoder="mobilenet_v2"), "unet.pt")
+        save_weights(SegmentationUNet(encoder="mobilenet_v2"), "unet.pt")
     Path("text.pt").write_text("no weights")
     shutil.copytree(bundle / "configs", "bare/configs")
     refused(medsr("compare", "hr.nii.gz", "new/out", "--save-volumes", *options), reason)

@@ -4,7 +4,6 @@ import copy
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 import zipfile
@@ -15,6 +14,7 @@ import numpy as np
 import pydicom
 import pytest
 import torch
+from bundle_copies import interpolating_bundle
 from PIL import Image
 from pydicom.dataset import FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
@@ -89,16 +89,6 @@ def write_series(folder, shape=(40, 36, 8), edges=(1.0, 1.0, 4.0), **tags):
 # the plan is what upscale does
 
 
-def make_bundle(folder, base):
-    """A bundle whose network is bicubic interpolation, or nothing for thick slices: the grid is the same."""
-    shutil.copytree(ROOT / "bundles" / base, folder, ignore=shutil.ignore_patterns("models"))
-    path = folder / "configs" / "inference.json"
-    config = json.loads(path.read_text())
-    network = {"_target_": "medsr_monai.networks.Bicubic", "scale": "@scale"}
-    path.write_text(json.dumps(config | {"network_def": network, "weights": None}))
-    return str(folder)
-
-
 @pytest.mark.parametrize(
     ("shape", "edges", "bundle"),
     [
@@ -115,9 +105,8 @@ def test_the_grid_is_what_upscale_writes(tmp_path, capsys, shape, edges, bundle)
     assert item["plan"]["bundle"] == bundle and item["plan"]["weights"] is not None
     assert item["spacing_mm"] == pytest.approx(edges, abs=1e-5) and item["orientation"] == "LAS"
     assert item["oblique_degrees"] > 5
-    code, _, err = medsr(
-        "upscale", volume, tmp_path / "o.nii.gz", "--bundle", make_bundle(tmp_path / "b", bundle), capsys=capsys
-    )
+    folder = interpolating_bundle(tmp_path / "b", bundle)
+    code, _, err = medsr("upscale", volume, tmp_path / "o.nii.gz", "--bundle", folder, capsys=capsys)
     assert code == 0, err
     written = nib.load(tmp_path / "o.nii.gz")
     assert list(written.shape) == item["plan"]["output_shape"]
@@ -323,7 +312,7 @@ def test_memory_is_what_upscale_takes(tmp_path, shape, edges, bundle, limit):
 
     estimates, code, before, extra = [], PEAK, "", ["--bundle", bundle]
     if bundle == "bicubic":
-        folder = make_bundle(tmp_path / "b", "rdst_e")
+        folder = interpolating_bundle(tmp_path / "b", "rdst_e")
         code = (
             f"import medsr_monai.commands.inspect as i; i.DEFAULT_BUNDLE = {folder!r}; i._has_weights = bool\n" + PEAK
         )

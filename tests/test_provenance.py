@@ -23,33 +23,9 @@ from scipy.ndimage import gaussian_filter
 import medsr_monai
 from medsr_monai import provenance
 from medsr_monai.commands.bundles import BundleRunner
-from medsr_monai.networks import RDST, NetworkArguments
 
 ROOT = Path(__file__).parent.parent
-TINY = {"embed_dim": 12, "growth_rate": 6, "num_heads": 2, "num_blocks": 1, "num_dense_blocks": 1}
 NAME = "DOE^JANE"
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory):
-    """Copy of the bundle rdst_e with a tiny network."""
-    folder = tmp_path_factory.mktemp("bundles") / "tiny"
-    shutil.copytree(ROOT / "bundles" / "rdst_e" / "configs", folder / "configs")
-    metadata = folder / "configs" / "metadata.json"
-    published = json.loads(metadata.read_text())
-    published.pop("weights", None)  # those of the test are others
-    metadata.write_text(json.dumps(published))
-    config = folder / "configs" / "inference.json"
-    content = json.loads(config.read_text())
-    content["network_def"].update(TINY)
-    config.write_text(json.dumps(content))
-    torch.manual_seed(0)
-    network = RDST(in_channels=1, out_channels=1, scale=4, bicubic_residual=True, **TINY)
-    torch.nn.init.normal_(network.last.weight, std=0.02)
-    (folder / "models").mkdir()
-    state = {"network": NetworkArguments(network).state_dict(), "model": network.state_dict()}
-    torch.save(state, folder / "models" / "model.pt")
-    return folder
 
 
 def digest(path):

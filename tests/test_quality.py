@@ -9,6 +9,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from bundle_copies import interpolating_bundle
 from monai.data import MetaTensor
 from PIL import Image
 
@@ -251,17 +252,7 @@ def test_the_sample_volume_with_the_shipped_weights(tmp_path):
 @pytest.fixture(scope="module")
 def bicubic(tmp_path_factory) -> str:
     """A bundle without weights, whose results are bicubic."""
-    folder = tmp_path_factory.mktemp("bundles") / "bicubic"
-    shutil.copytree(ROOT / "bundles" / "rdst_e", folder, ignore=shutil.ignore_patterns("models"))
-    metadata = folder / "configs" / "metadata.json"
-    published = json.loads(metadata.read_text())
-    published.pop("weights", None)  # those of the test are others
-    metadata.write_text(json.dumps(published))
-    config = folder / "configs" / "inference.json"
-    content = json.loads(config.read_text())
-    content["network_def"] = {"_target_": "medsr_monai.networks.Bicubic", "scale": "@scale"}
-    config.write_text(json.dumps(content | {"weights": None}))
-    return str(folder)
+    return str(interpolating_bundle(tmp_path_factory.mktemp("bundles") / "bicubic"))
 
 
 def save(path: Path, volume: MetaTensor) -> None:

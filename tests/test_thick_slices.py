@@ -10,11 +10,12 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from bundle_copies import amend, copy_bundle, interpolating_bundle, save_weights
 from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.transforms import Resize
 from scipy.ndimage import gaussian_filter, zoom
 
-from medsr_monai.networks import NetworkArguments, build_network
+from medsr_monai.networks import build_network
 from medsr_monai.transforms import AXES, PLANES, outer_corners, resample, spacing
 
 ROOT = Path(__file__).parents[1]
@@ -24,22 +25,15 @@ TINY = {"size": 16, "style_dim": 8, "channels": [8, 8, 8], "num_centroids": 2}
 RDST = {"_target_": "medsr_monai.networks.RDST", "in_channels": 1, "out_channels": 1, "scale": "@scale"} | {
     "bicubic_residual": True, "embed_dim": 12, "growth_rate": 6, "num_heads": 2, "num_blocks": 1, "num_dense_blocks": 1
 }  # fmt: skip
-BICUBIC = {"_target_": "medsr_monai.networks.Bicubic", "scale": "@scale"}
 
 
 def make_bundle(folder, network_def=None, weighted=True, **ids):
-    """The bundle's inference.json with a miniature of its network, or with another one, and random weights."""
-    (folder / "configs").mkdir(parents=True)
-    metadata = json.loads((ROOT / "bundles/transmrsr/configs/metadata.json").read_text())
-    del metadata["weights"]  # of the published ones, from which these differ
-    (folder / "configs" / "metadata.json").write_text(json.dumps(metadata))
-    content = json.loads((ROOT / "bundles/transmrsr/configs/inference.json").read_text()) | ids
-    content["network_def"] = content["network_def"] | TINY if network_def is None else network_def
-    if network_def == BICUBIC:
-        content["weights"] = None
-    (folder / "configs" / "inference.json").write_text(json.dumps(content))
-    if weighted and network_def != BICUBIC:
-        save_weights(folder / "models" / "model.pt", random_network(content))
+    """The bundle with a miniature of its network, or with another one, and random weights."""
+    copy_bundle(folder, "transmrsr", **TINY)
+    file = folder / "configs" / "inference.json"
+    amend(file, **ids | ({} if network_def is None else {"network_def": network_def}))
+    if weighted:
+        save_weights(random_network(json.loads(file.read_text())), folder / "models" / "model.pt")
     return folder
 
 
@@ -50,11 +44,6 @@ def random_network(content):
     if hasattr(network, "centroids"):
         network.load_centroids(torch.randn(network.centroids.shape))
     return network
-
-
-def save_weights(path, network):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    torch.save({"network": NetworkArguments(network).state_dict(), "model": network.state_dict()}, path)
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +59,7 @@ def tiny(folder):
 @pytest.fixture(scope="module")
 def spline(folder):
     """A bundle whose network changes nothing: what is left is the interpolation."""
-    return make_bundle(folder / "spline", BICUBIC)
+    return interpolating_bundle(folder / "spline", "transmrsr")
 
 
 def affine_of(edges, orientation=((0, 1, 2), (1, 1, 1)), degrees=12):
@@ -210,7 +199,7 @@ def test_rdst_e_takes_the_same_path(medsr, tmp_path):
     content = {name: value for name, value in RDST.items() if name not in ("_target_", "scale")}
     network = build_network(RDST | {"scale": [1, 4]})
     torch.nn.init.normal_(network.last.weight, std=0.01)
-    save_weights(tmp_path / "model.pt", network)
+    save_weights(network, tmp_path / "model.pt")
     flow = ConfigWorkflow(
         str(configs / "inference.json"),
         workflow_type="infer",
@@ -330,7 +319,7 @@ def test_weights_that_do_not_fit(medsr, tiny, folder, tmp_path):
 
     content = torch.load(tiny / "models" / "model.pt")
     more = build_network(content["network"] | {"in_channels": 2, "out_channels": 2})
-    save_weights(tmp_path / "more.pt", more)
+    save_weights(more, tmp_path / "more.pt")
     refused(upscale("more.pt"), "more.pt: .*in_channels is 2 in the weights and 1 in network_def", tmp_path)
     content["model"]["centroids"] = torch.zeros(3, 8)
     torch.save(content, "shape.pt")

@@ -14,7 +14,6 @@ from scipy.ndimage import gaussian_filter
 from medsr_monai.commands.bundles import BundleRunner
 from medsr_monai.commands.files import Case
 from medsr_monai.commands.trained_on import TrainedOn
-from medsr_monai.networks import RDST, NetworkArguments
 from medsr_monai.training_data import (
     Known,
     Seen,
@@ -31,7 +30,6 @@ from medsr_monai.weights import MAIN_WEIGHTS, stated_files
 
 ROOT = Path(__file__).parent.parent
 DATA = ROOT.parent / "shared" / "data"
-TINY = {"embed_dim": 12, "growth_rate": 6, "num_heads": 2, "num_blocks": 1, "num_dense_blocks": 1}
 DESCRIBED = sorted(ROOT.glob("bundles/*/docs/training_data.json"))
 FIGURES = {"background": 0.5, "dark": 0.3, "median": 0.5, "bright": 0.8, "alike": 0.2, "edges": 0.5}
 GROUP = {
@@ -164,28 +162,6 @@ def test_hounsfield_units(low, high, expected):
 
 
 # the commands
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory):
-    """Copy of the bundle rdst_e with a tiny network and nothing known of its data."""
-    folder = tmp_path_factory.mktemp("bundles") / "tiny"
-    shutil.copytree(ROOT / "bundles" / "rdst_e" / "configs", folder / "configs")
-    metadata = folder / "configs" / "metadata.json"
-    published = json.loads(metadata.read_text())
-    published.pop("weights", None)  # those of the test are others
-    metadata.write_text(json.dumps(published))
-    for name in ("inference", "train"):
-        config = folder / "configs" / f"{name}.json"
-        content = json.loads(config.read_text())
-        content["network_def"].update(TINY)
-        config.write_text(json.dumps(content))
-    network = RDST(in_channels=1, out_channels=1, scale=4, bicubic_residual=True, **TINY)
-    (folder / "models").mkdir()
-    torch.save(
-        {"network": NetworkArguments(network).state_dict(), "model": network.state_dict()}, folder / MAIN_WEIGHTS
-    )
-    return folder
 
 
 def volume(seed, size=112):

@@ -15,32 +15,18 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from bundle_copies import amend, save_weights, tiny_bundle, tiny_network
 from monai.bundle import ConfigWorkflow, download_large_files
 
 from medsr_monai.commands import bundles
 from medsr_monai.convert import load_official
 from medsr_monai.handlers import load_network, load_trained_part, load_weights
-from medsr_monai.networks import RDST, NetworkArguments, load_inception_features, load_vgg19_features
+from medsr_monai.networks import load_inception_features, load_vgg19_features
 from medsr_monai.networks.segmentation_unet import SegmentationUNet
 from medsr_monai.weights import examine, stated_files
 
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted((ROOT / "medsr_monai").rglob("*.py"))
-SMALL = {"embed_dim": 12, "growth_rate": 6, "num_heads": 2, "num_blocks": 1, "num_dense_blocks": 1}
-
-
-def network(seed=0):
-    torch.manual_seed(seed)
-    made = RDST(scale=4, in_channels=1, out_channels=1, bicubic_residual=True, **SMALL)
-    torch.nn.init.normal_(made.last.weight, std=0.02)
-    return made
-
-
-def save(path, seed=0):
-    made = network(seed)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    torch.save({"network": NetworkArguments(made).state_dict(), "model": made.state_dict()}, path)
-    return path
 
 
 def sha256(path):
@@ -48,8 +34,7 @@ def sha256(path):
 
 
 def set_metadata(bundle, **entries):
-    file = bundle / "configs" / "metadata.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | entries))
+    amend(bundle / "configs" / "metadata.json", **entries)
 
 
 def list_large_file(bundle, url, value, **more):
@@ -60,12 +45,8 @@ def list_large_file(bundle, url, value, **more):
 @pytest.fixture
 def bundle(tmp_path):
     """A bundle with a tiny network, whose weights are there and stated."""
-    folder = tmp_path / "bundles" / "tiny"
-    shutil.copytree(ROOT / "bundles" / "rdst_e" / "configs", folder / "configs")
-    config = json.loads((folder / "configs" / "inference.json").read_text())
-    config["network_def"].update(SMALL)
-    (folder / "configs" / "inference.json").write_text(json.dumps(config))
-    weights = save(folder / "models" / "model.pt")
+    folder = tiny_bundle(tmp_path / "bundles" / "tiny")
+    weights = folder / "models" / "model.pt"
     set_metadata(folder, weights=[{"path": "models/model.pt", "sha256": sha256(weights)}])
     return folder
 
@@ -160,14 +141,14 @@ def test_a_damaged_file_is_refused_without_a_stated_checksum(medsr, bundle, volu
     other = shutil.copy(bundle / "models" / "model.pt", tmp_path / "other.pt")
     damage(Path(other))
     with pytest.raises(ValueError, match=r"other\.pt: damaged \(CRC of "):
-        load_weights(network(), other)
+        load_weights(tiny_network(), other)
 
 
 def test_own_weights_in_the_bundle_are_used_with_a_warning(medsr, bundle, volume, tmp_path, caplog):
     """Training writes there unless told otherwise, as does MONAI Label's, whose next inference uses them."""
     weights = bundle / "models" / "model.pt"
     stated = sha256(weights)
-    save(weights, seed=1)
+    save_weights(tiny_network(seed=1), weights)
     code, command, workflow = run_both(medsr, bundle, volume, tmp_path, caplog)
     assert code == 0 and len(workflow.splitlines()) == 1 and workflow in command.splitlines()
     assert "what they were trained for is not known" in command  # of the sidecar
@@ -225,12 +206,12 @@ def test_offline_folder(medsr, bundle, volume, tmp_path, caplog, monkeypatch):
     assert examine(weights)[:2] == ("verified", there)
     assert run_both(medsr, bundle, volume, tmp_path, caplog) == (0, "", "")
     # a folder of downloads holds what is stated, or something is wrong
-    save(there, seed=1)
+    save_weights(tiny_network(seed=1), there)
     shutil.rmtree(tmp_path / "a"), shutil.rmtree(tmp_path / "b")
     code, command, workflow = run_both(medsr, bundle, volume, tmp_path, caplog)
     assert code == 1 and "put the stated file there" in workflow and command == f"medsr: error: {workflow}"
     # the bundle's own come first
-    save(weights, seed=1)
+    save_weights(tiny_network(seed=1), weights)
     assert examine(weights)[:2] == ("own", weights)
 
 
@@ -313,7 +294,7 @@ def test_models_shows_what_is_there_and_verified(medsr, bundle, tmp_path, monkey
         shutil.copytree(bundle, folder)
         weights = folder / "models" / "model.pt"
         if state == "own":
-            save(weights, seed=1)
+            save_weights(tiny_network(seed=1), weights)
         elif state == "unverified":
             set_metadata(folder, weights=[])
         elif state == "mismatch":
@@ -357,9 +338,9 @@ def test_no_loader_executes_what_a_file_says(tmp_path, zipped, bundle):
     content = {"model": Malicious(marker), "network": {}, "state": {"discriminator": Malicious(marker)}}
     torch.save(content, path, _use_new_zipfile_serialization=zipped)
     loaders = [
-        lambda: load_weights(network(), path),
+        lambda: load_weights(tiny_network(), path),
         lambda: load_network(path),
-        lambda: load_trained_part(network(), path, "discriminator"),
+        lambda: load_trained_part(tiny_network(), path, "discriminator"),
         lambda: load_official(path, "rdst"),
         lambda: load_vgg19_features(str(path)),
         lambda: load_inception_features(str(path)),

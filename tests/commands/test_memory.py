@@ -4,7 +4,6 @@ import gzip
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +12,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from bundle_copies import interpolating_bundle
 
 from medsr_monai import cli
 from medsr_monai.commands import upscale as command
@@ -41,15 +41,6 @@ def medsr(capsys):
 @pytest.fixture
 def in_slabs(monkeypatch):
     monkeypatch.setattr(Memory, "_ways", lambda self: [(self.slice_batch, True)])
-
-
-def bundle(folder, base="rdst_e"):
-    """A bundle whose network is bicubic interpolation, or nothing for thick slices."""
-    shutil.copytree(ROOT / "bundles" / base, folder, ignore=shutil.ignore_patterns("models"))
-    path = folder / "configs" / "inference.json"
-    network = {"_target_": "medsr_monai.networks.Bicubic", "scale": "@scale"}
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"network_def": network, "weights": None}))
-    return folder
 
 
 def save(path, shape, edges=(1.0, 1.0, 1.2)):
@@ -93,7 +84,7 @@ def test_other_spellings_are_refused_before_any_work(medsr, tmp_path, text):
 )
 def test_slab_by_slab_it_is_the_same(medsr, tmp_path, in_slabs, base, shape, edges, options):
     volume, made = save(tmp_path / "v.nii.gz", shape, edges), {}
-    folder = bundle(tmp_path / "b", base)
+    folder = interpolating_bundle(tmp_path / "b", base)
     for way, limit in {"memory": (), "disk": ("--max-memory", "64GiB")}.items():
         (tmp_path / way).mkdir()
         out = medsr("upscale", volume, tmp_path / way / "o.nii.gz", "--bundle", folder, *options, *limit)
@@ -118,7 +109,7 @@ def test_slab_by_slab_it_is_the_same(medsr, tmp_path, in_slabs, base, shape, edg
 
 def test_the_way_is_chosen_by_the_estimate(tmp_path, monkeypatch):
     """Whole, then with fewer slices, then slab by slab, each as soon as the one before does not fit."""
-    runner = command.Upscaler(_plan(bundle(tmp_path / "b"))).runner
+    runner = command.Upscaler(_plan(interpolating_bundle(tmp_path / "b"))).runner
     volume = save(tmp_path / "v.nii", (400, 300, 64))
     case = command.find_cases(str(volume), str(tmp_path / "o.nii"), False)[0]
     memory = Memory(runner, 2**40, 4)
@@ -147,7 +138,7 @@ def _plan(folder):
 
 def test_too_little_for_anything(medsr, tmp_path):
     volume = save(tmp_path / "v.nii", (20, 18, 5))
-    folder = bundle(tmp_path / "b")
+    folder = interpolating_bundle(tmp_path / "b")
     before = contents(tmp_path)
     error = medsr("upscale", volume, tmp_path / "o.nii", "--bundle", folder, "--max-memory", "1MiB", code=1)
     assert re.search(r"v\.nii: does not fit into --max-memory 1 MiB even with one slice at a time: give \d+MiB$", error)
@@ -161,7 +152,7 @@ def test_too_little_for_anything(medsr, tmp_path):
 
 def test_a_failure_in_the_middle_leaves_nothing(medsr, tmp_path, in_slabs, monkeypatch):
     """Nor does a kill: meanwhile there is no file under any name."""
-    volume, folder = save(tmp_path / "v.nii", (20, 18, 9)), bundle(tmp_path / "b")
+    volume, folder = save(tmp_path / "v.nii", (20, 18, 9)), interpolating_bundle(tmp_path / "b")
     before, seen, forward = contents(tmp_path), [], Bicubic.forward
 
     def fails(self, x):
@@ -178,7 +169,7 @@ def test_a_failure_in_the_middle_leaves_nothing(medsr, tmp_path, in_slabs, monke
 
 
 def test_voxels_that_are_not_finite_are_refused(medsr, tmp_path, in_slabs, monkeypatch):
-    volume, folder = save(tmp_path / "v.nii", (20, 18, 9)), bundle(tmp_path / "b")
+    volume, folder = save(tmp_path / "v.nii", (20, 18, 9)), interpolating_bundle(tmp_path / "b")
     before, forward = contents(tmp_path), Bicubic.forward
     monkeypatch.setattr(Bicubic, "forward", lambda self, x: forward(self, x) * torch.inf)
     error = medsr("upscale", volume, tmp_path / "o.nii.gz", "--bundle", folder, "--max-memory", "64GiB", code=1)
@@ -199,7 +190,7 @@ def test_processes_have_their_shares(medsr, tmp_path, monkeypatch):
 def test_a_cohort_says_of_each_volume_what_it_wants(medsr, tmp_path, capsys):
     (tmp_path / "in").mkdir()
     save(tmp_path / "in" / "a.nii", (20, 18, 5))
-    folder = bundle(tmp_path / "b")
+    folder = interpolating_bundle(tmp_path / "b")
     with pytest.raises(SystemExit) as end:
         cli.main(["upscale", str(tmp_path / "in"), str(tmp_path / "out"), "--bundle", str(folder), "--max-memory=1MiB"])
     assert end.value.code == 2
@@ -255,7 +246,7 @@ def test_an_output_that_does_not_fit_beside_the_libraries(tmp_path):
 
     The same limit of the system ends the run that makes the output in memory.
     """
-    volume, folder = save(tmp_path / "v.nii", (256, 256, 72)), bundle(tmp_path / "b")
+    volume, folder = save(tmp_path / "v.nii", (256, 256, 72)), interpolating_bundle(tmp_path / "b")
     arguments = ("upscale", volume, tmp_path / "o.nii", "--bundle", folder, "--nopicture")
     code, text, libraries = process(*arguments, "--max-memory", "1MiB")
     assert code == 1
@@ -274,7 +265,7 @@ def test_an_output_that_does_not_fit_beside_the_libraries(tmp_path):
 @linux
 @pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
 def test_four_gibibytes(tmp_path, suffix):
-    volume, folder = save(tmp_path / "v.nii.gz", (640, 640, 180)), bundle(tmp_path / "b")
+    volume, folder = save(tmp_path / "v.nii.gz", (640, 640, 180)), interpolating_bundle(tmp_path / "b")
     out = tmp_path / f"o{suffix}"
     code, text, peak = process("upscale", volume, out, "--bundle", folder, "--max-memory", "4GiB")
     assert code == 0, text

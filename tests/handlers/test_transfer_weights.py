@@ -4,18 +4,17 @@ import logging
 
 import pytest
 import torch
+from bundle_copies import TINY
 from ignite.engine import Engine
 
 from medsr_monai.handlers import WeightsLoader, save_atomically, transfer_weights
 from medsr_monai.networks import RDST, NetworkArguments
 
-SIZES = {"embed_dim": 12, "growth_rate": 6, "num_heads": 2, "num_blocks": 1, "num_dense_blocks": 1}
-
 
 @pytest.fixture
 def weights(tmp_path):
     torch.manual_seed(0)
-    network = RDST(scale=4, **SIZES)
+    network = RDST(scale=4, **TINY)
     path = tmp_path / "x4.pt"
     save_atomically({"network": NetworkArguments(network).state_dict(), "model": network.state_dict()}, path)
     return path
@@ -27,7 +26,7 @@ def weights(tmp_path):
 )
 def test_what_fits_is_taken_and_the_rest_keeps_its_first_values(weights, scale, kept):
     theirs = torch.load(weights, weights_only=True)["model"]
-    network = RDST(scale=scale, **SIZES)
+    network = RDST(scale=scale, **TINY)
     first = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     names = transfer_weights(network, weights)
     assert all(any(name.startswith(start) for start in kept) for name in names) and bool(names) == bool(kept)
@@ -38,9 +37,9 @@ def test_what_fits_is_taken_and_the_rest_keeps_its_first_values(weights, scale, 
 
 def test_further_blocks_start_as_identity(weights):
     """The deeper network gives what the other gave, and its new blocks learn."""
-    other = RDST(scale=4, **SIZES)
+    other = RDST(scale=4, **TINY)
     other.load_state_dict(torch.load(weights, weights_only=True)["model"])
-    network = RDST(scale=4, **SIZES | {"num_blocks": 3})
+    network = RDST(scale=4, **TINY | {"num_blocks": 3})
     kept = transfer_weights(network, weights)
     assert {".".join(name.split(".")[:2]) for name in kept} == {"blocks.1", "blocks.2"}
     x = torch.rand(1, 1, 16, 8)
@@ -58,7 +57,7 @@ def test_further_blocks_start_as_identity(weights):
     ],
 )
 def test_another_network_is_refused(weights, sizes, message):
-    network = RDST(scale=2, **SIZES | sizes)
+    network = RDST(scale=2, **TINY | sizes)
     first = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     with pytest.raises(ValueError, match=rf"x4\.pt: .*{message}") as raised:
         transfer_weights(network, weights)
@@ -69,11 +68,11 @@ def test_another_network_is_refused(weights, sizes, message):
 def test_a_file_without_arguments_is_refused(tmp_path):
     save_atomically({"network": 3, "model": {}}, tmp_path / "odd.pt")
     with pytest.raises(ValueError, match=r"odd\.pt: "):
-        transfer_weights(RDST(**SIZES), tmp_path / "odd.pt")
+        transfer_weights(RDST(**TINY), tmp_path / "odd.pt")
 
 
 def test_a_training_says_what_begins_anew(weights, caplog):
-    network = RDST(scale=3, **SIZES)
+    network = RDST(scale=3, **TINY)
     engine = Engine(lambda engine, batch: None)
     WeightsLoader(str(weights), network, transfer=True).attach(engine)
     with caplog.at_level(logging.INFO):
