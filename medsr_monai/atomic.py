@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["folder_written_atomically", "written_atomically"]
+__all__ = ["folder_written_atomically", "written_atomically", "written_together"]
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """Disk full, quota used up, file larger than its system or a limit allows."""
@@ -26,15 +26,8 @@ def written_atomically(path: str | os.PathLike) -> Iterator[Path]:
     Raises:
         OSError: as the writer does; where the disk is full or a quota used up, it says what to do.
     """
-    path = Path(path)
-    partial = path.with_name(f".partial-{os.getpid()}-{path.name}")
-    try:
-        with _no_room_explained(path):
-            yield partial
-            _to_disk(partial)
-            os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with written_together(path) as (partial,):
+        yield partial
 
 
 @contextmanager
@@ -43,29 +36,61 @@ def folder_written_atomically(path: str | os.PathLike) -> Iterator[Path]:
 
     Who calls this has checked that nothing of value stands there.
     """
-    path = Path(path)
-    partial, replaced = (path.with_name(f".{state}-{os.getpid()}-{path.name}") for state in ("partial", "replaced"))
-    partial.mkdir(parents=True)
+    with written_together(path) as (partial,):
+        partial.mkdir(parents=True)
+        yield partial
+
+
+@contextmanager
+def written_together(*paths: str | os.PathLike) -> Iterator[list[Path]]:
+    """As :func:`written_atomically`, for files, or folders that the caller makes, that belong together.
+
+    They take their names in the order given, when all of them are on disk: a process that is killed leaves all or none,
+    but for the moment of the renaming itself. An error in this moment takes the names back that were free before.
+    """
+    pairs = [(Path(path).with_name(f".partial-{os.getpid()}-{Path(path).name}"), Path(path)) for path in paths]
+    named = []
     try:
-        with _no_room_explained(path):
-            yield partial
-            for file in partial.rglob("*"):
-                if file.is_file():
-                    _to_disk(file)
-            if path.exists():
-                os.replace(path, replaced)
-            os.replace(partial, path)
+        with _no_room_explained(pairs[-1][1]):
+            yield [partial for partial, _ in pairs]
+            for partial, _ in pairs:
+                _to_disk(partial)
+            for partial, path in pairs:
+                free = not os.path.lexists(path)
+                if partial.is_dir() and not free:
+                    os.replace(path, _replaced(path))
+                os.replace(partial, path)
+                if free:
+                    named.append(path)
+    except BaseException:
+        for path in named:
+            _remove(path)
+        raise
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
-        if not path.exists() and replaced.exists():
-            os.replace(replaced, path)
-        shutil.rmtree(replaced, ignore_errors=True)
+        for partial, path in pairs:
+            _remove(partial)
+            if not path.exists() and _replaced(path).exists():
+                os.replace(_replaced(path), path)
+            _remove(_replaced(path))
 
 
-def _to_disk(file: Path) -> None:
+def _replaced(folder: Path) -> Path:
+    return folder.with_name(f".replaced-{os.getpid()}-{folder.name}")
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _to_disk(path: Path) -> None:
     """Network file systems tell only now that there was no room."""
-    with open(file, "rb+") as stream:
-        os.fsync(stream.fileno())
+    for file in path.rglob("*") if path.is_dir() else [path]:
+        if file.is_file():
+            with file.open("rb+") as stream:
+                os.fsync(stream.fileno())
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medsr_monai import __version__
-from medsr_monai.atomic import folder_written_atomically, written_atomically
+from medsr_monai.atomic import written_together
 from medsr_monai.data.pictures import QUALITY_SUFFIX
 from medsr_monai.data.stored_volume import StoredVolume
 from medsr_monai.data.volumes import volume_name
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 __all__ = [
     "INTENDED_USE",
     "Warnings",
-    "add_output",
     "bundle_record",
     "check_sidecar",
     "file_record",
@@ -286,33 +285,33 @@ def _plain(value: object) -> object:
     return json.loads(json.dumps(value))
 
 
-def add_output(record: dict[str, Any], path: str | os.PathLike, name: str | None = None) -> None:
-    """Name a further file beside the output in its sidecar, such as a picture: it belongs to a complete output."""
-    record.setdefault("Outputs", []).append(file_record(path) | ({} if name is None else {"Name": name}))
-
-
 @contextlib.contextmanager
-def recorded(output: str | os.PathLike, record: dict[str, Any], folder: bool = False) -> Iterator[Path]:
-    """Give a temporary name to write an output to; then write its sidecar, and rename the output.
+def recorded(
+    output: str | os.PathLike, record: dict[str, Any], *others: str | os.PathLike, folder: bool = False
+) -> Iterator[list[Path]]:
+    """Give temporary names to write an output and what belongs to it to; then write its sidecar, and rename all.
 
-    The sidecar takes its name first, so that no output is ever without one, even after a kill between the two. It holds
-    the sum of the output: where that fits, both are there and belong together.
+    The sidecar takes its name first, and the output last, so that no output is ever without one, even after a kill in
+    between. It holds the sums: where these fit, all are there and belong together.
 
     Args:
         output: final name; folders are made.
         record: the sidecar's content; gets ``Outputs``, the output first.
+        others: final names of files beside the output, such as its picture.
         folder: the output is a folder of files, its sum that of :func:`source_record`; else a file.
     """
-    output = Path(output)
+    output, *others = map(Path, (output, *others))
     output.parent.mkdir(parents=True, exist_ok=True)
-    with (folder_written_atomically if folder else written_atomically)(output) as partial:
-        yield partial
-        others = record.pop("Outputs", [])
-        add_output(record, partial, output.name)
-        record["Outputs"] += others
+    with written_together(sidecar_path(output), *others, output) as (sidecar, *partial_others, partial):
+        if folder:
+            partial.mkdir()
+        partials = [partial, *partial_others]
+        yield partials
+        record["Outputs"] = [
+            file_record(one) | {"Name": path.name} for one, path in zip(partials, [output, *others], strict=True)
+        ]
         record["Created"] = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        with written_atomically(sidecar_path(output)) as file:
-            file.write_text(json.dumps(json_values(record), indent=2, allow_nan=False) + "\n")
+        sidecar.write_text(json.dumps(json_values(record), indent=2, allow_nan=False) + "\n")
 
 
 def remove_partial(output: str | os.PathLike) -> None:

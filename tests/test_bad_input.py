@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import io
+import itertools
 import json
 import os
 import re
@@ -16,7 +17,7 @@ import signal
 import subprocess
 import sys
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -88,7 +89,7 @@ for line in sys.stdin:
     start, late = time.monotonic(), False
     while not (ended := os.waitpid(child, os.WNOHANG))[0]:
         seconds = time.monotonic() - start
-        if job["kill"] and seconds > job["kill"][1] and (not job["seen"] or list(__import__("glob").glob(job["seen"]))):
+        if job["kill"] and seconds > job["kill"][1]:
             os.kill(child, job["kill"][0])
             job["kill"] = None
         if seconds > job["timeout"] and not late:
@@ -126,19 +127,17 @@ class Processes:
         limits: dict[str, int] | None = None,
         before: str = "",
         kill: tuple[int, float] | None = None,
-        seen: str = "",
     ) -> Result:
         """One process; it must end by itself within ``timeout`` seconds.
 
         Args:
             limits: by the names of ulimits; DATA counts from what the process has at its start.
             before: Python that the process runs before `medsr`.
-            kill: a signal and the seconds after the command's begin from which it is sent; and not before a file
-                ``seen`` is there.
+            kill: a signal and the seconds after the command's begin at which it is sent.
         """
         files = {"stdout": str(self.scratch / "out"), "stderr": str(self.scratch / "err")}
         job = {"arguments": [str(a) for a in arguments], "folder": str(folder), "timeout": timeout, "before": before}
-        job |= files | {"limits": limits or {}, "kill": kill, "seen": str(folder / seen) if seen else ""}
+        job |= files | {"limits": limits or {}, "kill": kill}
         print(json.dumps(job), file=self.server.stdin, flush=True)
         code, late = json.loads(self.server.stdout.readline())
         texts = [Path(name).read_text(errors="backslashreplace") for name in files.values()]
@@ -726,17 +725,39 @@ def test_a_full_disk_is_told_and_nothing_is_left(medsr, bundle, tmp_path):
 
 # ends
 
-SLOW_DISK = """
-import os, time
-sync = os.fsync
-os.fsync = lambda file: (time.sleep(0.3), sync(file))
+AT_STEP = """
+import os
+left = {number}
+def counted(name):
+    call = getattr(os, name)
+    def step(*arguments):
+        global left
+        left -= 1
+        if left == 0:
+            os.kill(os.getpid(), {signal:d})
+        return call(*arguments)
+    setattr(os, name, step)
+counted("fsync")
+counted("replace")
 """
-"""A partial file stays long enough to be seen on a loaded machine."""
+"""A signal before one of the steps that bring files to disk and give them their names."""
+
+
+def steps(end: signal.Signals, run: Callable[..., Result], every: int = 1) -> Iterator[int]:
+    """Runs that end before the first of these steps, the second and so on, until one gets through all of them."""
+    told = {signal.SIGINT: (130, "", "medsr: interrupted\n"), signal.SIGKILL: (-signal.SIGKILL, "", "")}[end]
+    for number in itertools.count(1, every):
+        result = run(before=AT_STEP.format(number=number, signal=end))
+        if result.code == 0:
+            break
+        assert result._replace(out="") == told, result
+        yield number
+    assert number > 6, "picture, sidecar and output: each is brought to disk and renamed"
 
 
 @pytest.fixture(scope="module")
 def slow_case(processes, bundle, tmp_path_factory) -> tuple[Path, np.ndarray]:
-    """A folder with a volume that takes a moment to compute and to write, and its result."""
+    """A folder with a volume that takes a moment to compute, and its result."""
     folder = tmp_path_factory.mktemp("slow")
     save(folder / "a.nii.gz", smooth((64, 64, 24)))
     result = processes.run("upscale", "a.nii.gz", "expected.nii.gz", "--bundle", bundle, folder=folder)
@@ -747,14 +768,40 @@ def slow_case(processes, bundle, tmp_path_factory) -> tuple[Path, np.ndarray]:
 def test_an_interrupted_run_leaves_nothing(medsr, bundle, tmp_path, slow_case):
     shutil.copy(slow_case[0] / "a.nii.gz", tmp_path)
     command = ("upscale", "a.nii.gz", "new/out.nii.gz", "--bundle", bundle)
-    for seen in ("", "new/.partial-*"):
-        result = medsr(*command, kill=(signal.SIGINT, 0.05), seen=seen, before=SLOW_DISK)
-        assert (result.code, result.err) == (130, "medsr: interrupted\n"), result
+    result = medsr(*command, kill=(signal.SIGINT, 0.05))
+    assert (result.code, result.err) == (130, "medsr: interrupted\n"), result
+    assert not [name for name in contents(tmp_path) if "out" in name]
+
+
+def test_an_interruption_of_writing_leaves_nothing(medsr, bundle, tmp_path):
+    save(tmp_path / "a.nii.gz")
+    run = functools.partial(medsr, "upscale", "a.nii.gz", "new/out.nii.gz", "--bundle", bundle)
+    for _ in steps(signal.SIGINT, run):
         assert not [name for name in contents(tmp_path) if "out" in name]
 
 
-@pytest.mark.parametrize("when", ["computing", "writing"])
-def test_kill_9_at_a_random_moment_loses_nothing(medsr, bundle, tmp_path, slow_case, when):
+def test_after_kill_9_the_same_command_goes_through(medsr, bundle, tmp_path):
+    save(tmp_path / "a.nii.gz")
+    run = functools.partial(medsr, "upscale", "a.nii.gz", "new/out.nii.gz", "--bundle", bundle)
+    for _ in steps(signal.SIGKILL, run):
+        assert not Path("new/out.nii.gz").exists()
+        assert run().code == 0
+        shutil.rmtree("new")
+
+
+def test_kill_9_loses_no_old_output(medsr, bundle, tmp_path):
+    """It is the old one to the end, and what is left over is hidden or the new one's sidecar and picture."""
+    save(tmp_path / "a.nii.gz")
+    save(tmp_path / "out.nii.gz")
+    source, old = (Path(name).read_bytes() for name in ("a.nii.gz", "out.nii.gz"))
+    run = functools.partial(medsr, "upscale", "a.nii.gz", "out.nii.gz", "--bundle", bundle, "--overwrite")
+    for _ in steps(signal.SIGKILL, run):
+        assert (Path("a.nii.gz").read_bytes(), Path("out.nii.gz").read_bytes()) == (source, old)
+        assert all(n.startswith((".", "a.nii.gz", "out.")) for n in os.listdir()), os.listdir()
+    assert Path("out.nii.gz").read_bytes() != old
+
+
+def test_kill_9_at_a_random_moment_loses_nothing(medsr, bundle, tmp_path, slow_case):
     """The output is the old one or, in the last moment, the whole new one; what is left over is hidden."""
     folder, expected = slow_case
     shutil.copy(folder / "a.nii.gz", tmp_path)
@@ -762,11 +809,10 @@ def test_kill_9_at_a_random_moment_loses_nothing(medsr, bundle, tmp_path, slow_c
     save(tmp_path / "out.nii.gz")
     old, killed = Path("out.nii.gz").read_bytes(), 0
     command = ("upscale", "a.nii.gz", "out.nii.gz", "--bundle", bundle, "--overwrite")
-    for delay in np.random.default_rng(0).uniform(0, 0.8 if when == "computing" else 0.12, 5):
+    for delay in np.random.default_rng(0).uniform(0, 0.8, 5):
         for partial in tmp_path.glob(".partial*"):
             partial.unlink()
-        seen = ".partial-*" if when == "writing" else ""
-        result = medsr(*command, kill=(signal.SIGKILL, delay), seen=seen, before=SLOW_DISK)
+        result = medsr(*command, kill=(signal.SIGKILL, delay))
         assert result.code in (0, -signal.SIGKILL), result
         killed += result.code != 0
         assert Path("a.nii.gz").read_bytes() == source
@@ -780,19 +826,24 @@ def test_kill_9_at_a_random_moment_loses_nothing(medsr, bundle, tmp_path, slow_c
     np.testing.assert_array_equal(nib.load("out.nii.gz").get_fdata(), expected)
 
 
-def test_a_folder_killed_in_between_is_finished_by_the_next_run(medsr, bundle, tmp_path, slow_case):
+def test_a_killed_folder_is_finished_by_the_next_run(medsr, bundle, tmp_path):
+    """Whenever it was: the same command goes on, and what is complete is kept."""
     Path("in").mkdir()
-    for name in "abc":
-        shutil.copy(slow_case[0] / "a.nii.gz", tmp_path / "in" / f"{name}.nii.gz")
-    command = ("upscale", "in", "out", "--bundle", bundle)
-    result = medsr(*command, kill=(signal.SIGKILL, 0), seen="out/.partial-*-b*", before=SLOW_DISK)
-    assert result.code == -signal.SIGKILL
-    first = Path("out/a_sr.nii.gz").read_bytes()
-    assert not Path("out/b_sr.nii.gz").exists()
-    assert medsr(*command, "--overwrite").code == 0
-    for name in "abc":
-        np.testing.assert_array_equal(nib.load(f"out/{name}_sr.nii.gz").get_fdata(), slow_case[1])
-    assert first
+    for name in "ab":
+        save(tmp_path / "in" / f"{name}.nii.gz")
+    run = functools.partial(medsr, "upscale", "in", "out", "--bundle", bundle)
+    kept = set()
+    for _ in steps(signal.SIGKILL, run, every=4):
+        complete = list(Path("out").glob("[ab]_sr.nii.gz"))
+        times = {path: path.stat().st_mtime_ns for path in complete}
+        result = run()
+        assert result.code == 0, result
+        assert {path: path.stat().st_mtime_ns for path in complete} == times
+        images = [nib.load(f"out/{name}_sr.nii.gz").get_fdata() for name in "ab"]
+        np.testing.assert_array_equal(*images)
+        kept.add(len(complete))
+        shutil.rmtree("out")
+    assert kept == {0, 1, 2}
 
 
 # memory

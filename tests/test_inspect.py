@@ -314,7 +314,8 @@ def test_memory_is_what_upscale_takes(tmp_path, shape, edges, bundle, limit):
     if bundle == "bicubic":
         folder = interpolating_bundle(tmp_path / "b", "rdst_e")
         code = (
-            f"import medsr_monai.commands.inspect as i; i.DEFAULT_BUNDLE = {str(folder)!r}; i._has_weights = bool\n" + PEAK
+            f"import medsr_monai.commands.inspect as i; i.DEFAULT_BUNDLE = {str(folder)!r}; i._has_weights = bool\n"
+            + PEAK
         )
         extra = ["--bundle", folder]
     if limit is None:

@@ -217,17 +217,18 @@ def test_no_output_takes_its_name_before_its_sidecar(tmp_path, monkeypatch):
     renamed, replace = [], os.replace
     monkeypatch.setattr(os, "replace", lambda a, b: renamed.append(Path(b).name) or replace(a, b))
     record = {"GeneratedBy": [{"Name": "medsr_monai"}], "Value": float("nan")}
-    with provenance.recorded(tmp_path / "new" / "x.nii.gz", record) as partial:
-        assert partial.name.endswith("x.nii.gz") and partial.parent == tmp_path / "new"
-        partial.write_bytes(b"voxels")
-        provenance.add_output(record, partial, "x.png")
-    assert renamed == ["x.json", "x.nii.gz"] and sorted(os.listdir(tmp_path / "new")) == sorted(renamed)
+    output, picture = (tmp_path / "new" / name for name in ("x.nii.gz", "x.png"))
+    with provenance.recorded(output, record, picture) as partials:
+        for partial, path in zip(partials, (output, picture), strict=True):
+            assert partial.name.endswith(path.name) and partial.parent == path.parent
+            partial.write_bytes(b"voxels")
+    assert renamed == ["x.json", "x.png", "x.nii.gz"] and sorted(os.listdir(tmp_path / "new")) == sorted(renamed)
     content = provenance.read_sidecar(tmp_path / "new" / "x.nii.gz")
     assert [one["Name"] for one in content["Outputs"]] == ["x.nii.gz", "x.png"] and content["Value"] is None
 
 
 def test_what_fails_leaves_neither(tmp_path):
-    with pytest.raises(OSError, match="disk full"), provenance.recorded(tmp_path / "x.nii.gz", {}) as partial:
+    with pytest.raises(OSError, match="disk full"), provenance.recorded(tmp_path / "x.nii.gz", {}) as (partial,):
         partial.write_bytes(b"half")
         raise OSError("disk full")
     assert not os.listdir(tmp_path)
@@ -239,7 +240,7 @@ def test_a_kill_between_both_is_mended(tmp_path, monkeypatch):
     identity["GeneratedBy"] = [{"Name": "medsr_monai"}]
 
     def write(content):
-        with provenance.recorded(output, {"Inputs": inputs} | identity) as partial:
+        with provenance.recorded(output, {"Inputs": inputs} | identity) as (partial,):
             partial.write_bytes(content)
 
     write(b"one")
@@ -264,10 +265,9 @@ def test_all_outputs_that_a_sidecar_lists_must_be_there(tmp_path):
     output, picture = tmp_path / "x.nii.gz", tmp_path / "x.png"
     identity = {name: [{"Name": "medsr_monai"}] for name in provenance.IDENTITY}
     record = {"Inputs": []} | identity
-    picture.write_bytes(b"picture")
-    provenance.add_output(record, picture)
-    with provenance.recorded(output, record) as partial:
-        partial.write_bytes(b"voxels")
+    with provenance.recorded(output, record, picture) as partials:
+        for partial in partials:
+            partial.write_bytes(b"content")
     assert provenance.why_redo(output, [], identity) is None
     picture.unlink()
     assert provenance.why_redo(output, [], identity) == "redone: x.png was missing"

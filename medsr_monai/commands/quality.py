@@ -63,8 +63,8 @@ def check_pictures(cases: Iterable[Case], overwrite: bool) -> None:
 
 def checked_quality(
     runner: BundleRunner, item: Mapping[str, MetaTensor], result: MetaTensor, out: Path, options: QualityOptions
-) -> tuple[MetaTensor, dict[str, Any] | None, Callable[[], Path] | None]:
-    """An output made consistent if this is asked for, its figures, and what writes its picture and returns the path.
+) -> tuple[MetaTensor, dict[str, Any] | None, Callable[[Path], None] | None]:
+    """An output made consistent if this is asked for, its figures, and what writes its picture to a path.
 
     Args:
         runner: that made the output.
@@ -93,11 +93,9 @@ def checked_quality(
     elif options.bound is None:
         figures = check.check(result)[1]
 
-    def write_picture() -> Path:
-        path = quality_path(out)
-        with naming(path):
+    def write_picture(path: Path) -> None:
+        with naming(quality_path(out)):
             check.write(path, result, out.name, figures, f"bundle {Path(runner.folder).resolve().name}")
-        return path
 
     return result, figures, write_picture if options.picture else None
 

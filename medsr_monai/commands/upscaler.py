@@ -15,7 +15,7 @@ from medsr_monai.commands.dicom_output import source_headers
 from medsr_monai.commands.fast_path import SLICE_BATCH, FittingSlices, Laps, recorded_options
 from medsr_monai.commands.files import Case, describe, naming, write_voxels
 from medsr_monai.commands.memory import Memory
-from medsr_monai.commands.quality import QualityOptions, checked_quality
+from medsr_monai.commands.quality import QualityOptions, checked_quality, quality_path
 from medsr_monai.commands.trained_on import TrainedOn
 
 if TYPE_CHECKING:
@@ -126,7 +126,6 @@ class Upscaler:
         from medsr_monai.data import save_dicom_slices
         from medsr_monai.provenance import (
             Warnings,
-            add_output,
             grid_record,
             intensity_record,
             recorded,
@@ -170,14 +169,15 @@ class Upscaler:
             record["IntensityRange"] = intensity_record(image, result)
             record["Warnings"] = warnings
             lap("Quality")
-            with naming(out), recorded(out, record, folder=self.to_dicom) as partial:
+            pictures = [] if write_picture is None else [quality_path(out)]
+            with naming(out), recorded(out, record, *pictures, folder=self.to_dicom) as (partial, *partial_pictures):
                 if self.to_dicom:
                     save_dicom_slices(result, partial, headers, description=f"{record['Description']}, {what}")
                 else:
                     write_voxels(result, partial)
                 lap("Writing")
-                if write_picture is not None:
-                    add_output(record, write_picture())
+                for picture in partial_pictures:
+                    write_picture(picture)
                     lap("Quality")
                 record["Seconds"], record["SecondsBy"] = lap.total, lap.seconds
             say(f"{out}: {describe(result)}, {sentence(figures)}")

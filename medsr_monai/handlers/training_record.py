@@ -101,7 +101,7 @@ class TrainingRecord:
             "Runs": self.runs,
         }
         record = json.loads(json.dumps(json_values(self.content | {"Training": training})))
-        with recorded(path, record) as partial:
+        with recorded(path, record) as (partial,):
             yield partial
 
     def _bundle(self) -> dict[str, Any] | None:
@@ -137,9 +137,8 @@ def extend_record(path: str | os.PathLike, content: object, facts: Mapping[str, 
         with written_atomically(path) as partial:
             torch.save(content, partial)
         return
-    record.pop("Outputs")
     record["Training"] |= facts
-    with recorded(path, record) as partial:
+    with recorded(path, record) as (partial,):
         torch.save(content, partial)
 
 
