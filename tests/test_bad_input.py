@@ -123,7 +123,7 @@ class Processes:
         self,
         *arguments: object,
         folder: Path,
-        timeout: float = 60,
+        timeout: float = 300,
         limits: dict[str, int] | None = None,
         before: str = "",
         kill: tuple[int, float] | None = None,
@@ -146,7 +146,7 @@ class Processes:
 
     def end(self) -> None:
         self.server.stdin.close()
-        self.server.wait(timeout=10)
+        self.server.wait(timeout=60)
 
 
 @pytest.fixture(scope="module")
@@ -168,7 +168,7 @@ def started(*arguments: object, **options: object) -> Result:
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONWARNINGS"} | {"PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "medsr_monai", *map(str, arguments)]
     done = subprocess.run(
-        command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120, **options
+        command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300, **options
     )
     return Result(done.returncode, done.stdout, done.stderr)
 
@@ -1045,7 +1045,7 @@ def scaled_by_nibabel(path: Path) -> np.ndarray:
 def test_a_process_never_fails_at_a_mutated_nifti_file(processes, bundle, tmp_path_factory, content):
     folder = emptied(tmp_path_factory.getbasetemp() / "process")
     (folder / "a.nii").write_bytes(content)
-    result = processes.run("upscale", "a.nii", "out.nii.gz", "--bundle", bundle, folder=folder, timeout=30)
+    result = processes.run("upscale", "a.nii", "out.nii.gz", "--bundle", bundle, folder=folder)
     told_or_done(result, folder, "a.nii")
     if result.code == 0 and (stated := stated_grid(content)) is not None:
         image = nib.load(folder / "out.nii.gz")
@@ -1183,7 +1183,7 @@ def test_a_mutated_series_is_refused_in_one_line_or_read_where_its_tags_place_it
 def test_a_process_never_fails_at_a_mutated_series(processes, bundle, good_series, tmp_path_factory, changes):
     folder = emptied(tmp_path_factory.getbasetemp() / "process")
     mutate(folder / "series", good_series, changes)
-    result = processes.run("upscale", "series", "out.nii.gz", "--bundle", bundle, folder=folder, timeout=30)
+    result = processes.run("upscale", "series", "out.nii.gz", "--bundle", bundle, folder=folder)
     told_or_done(result, folder, "series")
     if result.code == 0:
         np.testing.assert_allclose(corners(folder / "out.nii.gz"), stated_corners(folder / "series"), atol=2e-3)

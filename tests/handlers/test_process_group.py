@@ -1,7 +1,5 @@
 """Processes that torchrun starts within a Slurm job."""
 
-import socket
-
 import ignite.distributed as idist
 import pytest
 import torch.distributed as dist
@@ -12,10 +10,7 @@ from medsr_monai.handlers import join_process_group
 @pytest.mark.parametrize("srun", [True, False], ids=["srun torchrun", "torchrun in the batch script"])
 def test_ignite_knows_the_process_by_torchruns_number(monkeypatch, srun):
     """srun numbers its tasks, each of them a torchrun with several processes."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    variables = {"MASTER_ADDR": "localhost", "MASTER_PORT": port, "RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 3}
+    variables = {"MASTER_ADDR": "localhost", "MASTER_PORT": 0, "RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 3}
     for name, value in (variables | {"SLURM_JOB_ID": 7, "SLURM_LOCALID": 0}).items():
         monkeypatch.setenv(name, str(value))
     if not srun:

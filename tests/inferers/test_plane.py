@@ -310,7 +310,7 @@ print(peak() - before, out.numel() * 4)
 def test_peak_memory():
     """Output, input and a slice batch of 2; a second copy of the output, such as a count map, would be seen."""
     done = subprocess.run(
-        [sys.executable, "-c", MEMORY], capture_output=True, text=True, check=True, timeout=60, env=dict(os.environ)
+        [sys.executable, "-c", MEMORY], capture_output=True, text=True, check=True, timeout=300, env=dict(os.environ)
     )
     rise, output = map(int, done.stdout.split())
     assert output == 512 * 60 * 640 * 4

@@ -105,6 +105,7 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
+@pytest.mark.slow  # how much faster depends on the processor's caches
 @pytest.mark.parametrize(("training", "shape"), [(False, (1, 1, 80, 80)), (True, (8, 1, 24, 24))], ids=str)
 def test_is_faster_than_the_plain_form(one_thread, training, shape):
     """By turns and by the processor's time, so that other load matters little; measured were 1.4 times and more."""
