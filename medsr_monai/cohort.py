@@ -269,4 +269,4 @@ def summary_line(rows: Iterable[dict]) -> str:
     """How many cases have come to what: ``4 cases: 3 done, 1 failed``."""
     counts = Counter(row["status"] for row in rows)
     parts = (f"{counts[status]} {status}" for status in (DONE, KEPT, FAILED, PENDING) if counts[status])
-    return f"{counts.total()} cases: {', '.join(parts)}"
+    return f"{counts.total()} case{'s' * (counts.total() != 1)}: {', '.join(parts)}"

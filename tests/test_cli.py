@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import functools
 import importlib.util
+import inspect
 import io
 import itertools
 import json
@@ -22,6 +23,7 @@ import pydicom
 import pytest
 import torch
 from bundle_copies import TINY, copy_bundle, save_weights, tiny_network
+from fire import docstrings
 from monai.utils import ComponentStore
 from PIL import Image
 from pydicom.dataset import Dataset, FileMetaDataset
@@ -595,6 +597,14 @@ def test_help_is_readable_and_complete(medsr, command):
             assert re.search(rf"(?i)\b{word}\b", text), word
     if command:
         assert cli.COMMANDS[command].__doc__.splitlines()[0] in text
+
+
+@pytest.mark.parametrize("command", cli.COMMANDS)
+def test_help_shows_whole_sentences(command):
+    """Fire takes a line of a docstring that goes on with a word and a colon for another argument."""
+    shown = {one.name: one.description for one in docstrings.parse(cli.COMMANDS[command].__doc__).args or ()}
+    assert shown.keys() == inspect.signature(cli.COMMANDS[command]).parameters.keys()
+    assert all(text.endswith(".") for text in shown.values()), shown
 
 
 def test_without_a_command_there_is_help(medsr):

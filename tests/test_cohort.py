@@ -202,7 +202,7 @@ def test_the_table_keeps_the_rows_of_other_folders(medsr, bundle, tmp_path):
     make_volume(tmp_path / "two" / "b.nii.gz")
     for name in ("one", "two"):
         code, out, _ = medsr("upscale", name, "out", "--bundle", bundle)
-        assert code == 0 and "1 cases: 1 done" in out
+        assert code == 0 and "1 case: 1 done" in out
     assert statuses() == {"a": "done", "b": "done"}
     assert json.loads(Path("out/status.json").read_text())["Cases"] == 1
 

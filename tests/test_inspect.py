@@ -263,6 +263,19 @@ def test_memory_grows_with_output_and_activations():
     assert resident_bytes() is None or 2**26 < resident_bytes() < 2**36
 
 
+@pytest.mark.parametrize(("voxels", "problem"), [("nan", "1 of 1440 voxels are NaN"), ("zero", "every voxel is 0")])
+def test_what_upscale_refuses_is_not_planned(tmp_path, capsys, voxels, problem):
+    image = np.zeros((16, 15, 6), np.float32)
+    if voxels == "nan":
+        image += np.random.default_rng(0).random(image.shape, np.float32)
+        image[3, 4, 5] = np.nan
+    nib.save(nib.Nifti1Image(image, np.eye(4)), tmp_path / "a.nii")
+    code, out, err = medsr("inspect", tmp_path / "a.nii", "--json", "--no-timing", capsys=capsys)
+    (item,) = json.loads(out)["items"]
+    assert code == 1 and problem in err and problem in item["problem"] and item["plan"] is None
+    assert item["shape"] == [16, 15, 6]
+
+
 def test_time_is_measured_on_a_slice(monkeypatch):
     """By the second run, the first one warms up."""
     now, shapes = 0.0, []

@@ -193,6 +193,11 @@ def test_described_then_named_and_warned_of(medsr, bundle, tmp_path, caplog):
     assert "secret" not in text and str(tmp_path) not in text
     assert (group["pixel_mm"], group["size_pixels"], group["volumes"]) == ([4.0, 4.4], [28, 28], 2)
     assert medsr("describe", bundle, *options, "--weights", "mine.pt")[0] == 1, "nothing is overwritten"
+    shutil.copytree(bundle, "described")
+    shutil.copy("mine.training_data.json", "described/docs/training_data.json")
+    code, _, err = medsr("describe", "described", *options)
+    assert code == 1 and "model.pt: its data are described already" in err
+    assert not Path("described/models/model.training_data.json").exists(), "which would be told in place of the other"
     several = ("--weights", "mine.pt", "--output", "mixed.json", "--degradation", "box,kspace")
     assert "T1), box or kspace degradation" in medsr("describe", bundle, *options, *several)[1]
     assert json.loads(Path("mixed.json").read_text())["degradation"]["method"] == ["box", "kspace"]

@@ -39,8 +39,8 @@ def benchmark(
         size: HxW of the low-resolution slices, by default 160x160, in training 24x24.
         batch: slices at a time, by default 1, in training 4.
         training: time steps of training (forward, L1 loss, backward, Adam) instead of forward passes.
-        reference: FILE.py:NAME of a plainer form of the networks, built from their arguments; it gets the same weights,
-            runs in turns with each of them and has a row of its own. Such as tests/networks/plain_rdst.py:PlainRDST.
+        reference: FILE.py:NAME, such as tests/networks/plain_rdst.py:PlainRDST, of a plainer form of the networks,
+            built from their arguments; it gets the same weights, runs in turns with each of them and has its own row.
         precision: float32, bfloat16 or float16 (autocast) of the networks, as of upscale; a reference is float32.
         compile: compile the networks (torch.compile; on CUDA with its graphs); a reference is not.
         device: auto (the CPU, and the GPU where there is one), cpu, cuda:0.

@@ -44,7 +44,8 @@ def choose_device(device: str, local_rank: int = 0) -> str:
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device {device!r} is not available here, choose cpu or cuda:0") from error
+        here = ["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]
+        raise ValueError(f"device {device!r} is not available here, choose {' or '.join(here)}") from error
     return device
 
 

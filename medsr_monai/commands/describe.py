@@ -42,16 +42,22 @@ def describe(
     file = Path(weights) if weights is not None else folder / "models" / "model.pt"
     if not file.is_file():
         raise FileNotFoundError(f"{file}: no such weights file, give the one that was trained on these data")
-    from medsr_monai.training_description import description_path, sentence
+    from medsr_monai.training_description import description_path, find_description, sentence
+    from medsr_monai.weights import file_hash
 
     out = Path(output) if output is not None else description_path(file)
     check_output(out, overwrite)
+    digest = file_hash(file)
+    if output is None and not overwrite and find_description(folder, file, digest) is not None:
+        raise FileExistsError(
+            f"{file}: its data are described already, give the weights that were trained on these as --weights, "
+            "or add --overwrite"
+        )
     from monai.bundle import ConfigParser
 
     from medsr_monai import __version__
     from medsr_monai.atomic import written_atomically
     from medsr_monai.training_data import training_groups
-    from medsr_monai.weights import file_hash
 
     parser = ConfigParser()
     parser.read_config(folder / "configs" / "train.json")
@@ -70,7 +76,7 @@ def describe(
     )
     content = {
         "generated_by": f"medsr_monai {__version__}, describe",
-        "weights_sha256": file_hash(file),
+        "weights_sha256": digest,
         "degradation": {"method": parser["degradation"], "scale": factor},
         "groups": groups,
     }

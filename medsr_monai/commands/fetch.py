@@ -16,8 +16,8 @@ def fetch(bundle: str, output: str | None = None, overwrite: bool = False) -> No
 
     Args:
         bundle: name of a bundle (see `medsr models`) or path of its folder.
-        output: folder of weights, in which `<bundle>/models/model.pt` is written, for another machine's MEDSR_WEIGHTS.
-            Default: the folder that MEDSR_WEIGHTS names, if it does, else the bundle itself.
+        output: folder of weights, in which `<bundle>/models/model.pt` is written, for another machine's MEDSR_WEIGHTS;
+            by default the folder that MEDSR_WEIGHTS names, if it does, else the bundle itself.
         overwrite: replace files that are there and are not the listed ones.
     """
     folder = bundle_folder(bundle)

@@ -122,7 +122,7 @@ def _look_into(item: dict[str, Any], source: str | DicomSeries, frame: int | Non
     import numpy as np
 
     from medsr_monai.data import LoadVolumed
-    from medsr_monai.transforms import plane_axis, sharp_plane, spacing, thick_axis
+    from medsr_monai.transforms import intensity_range, plane_axis, sharp_plane, spacing, thick_axis
 
     volume = LoadVolumed("image", frame=frame, pictures=True)({"image": source})["image"]
     affine, shape = volume.affine.numpy(), tuple(volume.shape[1:])
@@ -153,6 +153,7 @@ def _look_into(item: dict[str, Any], source: str | DicomSeries, frame: int | Non
         for axis in item["axes"]:
             if item["acquisition_matrix"] and axis["axis"] < 2:
                 axis["acquisition_matrix"] = item["acquisition_matrix"][axis["axis"]]
+    intensity_range(volume, "minmax")  # what holds nothing to super-resolve is not planned
     planner.plan(item, source, volume, frame)
 
 

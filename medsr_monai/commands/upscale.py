@@ -69,14 +69,15 @@ def upscale(
         frame: of a 4D file, counted from 0.
         slice_batch: slices computed at a time; auto is 4 on a CPU, on CUDA as many as fit into its free memory.
         precision: float32, bfloat16, float16 (autocast: convolutions and matrix products) or auto, which is float32 on
-            a CPU and float16 on CUDA. Largest error on the sample volume: bfloat16 1 %, float16 0.2 % of the range.
+            a CPU and float16 on CUDA. On the sample volume the largest error is 1 % of the range with bfloat16, 0.2 %
+            with float16.
         compile: compile the network (torch.compile) for the slices' size and number: minutes at first, less when the
             same has been compiled before; worth it on CUDA and for folders of volumes of one size.
         tile: side in pixels of tiles, to save memory; leaves faint seams. Default: whole slices.
         thick_axis: of thick slices, the direction across them: left-right (sagittal slices), posterior-anterior
             (coronal) or inferior-superior (axial); auto is that of the longest voxel edge.
         target_spacing: of thick slices: the thickness in mm to be reached, as nearly as whole slices within the same
-            outer corners allow. Default: the smaller edge of the pixels.
+            outer corners allow; by default the smaller edge of the pixels.
         refine: of thick slices: both planes that contain the thick axis, averaged, or one of them, in half the time:
             axial, coronal or sagittal.
         force: of thick slices: refine voxels that are nearly isotropic, too.
@@ -89,7 +90,7 @@ def upscale(
             volumes on the CPU; each of several --jobs gets its share.
         output_format: nifti, or dicom for a derived series (MR or CT) in the study of a DICOM input.
         picture: write a quality picture beside each output, NAME.quality.png, and of a folder index.html with all of
-            them: planes of input and output, and what the output, degraded again, differs from the input.
+            them. It shows planes of input and output, and what the output, degraded again, differs from the input.
         enforce_consistency: change the output as little as possible so that, degraded again, it equals the input up to
             the bound or the input's noise, whichever is larger.
         consistency_bound: for the RMS of this difference, in parts of the input's intensity range. Default: 0.001.

@@ -142,8 +142,10 @@ def list_volumes(dataset_dir: str | os.PathLike) -> list[dict[str, str]]:
         return [{"image": str(dataset_dir)}]
     found = found or find_pictures(root)
     if not found:
+        remedy = ", give its zip file itself" if any(root.glob("*.zip")) else ""
         raise FileNotFoundError(
-            f"{root}: no volume ({', '.join(SUFFIXES)}) and no picture ({', '.join(PICTURE_SUFFIXES)}) in this folder"
+            f"{root}: no volume ({', '.join(SUFFIXES)}, DICOM) and no picture ({', '.join(PICTURE_SUFFIXES)}) in this "
+            f"folder{remedy}"
         )
     return [{"image": path} for path in found]
 

@@ -321,6 +321,9 @@ def test_pictures_of_a_folder(tmp_path):
     assert list_volumes(tmp_path) == [{"image": str(volume)}]
     with pytest.raises(FileNotFoundError, match=r"no volume \(.nii.*\) and no picture \(.png"):
         list_volumes((tmp_path / "empty").mkdir() or tmp_path / "empty")
+    (tmp_path / "empty" / "series.zip").write_bytes(b"")
+    with pytest.raises(FileNotFoundError, match="in this folder, give its zip file itself"):
+        list_volumes(tmp_path / "empty")
     # DICOM images without a place in the patient
     (tmp_path / "us").mkdir()
     names = [str(save_dicom(tmp_path / "us" / name, random(4, 4))) for name in ("1", "2")]
