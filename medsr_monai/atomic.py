@@ -49,21 +49,19 @@ def written_together(*paths: str | os.PathLike) -> Iterator[list[Path]]:
     but for the moment of the renaming itself. An error in this moment takes the names back that were free before.
     """
     pairs = [(Path(path).with_name(f".partial-{os.getpid()}-{Path(path).name}"), Path(path)) for path in paths]
-    named = []
+    free: list[Path] = []
     try:
         with _no_room_explained(pairs[-1][1]):
             yield [partial for partial, _ in pairs]
             for partial, _ in pairs:
                 _to_disk(partial)
+            free = [path for _, path in pairs if not os.path.lexists(path)]
             for partial, path in pairs:
-                free = not os.path.lexists(path)
-                if partial.is_dir() and not free:
+                if partial.is_dir() and path not in free:
                     os.replace(path, _replaced(path))
                 os.replace(partial, path)
-                if free:
-                    named.append(path)
     except BaseException:
-        for path in named:
+        for path in free:
             _remove(path)
         raise
     finally:

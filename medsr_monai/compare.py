@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import math
@@ -18,7 +17,7 @@ from monai.data import MetaTensor
 from torch import nn
 
 from medsr_monai import __version__
-from medsr_monai.atomic import written_atomically
+from medsr_monai.atomic import written_together
 from medsr_monai.inferers import PlaneInferer
 from medsr_monai.metrics import (
     SliceEvaluation,
@@ -371,10 +370,8 @@ class Comparison:
         folder.mkdir(parents=True, exist_ok=True)
         report = self.report(self.checked_crop(crop))
         lines = [self.header(), *map(self.line, self.rows), "", self.caption()]
-        with contextlib.ExitStack() as stack:
-            markdown, table, content, slices, picture = (
-                stack.enter_context(written_atomically(folder / name)) for name in FILES
-            )
+        paths = (folder / name for name in FILES)
+        with written_together(*paths) as (markdown, table, content, slices, picture):
             markdown.write_text("\n".join(lines) + "\n")
             write_rows(self.rows, table)
             content.write_text(json.dumps(report, indent=2, allow_nan=False) + "\n")

@@ -24,7 +24,7 @@ from medsr_monai.data.stored_volume import StoredVolume
 from medsr_monai.data.volumes import volume_name
 from medsr_monai.metrics.report import json_values
 from medsr_monai.transforms.geometry import spacing
-from medsr_monai.weights import MAIN_WEIGHTS, METADATA, stated_files
+from medsr_monai.weights import MAIN_WEIGHTS, METADATA, file_hash, stated_files
 
 if TYPE_CHECKING:
     import torch
@@ -65,8 +65,7 @@ def sha256(path: str | os.PathLike) -> str:
     path = Path(path)
     if path.is_dir():
         return source_record(path, source_files(path))["SHA256"]
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return file_hash(path)
 
 
 def file_record(path: str | os.PathLike) -> dict[str, Any]:

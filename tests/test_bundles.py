@@ -13,11 +13,11 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from bundle_copies import save_weights
 from monai.bundle import ConfigParser, ConfigWorkflow, ckpt_export, verify_net_in_out
 from monai.transforms import Resize
 
 from medsr_monai.handlers import load_weights
-from medsr_monai.networks import NetworkArguments
 from medsr_monai.transforms import outer_corners
 
 ROOT = Path(__file__).parents[1]
@@ -166,10 +166,7 @@ def tiny_weights(bundle, folder, name="inference"):
         torch.nn.init.normal_(parameter, std=0.05)
     if getattr(network, "centroids", None) is not None:
         network.load_centroids(torch.randn(network.centroids.shape))
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "model.pt"
-    torch.save({"network": NetworkArguments(network).state_dict(), "model": network.state_dict()}, path)
-    return path, network.eval()
+    return save_weights(network, folder / "model.pt"), network.eval()
 
 
 def test_every_bundle_has_a_kind():

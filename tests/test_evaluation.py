@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from bundle_copies import save_weights
 from monai.bundle import ConfigWorkflow
 from PIL import Image
 from scipy.ndimage import gaussian_filter, zoom
@@ -24,15 +25,11 @@ from medsr_monai.metrics import (
     high_frequency_figures,
     inception_features,
 )
-from medsr_monai.networks import NetworkArguments, SegmentationUNet, build_network, load_inception_features
+from medsr_monai.networks import SegmentationUNet, build_network, load_inception_features
 
 METHODS = ["HR", "bicubic", "spline", "network"]
 BUNDLES = Path(__file__).parents[1] / "bundles"
 SMALL = dict(embed_dim=12, growth_rate=6, num_heads=2, num_blocks=1, num_dense_blocks=1, bicubic_residual=False)
-
-
-def save(network, path):
-    torch.save({"network": NetworkArguments(network).state_dict(), "model": network.state_dict()}, path)
 
 
 @pytest.fixture(scope="module")
@@ -53,12 +50,12 @@ def files(tmp_path_factory):
         lists[part].append(item)
     (folder / "datalist.json").write_text(json.dumps(lists))
     torch.manual_seed(0)
-    save(build_network({"_target_": "medsr_monai.networks.RDST", **SMALL}), folder / "model.pt")
+    save_weights(build_network({"_target_": "medsr_monai.networks.RDST", **SMALL}), folder / "model.pt")
     unet = SegmentationUNet(1, 2, encoder="resnet18")
     for module in unet.modules():  # so that predictions follow the image
         if isinstance(module, torch.nn.BatchNorm2d):
             torch.nn.init.uniform_(module.weight, 0.5, 1.5)
-    save(unet, folder / "unet.pt")
+    save_weights(unet, folder / "unet.pt")
     inception = inception_v3(weights=None, aux_logits=False, init_weights=False)
     for module in inception.modules():
         if isinstance(module, torch.nn.Conv2d):

@@ -15,12 +15,13 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from bundle_copies import amend, copy_bundle, save_weights
 from monai.bundle import ConfigParser, ConfigWorkflow
 
 from medsr_monai import cli
 from medsr_monai.exchange import export_network
 from medsr_monai.exported import ExportedNetwork
-from medsr_monai.networks import EDSR, NetworkArguments
+from medsr_monai.networks import EDSR
 from medsr_monai.training_description import sentence
 from medsr_monai.transforms import outer_corners
 
@@ -48,17 +49,10 @@ def medsr(*arguments):
 def place(tmp_path_factory):
     """Copy of the bundle rdst_e with a small trained network, its exported forms, and an oblique volume."""
     here = tmp_path_factory.mktemp("export")
-    bundle = here / "tiny"
-    shutil.copytree(ROOT / "bundles" / "rdst_e", bundle, ignore=shutil.ignore_patterns("models"))
-    config = bundle / "configs" / "inference.json"
-    content = json.loads(config.read_text())
-    content["network_def"] = SMALL | {"scale": "@scale"}
-    config.write_text(json.dumps(content))
+    bundle = copy_bundle(here / "tiny")
+    amend(bundle / "configs" / "inference.json", network_def=SMALL | {"scale": "@scale"})
     torch.manual_seed(0)
-    network = EDSR(1, 1, 4, channels=8, num_blocks=1)
-    (bundle / "models").mkdir()
-    weights = {"network": NetworkArguments(network).state_dict(), "model": network.state_dict()}
-    torch.save(weights, bundle / "models" / "model.pt")
+    save_weights(EDSR(1, 1, 4, channels=8, num_blocks=1), bundle / "models" / "model.pt")
     (here / "volumes").mkdir()
     angle = np.radians(12)
     affine = np.eye(4)

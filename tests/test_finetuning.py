@@ -9,11 +9,12 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from bundle_copies import save_weights
 from ignite.engine import Events
 from monai.bundle import ConfigWorkflow
 
 from medsr_monai.handlers import load_network
-from medsr_monai.networks import NetworkArguments, SegmentationUNet, VGG19Features, build_network
+from medsr_monai.networks import SegmentationUNet, VGG19Features, build_network
 
 BUNDLES = Path(__file__).parents[1] / "bundles"
 CONFIGS = BUNDLES / "rdst_e" / "configs"
@@ -27,10 +28,6 @@ TINY_GAN = {"discriminator_def#channels": 4, "discriminator_def#hidden_channels"
 each_overlay = pytest.mark.parametrize("overlay", OVERLAYS)
 
 
-def save(network, path):
-    torch.save({"network": NetworkArguments(network).state_dict(), "model": network.state_dict()}, path)
-
-
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
     """Volumes, stage-1 weights, a U-Net with 3 classes and a state dict as torchvision's VGG19."""
@@ -41,8 +38,8 @@ def files(tmp_path_factory):
         image = rng.random((48, 48, 6)).astype(np.float32)
         nib.save(nib.Nifti1Image(image, np.diag([1, 1, 4, 1])), folder / "volumes" / f"case{number}.nii.gz")
     torch.manual_seed(0)
-    save(build_network({"_target_": "medsr_monai.networks.RDST", **SMALL}), folder / "stage1.pt")
-    save(SegmentationUNet(1, 3, encoder="resnet18"), folder / "unet.pt")
+    save_weights(build_network({"_target_": "medsr_monai.networks.RDST", **SMALL}), folder / "stage1.pt")
+    save_weights(SegmentationUNet(1, 3, encoder="resnet18"), folder / "unet.pt")
     torch.save(VGG19Features("VGG22").state_dict(), folder / "vgg19.pth")
     return folder
 
@@ -192,8 +189,8 @@ def test_another_networks_weights_and_prior(files, tmp_path):
     """The overlays fine-tune any network; a prior with other classes is read as it was trained."""
     stage1 = build_network({"_target_": "medsr_monai.networks.RDST", "scale": 4, "embed_dim": 6, "growth_rate": 6,
                             "num_heads": 1, "num_blocks": 1, "num_dense_blocks": 1, "window_size": 4})  # fmt: skip
-    save(stage1, tmp_path / "stage1.pt")
-    save(SegmentationUNet(1, 5, encoder="resnet18"), tmp_path / "unet.pt")
+    save_weights(stage1, tmp_path / "stage1.pt")
+    save_weights(SegmentationUNet(1, 5, encoder="resnet18"), tmp_path / "unet.pt")
     more = {"network_def": stage1.arguments, "weights": str(tmp_path / "stage1.pt"), "max_steps": 1, "milestones": [1]}
     more["unet_path"] = str(tmp_path / "unet.pt")
     settings = {k: v for k, v in options(files, tmp_path, "finetune_hrl", **more).items() if k not in TINY}

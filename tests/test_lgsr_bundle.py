@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import tifffile
 import torch
+from bundle_copies import save_weights
 from ignite.engine import Events
 from monai.bundle import ConfigWorkflow
 from PIL import Image
@@ -23,7 +24,7 @@ from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage, ge
 
 from medsr_monai.data import SliceDataset, SliceSampler, load_picture
 from medsr_monai.metrics import psnr
-from medsr_monai.networks import NetworkArguments, build_network
+from medsr_monai.networks import build_network
 from medsr_monai.networks.blocks.deformable import DeformableConv2d
 from medsr_monai.transforms import outer_corners
 from medsr_monai.transforms.recipes import load_volume, training_patches
@@ -245,7 +246,7 @@ def weights(folder):
     torch.manual_seed(0)
     network = build_network({"_target_": "medsr_monai.networks.LGSR", **SMALL})
     torch.nn.init.normal_(network.last.weight, std=0.02)
-    torch.save({"network": NetworkArguments(network).state_dict(), "model": network.state_dict()}, folder / "model.pt")
+    save_weights(network, folder / "model.pt")
     return network.eval()
 
 

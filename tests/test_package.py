@@ -19,12 +19,12 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from bundle_copies import save_weights
 from monai.bundle import ConfigParser, ConfigWorkflow
 
 from medsr_monai import vendoring
 from medsr_monai.commands.package import package
 from medsr_monai.handlers import load_network
-from medsr_monai.networks import NetworkArguments
 from medsr_monai.weights import examine
 
 ROOT = Path(__file__).parents[1]
@@ -71,8 +71,7 @@ def random_weights(bundle, path):
     for parameter in network.parameters():
         if not parameter.any():  # a network that begins as an interpolation
             torch.nn.init.normal_(parameter, std=0.05)
-    torch.save({"network": NetworkArguments(network).state_dict(), "model": network.state_dict()}, path)
-    return path
+    return save_weights(network, path)
 
 
 @pytest.fixture(scope="module")

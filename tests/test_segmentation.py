@@ -10,6 +10,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from bundle_copies import save_weights
 from ignite.engine import Events
 from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.transforms import Resize
@@ -17,7 +18,7 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 
 from medsr_monai.handlers import load_network, load_weights
-from medsr_monai.networks import NetworkArguments, SegmentationUNet
+from medsr_monai.networks import SegmentationUNet
 from medsr_monai.transforms import outer_corners
 
 BUNDLES = Path(__file__).parents[1] / "bundles"
@@ -327,8 +328,7 @@ def test_its_weights_are_the_prior_of_fine_tuning(trained, volumes, tmp_path):
     stage1 = ConfigParser(json.loads((overlay / "train.json").read_text()))
     stage1.update({f"network_def#{name}": value for name, value in tiny.items()})
     network = stage1.get_parsed_content("network_def")
-    weights = {"network": NetworkArguments(network).state_dict(), "model": network.state_dict()}
-    torch.save(weights, tmp_path / "stage1.pt")
+    save_weights(network, tmp_path / "stage1.pt")
     unet = trained[0] / "models" / "model.pt"
     flow = ConfigWorkflow(
         [str(overlay / "train.json"), str(overlay / "finetune_e1.json")], workflow_type="train", logging_file=False,

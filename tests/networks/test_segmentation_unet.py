@@ -3,11 +3,12 @@ import json
 import pytest
 import segmentation_models_pytorch as smp
 import torch
+from bundle_copies import save_weights
 from safetensors.torch import save_file
 from torchvision.models import resnet18
 
 from medsr_monai.handlers import load_network, load_weights
-from medsr_monai.networks import NetworkArguments, SegmentationUNet, build_network
+from medsr_monai.networks import SegmentationUNet, build_network
 
 
 def small(*arguments, **options):
@@ -55,7 +56,7 @@ def test_arguments_build_it_again_and_read_it_back(tmp_path):
     assert network.arguments == {**expected, "encoder": "resnet18"}
     assert build_network(json.loads(json.dumps(network.arguments))).arguments == network.arguments
     path = tmp_path / "model.pt"
-    torch.save({"network": NetworkArguments(network).state_dict(), "model": network.state_dict()}, path)
+    save_weights(network, path)
     again = load_network(path)
     assert not again.training
     x = torch.rand(1, 4, 32, 32)
