@@ -1,4 +1,4 @@
-"""Files that are never half there."""
+"""Files that are never half there, and never written over others unasked."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["folder_written_atomically", "written_atomically", "written_together"]
+__all__ = ["check_input", "check_output", "folder_written_atomically", "written_atomically", "written_together"]
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """Disk full, quota used up, file larger than its system or a limit allows."""
@@ -99,3 +99,28 @@ def _no_room_explained(path: Path) -> Iterator[None]:
         if error.errno not in NO_ROOM:
             raise
         raise OSError(f"{path}: no room for it ({error.strerror}): free disk space or choose another output") from error
+
+
+def check_input(path: str | os.PathLike) -> None:
+    """Refuse what is no file and no folder.
+
+    Raises:
+        FileNotFoundError, ValueError: one line.
+    """
+    if not Path(path).exists():
+        raise FileNotFoundError(f"{path}: no such file or folder")
+    if not Path(path).is_file() and not Path(path).is_dir():
+        raise ValueError(f"{path}: neither a file nor a folder (a pipe?), save what it holds to a file first")
+
+
+def check_output(path: Path, overwrite: bool, source: str | None = None) -> None:
+    """Refuse an output file before any work: it is the input, is there already, or has no folder to be written to."""
+    if source is not None and path.resolve() == Path(source).resolve():
+        raise ValueError(f"{path}: is the input, which is never overwritten, choose another name")
+    if path.is_dir():
+        raise ValueError(f"{path}: is a folder, give the name of a file")
+    if path.exists() and not overwrite:
+        raise FileExistsError(f"{path}: exists, choose another name or add --overwrite")
+    parent = next(p for p in path.absolute().parents if p.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        raise PermissionError(f"{path}: nothing can be written to {parent}, choose another output")

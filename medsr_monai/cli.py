@@ -13,12 +13,12 @@ from medsr_monai.commands.describe import describe
 from medsr_monai.commands.evaluate import evaluate
 from medsr_monai.commands.export import export
 from medsr_monai.commands.fetch import fetch
-from medsr_monai.commands.files import ERRORS, reason_of
 from medsr_monai.commands.inspect import inspect
 from medsr_monai.commands.models import models
 from medsr_monai.commands.package import package
 from medsr_monai.commands.prepare import prepare
 from medsr_monai.commands.upscale import upscale
+from medsr_monai.errors import ERRORS, reason_of
 
 COMMANDS = {
     f.__name__: f

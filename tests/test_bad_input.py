@@ -49,7 +49,7 @@ import json, os, re, resource, signal, sys, time
 import torch
 torch.set_num_threads(1)
 import medsr_monai.cli, medsr_monai.command_line, medsr_monai.data, medsr_monai.handlers, medsr_monai.inferers
-import medsr_monai.networks, medsr_monai.transforms.recipes, monai.bundle
+import medsr_monai.networks, medsr_monai.recipes, monai.bundle
 
 def work(job, begun):
     quiet = medsr_monai.command_line.quiet_libraries  # what `main` begins with
@@ -1000,8 +1000,8 @@ def stated_grid(content: bytes) -> np.ndarray | None:
 
 def read(path: Path) -> tuple[np.ndarray, np.ndarray] | str:
     """Corners and voxels, as a bundle reads them, or why they are refused."""
-    from medsr_monai.commands.files import naming
-    from medsr_monai.transforms.recipes import load_volume
+    from medsr_monai.errors import naming
+    from medsr_monai.recipes import load_volume
 
     try:
         with naming(path):

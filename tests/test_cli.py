@@ -30,10 +30,10 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
 
 from medsr_monai import cli
-from medsr_monai.commands.bundles import DEFAULT_BUNDLE, BundleRunner
-from medsr_monai.handlers import load_network
 from medsr_monai.metrics import psnr
 from medsr_monai.networks import EDSR, InceptionFeatures, SegmentationUNet
+from medsr_monai.upscaling.bundles import DEFAULT_BUNDLE, BundleRunner
+from medsr_monai.weights.load import load_network
 
 ROOT = Path(__file__).parent.parent
 PLANES = ("sagittal", "coronal", "axial")

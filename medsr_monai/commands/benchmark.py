@@ -9,8 +9,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from medsr_monai.commands.bundles import DEFAULT_BUNDLE, bundle_folder, choose_device
-from medsr_monai.commands.files import check_output, json_text, reason_of
+from medsr_monai.atomic import check_output
+from medsr_monai.errors import reason_of
+from medsr_monai.upscaling.bundles import DEFAULT_BUNDLE, bundle_folder, choose_device
 
 
 def benchmark(
@@ -119,6 +120,8 @@ def benchmark(
         Path(csv).parent.mkdir(parents=True, exist_ok=True)
         write_benchmark(rows, csv)
     if json:
+        from medsr_monai.metrics import json_text
+
         print(f"[{', '.join(map(json_text, rows))}]")
     return 1 if failed else 0
 

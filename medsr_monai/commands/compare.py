@@ -10,11 +10,12 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from medsr_monai.commands.bundles import DEFAULT_BUNDLE, BundleRunner, bundle_folder, bundle_folders, choose_device
-from medsr_monai.commands.files import check_input, check_output, naming, reason_of, write_volume
+from medsr_monai.atomic import check_input, check_output
+from medsr_monai.errors import naming, reason_of
+from medsr_monai.upscaling.bundles import DEFAULT_BUNDLE, BundleRunner, bundle_folder, bundle_folders, choose_device
 
 if TYPE_CHECKING:
-    from medsr_monai.compare import Runner
+    from medsr_monai.evaluation.tables import Runner
 
 
 def compare(
@@ -82,8 +83,8 @@ def compare(
     if bundles is None and networks is None:
         bundles = DEFAULT_BUNDLE
     chosen = [system for names in (bundles, networks) if names is not None for system in _named_systems(names)]
-    from medsr_monai.compare import FILES, Comparison, NetworkRunner, common_scale
-    from medsr_monai.data import LoadVolumed
+    from medsr_monai.data import LoadVolumed, write_volume
+    from medsr_monai.evaluation.tables import FILES, Comparison, NetworkRunner, common_scale
     from medsr_monai.networks import Bicubic
     from medsr_monai.transforms import PLANES, axis_factors, intensity_range, plane_axis, sharp_plane
     from medsr_monai.transforms import degrade as degrade_volume
@@ -183,7 +184,7 @@ def _named_systems(names: str) -> list[tuple[str | None, str | None, str | None]
 
 def _load_systems(chosen: list[tuple[str | None, str | None, str | None]], **options: Any) -> dict[str, Runner]:
     """What `_named_systems` has found, loaded, by name; options are those of a `NetworkRunner`."""
-    from medsr_monai.compare import load_runner
+    from medsr_monai.evaluation.tables import load_runner
 
     device = f"$torch.device('{options['device']}')"
     overrides = {"plane": options["plane"], "frame": options["frame"], "sw_batch_size": options["slice_batch"]}

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from medsr_monai.commands.files import check_output, naming
+from medsr_monai.atomic import check_output
+from medsr_monai.errors import naming
 
 
 def convert(source: str, output: str, family: str = "rdst", overwrite: bool = False) -> None:
@@ -21,8 +22,8 @@ def convert(source: str, output: str, family: str = "rdst", overwrite: bool = Fa
     if not Path(source).is_file():
         raise FileNotFoundError(f"{source}: no such file")
     from medsr_monai.convert import load_official
-    from medsr_monai.handlers import save_atomically
     from medsr_monai.networks import NetworkArguments
+    from medsr_monai.weights.load import save_atomically
 
     with naming(source):
         network = load_official(source, family)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 
-from medsr_monai.commands.files import check_input, describe, naming, nifti_output, write_volume
+from medsr_monai.atomic import check_input
+from medsr_monai.errors import naming
+from medsr_monai.upscaling.cases import nifti_output
 
 
 def degrade(
@@ -43,7 +45,7 @@ def degrade(
         raise ValueError(f"scale is {scale}, expected at least 2")
     if not 0 <= noise < math.inf:
         raise ValueError(f"noise is {noise}, expected a fraction of the intensity range such as 0.02")
-    from medsr_monai.data import LoadVolumed
+    from medsr_monai.data import LoadVolumed, describe_volume, write_volume
     from medsr_monai.transforms import AXES, PLANES, axis_factors, intensity_range, plane_axis, sharp_plane
     from medsr_monai.transforms import degrade as degrade_volume
 
@@ -69,4 +71,4 @@ def degrade(
         print(f"{input}: cropped by {'x'.join(map(str, cropped))} voxels at the far end, to a multiple of {scale}")
     write_volume(result, out)
     thick = f", thick axis {AXES[PLANES.index(chosen)]}" if direction == "through-plane" else ""
-    print(f"{out}: {describe(result)}, {direction}, plane {chosen}{thick}")
+    print(f"{out}: {describe_volume(result)}, {direction}, plane {chosen}{thick}")

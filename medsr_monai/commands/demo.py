@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from medsr_monai.commands.bundles import DEFAULT_BUNDLE, BundleRunner, bundle_folder, choose_device
+from medsr_monai.atomic import check_output
 from medsr_monai.commands.degrade import degrade
 from medsr_monai.commands.evaluate import sentence
-from medsr_monai.commands.files import check_output, write_volume
+from medsr_monai.upscaling.bundles import DEFAULT_BUNDLE, BundleRunner, bundle_folder, choose_device
 
 
 def demo(output: str = "demo_out", bundle: str = DEFAULT_BUNDLE, device: str = "auto", overwrite: bool = False) -> None:
@@ -30,8 +30,8 @@ def demo(output: str = "demo_out", bundle: str = DEFAULT_BUNDLE, device: str = "
     bundle_folder(bundle)
     from monai.transforms import Orientation
 
-    from medsr_monai.compare import compare_volumes
-    from medsr_monai.data import LoadVolumed, sample_volume
+    from medsr_monai.data import LoadVolumed, sample_volume, write_volume
+    from medsr_monai.evaluation.tables import compare_volumes
     from medsr_monai.metrics import SliceEvaluation, comparison_picture
     from medsr_monai.networks import Bicubic
     from medsr_monai.transforms import intensity_range

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from medsr_monai.commands.bundles import bundle_folder
-from medsr_monai.commands.files import check_output
+from medsr_monai.atomic import check_output
+from medsr_monai.upscaling.bundles import bundle_folder
 
 
 def describe(
@@ -42,8 +42,8 @@ def describe(
     file = Path(weights) if weights is not None else folder / "models" / "model.pt"
     if not file.is_file():
         raise FileNotFoundError(f"{file}: no such weights file, give the one that was trained on these data")
-    from medsr_monai.training_description import description_path, find_description, sentence
-    from medsr_monai.weights import file_hash
+    from medsr_monai.records.training_data import description_path, find_description, sentence
+    from medsr_monai.weights.stated import file_hash
 
     out = Path(output) if output is not None else description_path(file)
     check_output(out, overwrite)
@@ -57,7 +57,7 @@ def describe(
 
     from medsr_monai import __version__
     from medsr_monai.atomic import written_atomically
-    from medsr_monai.training_data import training_groups
+    from medsr_monai.records.figures import training_groups
 
     parser = ConfigParser()
     parser.read_config(folder / "configs" / "train.json")

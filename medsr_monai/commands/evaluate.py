@@ -5,8 +5,9 @@ from __future__ import annotations
 import json as jsonlib
 from pathlib import Path
 
-from medsr_monai.commands.bundles import choose_device
-from medsr_monai.commands.files import check_input, check_output, json_text, naming
+from medsr_monai.atomic import check_input, check_output
+from medsr_monai.errors import naming
+from medsr_monai.upscaling.bundles import choose_device
 
 
 def evaluate(
@@ -61,12 +62,12 @@ def evaluate(
     if unet is None and (labels or label_map):
         raise ValueError("labels are compared with what a U-Net makes of the results: give --unet too")
     replaced = _label_map(label_map)
-    from medsr_monai.compare import compare_volumes
     from medsr_monai.data import LoadLabeld, LoadVolumed, check_same_grid, match_results
-    from medsr_monai.handlers import load_network
-    from medsr_monai.metrics import EVALUATION_FILES, SliceEvaluation, markdown_table
+    from medsr_monai.evaluation.tables import compare_volumes
+    from medsr_monai.metrics import EVALUATION_FILES, SliceEvaluation, json_text, markdown_table
     from medsr_monai.networks import load_inception_features
     from medsr_monai.transforms import intensity_range
+    from medsr_monai.weights.load import load_network
 
     if output is not None:
         for name in EVALUATION_FILES:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from medsr_monai.commands.bundles import BundleRunner, bundle_folder
-from medsr_monai.commands.files import check_output
+from medsr_monai.atomic import check_output
+from medsr_monai.upscaling.bundles import BundleRunner, bundle_folder
 
 
 def export(
@@ -32,7 +32,7 @@ def export(
     """
     folder = bundle_folder(bundle)
     check_output(Path(output), overwrite, weights)
-    from medsr_monai.exported import SUFFIXES, is_exported
+    from medsr_monai.exchange.run import SUFFIXES, is_exported
 
     if not is_exported(output):
         raise ValueError(f"{output}: give a name that ends in {' or '.join(SUFFIXES.values())}")
@@ -43,9 +43,9 @@ def export(
     import json
 
     from medsr_monai import __version__
-    from medsr_monai.exchange import export_network
-    from medsr_monai.provenance import sha256
-    from medsr_monai.training_description import find_description
+    from medsr_monai.exchange.write import export_network
+    from medsr_monai.records.sidecar import sha256
+    from medsr_monai.records.training_data import find_description
 
     runner = BundleRunner(bundle, weights, device="$torch.device('cpu')")
     digest = runner.weights and sha256(runner.weights)

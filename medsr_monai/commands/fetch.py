@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from medsr_monai.commands.bundles import bundle_folder
-from medsr_monai.weights import LARGE_FILES, OFFLINE_FOLDER, StatedFile, file_hash, stated_files
+from medsr_monai.upscaling.bundles import bundle_folder
+from medsr_monai.weights.stated import LARGE_FILES, OFFLINE_FOLDER, StatedFile, file_hash, stated_files
 
 
 def fetch(bundle: str, output: str | None = None, overwrite: bool = False) -> None:

@@ -8,15 +8,17 @@ import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from medsr_monai.commands.bundles import DEFAULT_BUNDLE, BundleRunner, bundle_folder
-from medsr_monai.commands.files import ERRORS, NIFTI_SUFFIXES, VOLUME_SUFFIXES, check_input, json_text, reason_of
-from medsr_monai.commands.memory import Memory, Way
+from medsr_monai.atomic import check_input
+from medsr_monai.errors import ERRORS, reason_of
+from medsr_monai.upscaling.bundles import DEFAULT_BUNDLE, BundleRunner, bundle_folder
+from medsr_monai.upscaling.cases import NIFTI_SUFFIXES, VOLUME_SUFFIXES
+from medsr_monai.upscaling.memory import Memory, Way
 
 if TYPE_CHECKING:
     from monai.data import MetaTensor
 
     from medsr_monai.data import DicomSeries
-    from medsr_monai.estimate import Work
+    from medsr_monai.upscaling.estimate import Work
 
 THICK_BUNDLE = "rdst_e_thick"
 PICTURE_BUNDLE = "lgsr"
@@ -62,6 +64,8 @@ def inspect(
         if not json:
             print("" if len(items) == 1 else "\n", _text(item), sep="", flush=True)
     if json:
+        from medsr_monai.metrics import json_text
+
         print(json_text({"path": path, "items": items}))
     if len(errors) == len(items):
         for reason in errors:
@@ -205,8 +209,8 @@ class _Planner:
 
     def plan(self, item: dict[str, Any], source: str | DicomSeries, volume: MetaTensor, frame: int | None) -> None:
         """Fill in ``plan`` and ``estimate``."""
-        from medsr_monai.estimate import planned_work
         from medsr_monai.transforms import resized_affine, spacing
+        from medsr_monai.upscaling.estimate import planned_work
 
         bundle, reason = _choose(item)
         runner, trained = self._runner(bundle), _has_weights(bundle)
@@ -236,7 +240,7 @@ class _Planner:
         return self.runners[bundle]
 
     def _estimate(self, bundle: str, runner: BundleRunner, work: Work, volume: MetaTensor) -> dict[str, Any]:
-        from medsr_monai.estimate import seconds_per_pixel
+        from medsr_monai.upscaling.estimate import seconds_per_pixel
 
         network, memory = runner.network, self.memory[bundle]
         if self.timing and bundle not in self.seconds:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json as jsonlib
 
-from medsr_monai.commands.bundles import bundle_folders
-from medsr_monai.weights import MAIN_WEIGHTS, examine, file_hash
+from medsr_monai.upscaling.bundles import bundle_folders
+from medsr_monai.weights.stated import MAIN_WEIGHTS, examine, file_hash
 
 USABLE = ("verified", "own", "unverified")
 
@@ -20,7 +20,7 @@ def models(json: bool = False) -> None:
     Args:
         json: print JSON.
     """
-    from medsr_monai.training_description import find_description, sentence
+    from medsr_monai.records.training_data import find_description, sentence
 
     rows = []
     for name, folder in bundle_folders().items():

@@ -14,10 +14,10 @@ import zipfile
 from pathlib import Path
 
 from medsr_monai import __version__
-from medsr_monai.commands.bundles import bundle_folder
+from medsr_monai.atomic import check_output
 from medsr_monai.commands.fetch import fetch_file
-from medsr_monai.commands.files import check_output
-from medsr_monai.weights import LARGE_FILES, MAIN_WEIGHTS, StatedFile, examine, stated_files
+from medsr_monai.upscaling.bundles import bundle_folder
+from medsr_monai.weights.stated import LARGE_FILES, MAIN_WEIGHTS, StatedFile, examine, stated_files
 
 ZOO_LIMIT = 25 * 2**20
 """Of a file in the Model Zoo's repository; larger ones go to large_files.yml."""
@@ -159,7 +159,7 @@ def _stated_content(folder: Path, path: str, stated: StatedFile | None) -> bytes
 
 def _describe_own(files: dict[str, bytes], weights: str) -> None:
     """Of own weights the package holds the description that lies beside them, not that of the published ones."""
-    from medsr_monai.training_description import DESCRIPTION, description_path
+    from medsr_monai.records.training_data import DESCRIPTION, description_path
 
     files.pop(f"docs/{DESCRIPTION}", None)
     if (own := description_path(weights)).is_file():
@@ -172,7 +172,7 @@ def _check_fit(folder: Path, weights: str) -> None:
         raise FileNotFoundError(f"{weights}: no such weights file")
     from monai.bundle import ConfigParser
 
-    from medsr_monai.handlers import load_weights
+    from medsr_monai.weights.load import load_weights
 
     parser = ConfigParser()
     parser.read_config(folder / "configs" / "inference.json")
@@ -181,7 +181,14 @@ def _check_fit(folder: Path, weights: str) -> None:
 
 def _vendor(files: dict[str, bytes], name: str, metadata: dict, black: bool) -> None:
     """Add the code, and let configurations, card and requirements name it instead of the package."""
-    from medsr_monai.vendoring import PACKAGE, SCRIPTS, imports_of, needed_modules, renamed_config, renamed_source
+    from medsr_monai.weights.vendoring import (
+        PACKAGE,
+        SCRIPTS,
+        imports_of,
+        needed_modules,
+        renamed_config,
+        renamed_source,
+    )
 
     configs = [p for p in files if p.startswith("configs/") and p != "configs/metadata.json"]
     modules = needed_modules(files[p].decode() for p in configs)

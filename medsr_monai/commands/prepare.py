@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from medsr_monai.commands.files import check_output
+from medsr_monai.atomic import check_output
 
 
 def prepare(

@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from medsr_monai.commands.bundles import DEFAULT_BUNDLE, bundle_folder, choose_device
-from medsr_monai.commands.cohorts import upscale_cohort, upscale_in_processes
-from medsr_monai.commands.dicom_output import OUTPUT_FORMATS, find_dicom_cases
-from medsr_monai.commands.fast_path import fast_options, parse_slice_batch
-from medsr_monai.commands.files import NIFTI_SUFFIXES, find_cases
-from medsr_monai.commands.memory import parse_size
-from medsr_monai.commands.quality import check_page, check_pictures, quality_options
-from medsr_monai.commands.upscaler import Plan, Upscaler
+from medsr_monai.upscaling.bundles import DEFAULT_BUNDLE, bundle_folder, choose_device
+from medsr_monai.upscaling.cases import NIFTI_SUFFIXES, find_cases
+from medsr_monai.upscaling.cohort import upscale_cohort, upscale_in_processes
+from medsr_monai.upscaling.dicom_output import OUTPUT_FORMATS, find_dicom_cases
+from medsr_monai.upscaling.fast_path import fast_options, parse_slice_batch
+from medsr_monai.upscaling.memory import parse_size
+from medsr_monai.upscaling.quality_options import check_page, check_pictures, quality_options
+from medsr_monai.upscaling.upscaler import Plan, Upscaler
 
 
 def upscale(
@@ -105,10 +105,10 @@ def upscale(
     limit = None if max_memory is None else parse_size(max_memory)
     find = find_dicom_cases if output_format == "dicom" else find_cases
     cases = find(input, output, overwrite, series, all_series)
-    from medsr_monai.cohort import Ranks
     from medsr_monai.data import is_dicom_file
-    from medsr_monai.provenance import check_sidecar
+    from medsr_monai.records.sidecar import check_sidecar
     from medsr_monai.transforms import PLANES
+    from medsr_monai.upscaling.sharing import Ranks
 
     if plane not in ("auto", *PLANES):
         raise ValueError(f"plane is {plane!r}, expected auto, {', '.join(PLANES)}")
@@ -166,7 +166,7 @@ def upscale(
 
 def _claim_sidecar(output: Path, written: dict[Path, Path]) -> None:
     """Refuse two outputs that would share a sidecar, as those of a.png and a.tif do."""
-    from medsr_monai.provenance import sidecar_path
+    from medsr_monai.records.sidecar import sidecar_path
 
     sidecar = sidecar_path(output)
     if sidecar in written:

@@ -1,11 +1,11 @@
 """Volumes on disk and the 2D slices that networks train on."""
 
 from .datasets import SliceDataset, SliceSampler
-from .dicom import is_dicom_file, is_dicom_folder, is_flat_image, read_dicom_image
-from .dicom_attributes import check_sources
-from .dicom_series import DicomSeries, find_series, one_series
-from .dicom_slices import DicomSlice, is_zip
-from .dicom_writer import check_series_folder, save_dicom_slices, write_dicom_series
+from .dicom.attributes import check_sources
+from .dicom.images import is_dicom_file, is_dicom_folder, is_flat_image, read_dicom_image
+from .dicom.series import DicomSeries, find_series, one_series
+from .dicom.slices import DicomSlice, is_zip
+from .dicom.writer import check_series_folder, save_dicom_slices, write_dicom_series
 from .labelled import list_pairs, split_labelled
 from .own_volumes import own_datalist
 from .pictures import (
@@ -44,3 +44,4 @@ from .volumes import (
     volume_name,
     volumes_by_subject,
 )
+from .write import describe_volume, write_volume, write_voxels

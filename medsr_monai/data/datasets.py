@@ -41,7 +41,7 @@ class SliceDataset(Dataset):
         data: MONAI data list, items with the key ``image``.
         volume_transform: deterministic MONAI transforms; gets the whole item and reads ``image`` as a ``MetaTensor``
             [C, X, Y, Z].
-        transform: applied to each slice; or several by name, as of :func:`medsr_monai.transforms.recipes.slice_pairs`
+        transform: applied to each slice; or several by name, as of :func:`medsr_monai.recipes.slice_pairs`
             with conditions: then all slices come once with each, its name under ``degradation``, and the random
             numbers of a slice are the same with all.
         plane: one or more of sagittal, coronal, axial.

@@ -15,7 +15,7 @@ from monai.data import MetaTensor
 from PIL import Image, ImageOps
 
 from medsr_monai.atomic import written_atomically
-from medsr_monai.data.dicom import is_dicom_file, is_flat_image, read_dicom_image
+from medsr_monai.data.dicom.images import is_dicom_file, is_flat_image, read_dicom_image
 from medsr_monai.transforms.geometry import spacing
 
 __all__ = [

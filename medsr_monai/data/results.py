@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from medsr_monai.data.dicom import is_dicom_folder
+from medsr_monai.data.dicom.images import is_dicom_folder
 from medsr_monai.data.volumes import find_volumes, volume_name
 
 __all__ = ["match_results"]

@@ -22,9 +22,9 @@ from monai.transforms import LoadImage, MapLabelValue, MapTransform, SaveImage, 
 from monai.utils import SpaceKeys
 
 from medsr_monai.atomic import written_atomically
-from medsr_monai.data.dicom import is_dicom_file, is_dicom_folder, is_flat_image
-from medsr_monai.data.dicom_series import DicomSeries, find_series, one_series
-from medsr_monai.data.dicom_slices import is_zip
+from medsr_monai.data.dicom.images import is_dicom_file, is_dicom_folder, is_flat_image
+from medsr_monai.data.dicom.series import DicomSeries, find_series, one_series
+from medsr_monai.data.dicom.slices import is_zip
 from medsr_monai.data.gzip_stream import write_gzip
 from medsr_monai.data.pictures import (
     PICTURE_SUFFIXES,
@@ -35,7 +35,7 @@ from medsr_monai.data.pictures import (
     with_slices,
     write_picture,
 )
-from medsr_monai.out_of_memory import is_out_of_memory
+from medsr_monai.errors import is_out_of_memory
 from medsr_monai.transforms.geometry import implausible_grid, outer_corners, spacing
 
 __all__ = [

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from medsr_monai.handlers.checkpoints import load_network
 from medsr_monai.handlers.training_record import extend_record
+from medsr_monai.weights.load import load_network
 
 __all__ = ["cluster_latents", "store_centroids"]
 

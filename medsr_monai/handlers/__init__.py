@@ -6,13 +6,6 @@ from .checkpoints import (
     EarlyStop,
     TrainingCheckpoints,
     WeightsLoader,
-    fill_network,
-    load_network,
-    load_trained_part,
-    load_weights,
-    read_weights,
-    save_atomically,
-    transfer_weights,
 )
 from .data_wait import ReportDataWait
 from .evaluation import ReportDice, ReportSlices
@@ -24,3 +17,11 @@ from .prior import PriorLoader
 from .process_group import join_process_group, leave_process_group
 from .sample_grid import SampleGrid
 from .training_record import TrainingRecord, extend_record
+
+
+def __getattr__(name: str) -> object:
+    if name in ("load_network", "load_trained_part"):  # named so by bundles made for 0.1.0
+        from medsr_monai.weights import load
+
+        return getattr(load, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

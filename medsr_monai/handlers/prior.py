@@ -10,7 +10,7 @@ import torch
 from ignite.engine import Engine, Events
 from monai.utils import ensure_tuple
 
-from medsr_monai.handlers.checkpoints import read_weights
+from medsr_monai.weights.load import read_weights
 
 __all__ = ["PriorLoader"]
 

@@ -18,7 +18,7 @@ from ignite.engine import Engine
 
 from medsr_monai.atomic import written_atomically
 from medsr_monai.metrics.report import json_values
-from medsr_monai.provenance import (
+from medsr_monai.records.sidecar import (
     INTENDED_USE,
     file_record,
     read_sidecar,
@@ -28,7 +28,7 @@ from medsr_monai.provenance import (
     source_record,
     versions,
 )
-from medsr_monai.weights import METADATA
+from medsr_monai.weights.stated import METADATA
 
 __all__ = ["TrainingRecord", "extend_record"]
 

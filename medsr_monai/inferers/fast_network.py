@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from medsr_monai.out_of_memory import is_out_of_memory
+from medsr_monai.errors import is_out_of_memory
 
 __all__ = ["PRECISIONS", "FastNetwork", "check_compiler", "chosen_precision"]
 

@@ -10,9 +10,9 @@ from monai.data import MetaTensor
 from monai.inferers import SliceInferer
 from monai.utils import BlendMode, PytorchPadMode
 
+from medsr_monai.errors import is_out_of_memory
 from medsr_monai.inferers.fast_network import FastNetwork, chosen_precision
 from medsr_monai.inferers.slice_batches import enlarge_slices
-from medsr_monai.out_of_memory import is_out_of_memory
 from medsr_monai.transforms.geometry import PLANES, plane_axis, sharp_plane
 
 __all__ = ["PlaneInferer"]

@@ -31,7 +31,7 @@ from .image import (
 )
 from .noise import estimate_noise
 from .picture import PlaneRow, busiest_crop, comparison_grid, comparison_picture, quality_grid
-from .report import SliceTable, json_values, markdown_table, write_rows
+from .report import SliceTable, json_text, json_values, markdown_table, write_rows
 from .segmentation import PooledDice, count_pixels, dice_of_slice, pooled_dice, regions
 from .sharpness import high_frequency_figures
 from .spectrum import AxisSpectrum, axis_spectrum

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import csv
+import json
 import math
 import statistics
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
-__all__ = ["SliceTable", "json_values", "markdown_table", "write_rows"]
+__all__ = ["SliceTable", "json_text", "json_values", "markdown_table", "write_rows"]
 
 
 def json_values(value: object) -> object:
@@ -120,3 +122,8 @@ class SliceTable:
     def write_csv(self, path: str | Path, columns: Sequence[str] | None = None) -> None:
         """Every slice's row; ``columns`` as in :func:`write_rows`."""
         write_rows(self.rows, path, columns if self.rows or columns else self.group_by)
+
+
+def json_text(value: dict[str, Any]) -> str:
+    """One line of JSON, which has no infinite numbers: they become null."""
+    return json.dumps(json_values(value), allow_nan=False)

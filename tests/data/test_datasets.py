@@ -15,8 +15,8 @@ from medsr_monai.data import PrefetchLoader, SliceDataset, SliceSampler
 from medsr_monai.data.datasets import fits_on_device
 from medsr_monai.metrics import PSNRSlices, SSIMSlices
 from medsr_monai.networks import Bicubic
+from medsr_monai.recipes import load_volume, slice_pairs, training_patches
 from medsr_monai.transforms import PLANES
-from medsr_monai.transforms.recipes import load_volume, slice_pairs, training_patches
 
 DATA = Path(__file__).parents[2].parent / "shared" / "data"
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="the real volumes of ../shared/data are not here")

@@ -21,8 +21,8 @@ from medsr_monai.data import (
     split_volumes,
     write_picture,
 )
+from medsr_monai.recipes import load_volume
 from medsr_monai.transforms import MergeChromad, SplitLumad, outer_corners, plane_axis
-from medsr_monai.transforms.recipes import load_volume
 
 
 def save(path, array, mode=None, **options):

@@ -23,8 +23,8 @@ from medsr_monai.data import (
     split_volumes,
     write_datalist,
 )
+from medsr_monai.recipes import load_volume
 from medsr_monai.transforms import RestoreIntensityd, ScaleVolumed, plane_axis
-from medsr_monai.transforms.recipes import load_volume
 
 CONFIGS = Path(__file__).parents[2] / "bundles" / "rdst_e" / "configs"
 PARTS = ("training", "validation", "test")

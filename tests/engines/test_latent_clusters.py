@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from medsr_monai.engines import cluster_latents, store_centroids
-from medsr_monai.handlers import load_network, save_atomically
 from medsr_monai.networks import Bicubic, StyleSwinGenerator
+from medsr_monai.weights.load import load_network, save_atomically
 
 CENTRES = torch.tensor([[5.0, 0.001, 3.0], [-5.0, 0.002, 3.0], [0.0, 0.009, 3.0]])
 

@@ -7,8 +7,8 @@ from bundle_copies import save_weights
 from safetensors.torch import save_file
 from torchvision.models import resnet18
 
-from medsr_monai.handlers import load_network, load_weights
 from medsr_monai.networks import SegmentationUNet, build_network
+from medsr_monai.weights.load import load_network, load_weights
 
 
 def small(*arguments, **options):

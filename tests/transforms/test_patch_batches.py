@@ -5,10 +5,10 @@ import pytest
 import torch
 from monai.transforms import Compose, RandFlipd, RandGaussianNoised, RandSpatialCropd
 
+from medsr_monai.recipes import image_patches, labelled_patches, thick_slice_patches, training_patches
 from medsr_monai.transforms import PatchBatches, RandThickSliced
 from medsr_monai.transforms.degradation import sampling_matrices, sampling_matrix
 from medsr_monai.transforms.patch_batches import BATCHED
-from medsr_monai.transforms.recipes import image_patches, labelled_patches, thick_slice_patches, training_patches
 
 AXES = ("left-right", "inferior-superior")
 RECIPES = {

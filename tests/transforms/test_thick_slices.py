@@ -5,8 +5,8 @@ import pytest
 import torch
 from scipy.ndimage import gaussian_filter1d, zoom
 
+from medsr_monai.recipes import thick_slice_pairs, thick_slice_patches
 from medsr_monai.transforms import RandThickSliced, TurnBackd
-from medsr_monai.transforms.recipes import thick_slice_pairs, thick_slice_patches
 
 AXES = ("left-right", "inferior-superior")
 

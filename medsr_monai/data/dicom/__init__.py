@@ -1,0 +1,1 @@
+"""DICOM: studies, series, slices, pixels, and derived series."""

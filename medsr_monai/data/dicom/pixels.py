@@ -1,0 +1,133 @@
+"""Pixels of DICOM slices: decoded, rescaled slice by slice, stacked to a volume."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import itk
+import numpy as np
+import pydicom
+from pydicom.uid import (
+    JPEG2000,
+    UID,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    JPEG2000Lossless,
+    JPEGBaseline8Bit,
+    JPEGExtended12Bit,
+    JPEGLossless,
+    JPEGLosslessSV1,
+    JPEGLSLossless,
+    JPEGLSNearLossless,
+    RLELossless,
+)
+
+from medsr_monai.data.dicom.slices import DicomFiles, DicomSlice
+
+__all__ = ["codec_problem", "read_stack"]
+
+HTJ2K = "1.2.840.10008.1.2.4.20"
+"""How the transfer syntaxes of high-throughput JPEG 2000 begin."""
+CODECS = 'pip install "medsr_monai[dicom]"'
+ITK_SYNTAXES = (
+    JPEGBaseline8Bit,
+    JPEGExtended12Bit,
+    JPEGLossless,
+    JPEGLosslessSV1,
+    JPEGLSLossless,
+    JPEGLSNearLossless,
+    JPEG2000Lossless,
+    JPEG2000,
+    RLELossless,
+)
+"""Compressed transfer syntaxes that ITK decodes."""
+PIXEL_TAGS = (
+    "SamplesPerPixel NumberOfFrames Rows Columns BitsAllocated BitsStored HighBit PixelRepresentation PixelData"
+)
+
+
+def codec_problem(syntax: UID) -> str | None:
+    """Why pixels of a transfer syntax cannot be decoded here, and what to do; None where they can."""
+    if not syntax.is_transfer_syntax or syntax.is_private:
+        return f"of the unknown transfer syntax {syntax}: export the series uncompressed"
+    if not syntax.is_encapsulated or syntax in ITK_SYNTAXES or _pydicom_decodes(syntax):
+        return None
+    remedy = f"{CODECS}, or decompress" if syntax.startswith(HTJ2K) else "decompress"
+    return f"compressed as {syntax.name}, which no installed library decodes: {remedy} the series first"
+
+
+def _pydicom_decodes(syntax: UID) -> bool:
+    try:
+        from pydicom.pixels import get_decoder
+    except ImportError:  # pydicom 2
+        handlers = pydicom.config.pixel_data_handlers
+        return any(h.is_available() and h.supports_transfer_syntax(syntax) for h in handlers)
+    try:
+        return get_decoder(syntax).is_available
+    except NotImplementedError:
+        return False
+
+
+def read_stack(files: DicomFiles, slices: Sequence[DicomSlice]) -> np.ndarray:
+    """Voxels [X, Y, Z] of slices of one size, in their order: columns, rows, slices; float32, each slice rescaled.
+
+    RescaleSlope and RescaleIntercept are those of each slice. MONOCHROME1, which says that a viewer shows low values
+    bright, changes no value.
+
+    Raises:
+        ValueError: pixels are missing, truncated or cannot be decoded; names the file.
+    """
+    stack = None
+    pixels, read = None, None
+    for number, item in enumerate(slices):
+        if read != item.file:
+            with files.open(item.file) as file:
+                pixels, read = _decoded(pydicom.dcmread(file), item.file), item.file
+        plane = pixels[item.frame] if item.frame is not None and pixels.ndim == 3 else pixels
+        stated = (item.rows, item.columns)
+        if plane.shape != stated:  # pydicom takes surplus pixels for further frames
+            raise ValueError(f"{item.file}: {plane.shape} pixels, its header states {stated}: damaged file?")
+        if stack is None:
+            stack = np.empty((*plane.shape[::-1], len(slices)), dtype=np.float32)
+        # in double precision, as slopes of PET need it
+        stack[..., number] = (plane * np.float64(item.slope) + item.intercept).T
+    return stack
+
+
+def _decoded(header: pydicom.Dataset, name: str) -> np.ndarray:
+    """Stored values, [rows, columns] or [frames, rows, columns]."""
+    if "TransferSyntaxUID" not in header.file_meta:  # pydicom has guessed it
+        implicit = header.original_encoding[0]
+        header.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian
+    syntax = header.file_meta.TransferSyntaxUID
+    if problem := codec_problem(syntax):
+        raise ValueError(f"{name}: {problem}")
+    try:
+        if not syntax.is_encapsulated or _pydicom_decodes(syntax):
+            return header.pixel_array
+        return _decoded_by_itk(header)
+    except MemoryError:
+        raise
+    except Exception as error:  # codecs raise many kinds
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"{name}: cannot be read to its end ({reason}): damaged file?") from error
+
+
+def _decoded_by_itk(header: pydicom.Dataset) -> np.ndarray:
+    """ITK holds the codecs that pydicom has only with further packages, but reads nothing else than files."""
+    plain = pydicom.Dataset()
+    for keyword in PIXEL_TAGS.split():
+        if keyword in header:
+            plain[keyword] = header[keyword]
+    plain.file_meta = header.file_meta
+    plain.SOPClassUID, plain.SOPInstanceUID = header.SOPClassUID, header.SOPInstanceUID
+    plain.PhotometricInterpretation = "MONOCHROME2"  # else ITK would invert
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "pixels.dcm"  # without the patient
+        plain.save_as(path, enforce_file_format=True)
+        pixels = itk.array_from_image(itk.imread(str(path), imageio=itk.GDCMImageIO.New()))
+    frames = int(header.get("NumberOfFrames") or 1)
+    shape = (header.Rows, header.Columns) if frames == 1 else (frames, header.Rows, header.Columns)
+    return pixels.reshape(shape)

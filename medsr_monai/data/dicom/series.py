@@ -1,0 +1,536 @@
+"""DICOM studies sorted into series: what each holds, whether it is a volume, and if not, why."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pydicom
+from pydicom.uid import UID, SecondaryCaptureImageStorage
+
+from medsr_monai.data.dicom.attributes import frame_header
+from medsr_monai.data.dicom.pixels import codec_problem, read_stack
+from medsr_monai.data.dicom.slices import DicomFiles, DicomSlice, is_zip, read_slices
+from medsr_monai.transforms.geometry import implausible_grid
+
+__all__ = ["DicomSeries", "find_series", "one_series"]
+
+SAME_PLACE = 0.01
+"""Slices nearer to each other than this, in mm, lie at one position."""
+UNEVEN = 0.1
+"""Largest deviation of a slice from an even stack, as a fraction of the slice distance."""
+SAME_DIRECTION = 1e-3
+"""Largest difference of the direction cosines of slices in one stack."""
+MAX_SHEAR = 0.01
+"""Largest cosine between the stack's direction and the slices; smaller ones go into the affine, larger are refused."""
+THICKNESS_RANGE = 1.1
+"""Ratio of the thickest to the thinnest slice of a stack."""
+NO_IMAGES = ("SEG", "RTDOSE", "RTSTRUCT", "SR", "PR", "KO", "REG", "SM")
+"""Modalities whose pixels are no intensities of one volume."""
+NAMED = 4
+"""Files or positions that a message names."""
+
+
+@dataclass(frozen=True, eq=False)
+class DicomSeries:
+    """The slices of a series that make one volume, or that cannot and why.
+
+    A DICOM series that holds several stacks, such as echoes, is several of these, told apart by ``part``.
+    """
+
+    root: str
+    """Folder, zip or file that was searched."""
+    source: str
+    """What messages call it: ``root``, with number and description if it holds more than this."""
+    uid: str
+    number: int | None
+    description: str
+    part: str
+    """``echo 2``, ``b-value 1000``, ``stack 2``; empty where the series is one stack."""
+    modality: str
+    study: str
+    """StudyInstanceUID."""
+    slices: tuple[DicomSlice, ...] = field(repr=False)
+    """In the order of the volume's last axis, along the cross product of the orientation's rows and columns."""
+    derived: bool
+    """ImageType begins with DERIVED."""
+    localiser: bool
+    secondary_capture: bool
+    problem: str | None
+    """One line: what keeps it from being a volume, where, and what to do."""
+
+    @property
+    def files(self) -> list[str]:
+        """Paths in the order of the slices, each once; of a zip ``study.zip/member``, which is no path on disk."""
+        root = Path(self.root)
+        names = dict.fromkeys(item.file for item in self.slices)
+        return [str(root)] if root.is_file() and list(names) == [root.name] else [str(root / name) for name in names]
+
+    @property
+    def disk_files(self) -> list[str]:
+        """Files to hash: those of the series, or the zip that holds them."""
+        return [self.root] if Path(self.root).is_file() else self.files
+
+    @property
+    def syntax(self) -> UID:
+        """Transfer syntax of the first slice."""
+        return self.slices[0].syntax
+
+    @property
+    def label(self) -> str:
+        """``3 t1_sag, echo 2``: number, description and part, whichever there are."""
+        name = " ".join(str(word) for word in (self.number, self.description) if word not in (None, ""))
+        return ", ".join(word for word in (name or self.uid, self.part) if word)
+
+    @property
+    def left_out(self) -> str | None:
+        """What it is, if a study's volumes do not include it unless asked."""
+        kinds = {"localiser": self.localiser, "secondary capture": self.secondary_capture, "derived": self.derived}
+        return next((kind for kind, holds in kinds.items() if holds), None)
+
+    @property
+    def has_positions(self) -> bool:
+        """Whether a slice states its place, unlike ultrasound, endoscopy and X-rays, which are pictures."""
+        return any(item.position for item in self.slices)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Columns, rows, slices: the volume's axes."""
+        return self.slices[0].columns, self.slices[0].rows, len(self.slices)
+
+    @property
+    def spacing(self) -> tuple[float, float, float] | None:
+        """Voxel edges in mm along the axes of ``shape``; None where no geometry is known."""
+        if self.affine is None:
+            return None
+        return tuple(float(edge) for edge in np.linalg.norm(self.affine[:3, :3], axis=0))
+
+    @cached_property
+    def affine(self) -> np.ndarray | None:
+        """4x4, voxel to RAS millimetres, of the stack from its first to its last slice; None without geometry.
+
+        Of a series with a ``problem`` it is what the headers say, and no volume follows it.
+        """
+        return _affine(self.slices)
+
+    def check(self) -> None:
+        """Refuse a series with a problem.
+
+        Raises:
+            ValueError: names ``source`` and the problem.
+        """
+        if self.problem:
+            raise ValueError(f"{self.source}: {self.problem}")
+        if reason := implausible_grid(self.affine, self.shape):
+            raise ValueError(f"{self.source}: {reason}: correct the headers")
+
+    def read(self) -> np.ndarray:
+        """Voxels [X, Y, Z] of ``shape``, float32, rescaled slice by slice.
+
+        Raises:
+            ValueError: the series has a problem, or its pixels are damaged.
+        """
+        self.check()
+        with DicomFiles(self.root) as files:
+            try:
+                return read_stack(files, self.slices)
+            except ValueError as error:
+                raise ValueError(f"{self.source}: {error}") from error
+
+    def headers(self) -> list[pydicom.Dataset]:
+        """The whole header of each slice, without pixels, in the order of the volume's last axis.
+
+        Of a frame of a multi-frame file, see :func:`medsr_monai.data.dicom.attributes.frame_header`.
+        """
+        whole, headers = {}, []
+        with DicomFiles(self.root) as files:
+            for item in self.slices:
+                if item.file not in whole:
+                    with files.open(item.file) as file:
+                        whole[item.file] = pydicom.dcmread(file, stop_before_pixels=True)
+                headers.append(whole[item.file] if item.frame is None else frame_header(whole[item.file], item.frame))
+        return headers
+
+
+def find_series(path: str | os.PathLike) -> list[DicomSeries]:
+    """Sort what a folder (with those below it), a zip or a file holds into series; only headers are read.
+
+    First by SeriesInstanceUID and kind of object, then by geometry (orientation, rows, columns, pixel spacing), then,
+    where slices lie at the same positions, by what tells them apart: echo, b-value, gradient direction, time, image
+    type, acquisition. A DICOMDIR, reports and files of other kinds are passed over.
+
+    Args:
+        path: folder, zip file or DICOM file.
+
+    Returns:
+        Series by study, number and part; none if there is no DICOM image.
+
+    Raises:
+        FileNotFoundError: no such path.
+        ValueError: a damaged or encrypted zip.
+    """
+    return _find_series(Path(path))[0]
+
+
+def _find_series(path: Path) -> tuple[list[DicomSeries], dict[str, str]]:
+    """Series, and the reasons of files that cannot be read, by name."""
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such file or folder")
+    with DicomFiles(path) as files:
+        slices, damaged = read_slices(files)
+        slices, twice = _without_copies(files, slices)
+    series = [
+        found
+        for group in _grouped(slices, _kind_of_object).values()
+        for found in _series_of(str(path), group, twice | _damaged_beside(group, damaged))
+    ]
+    series.sort(key=lambda s: (s.study, s.number is None, s.number or 0, s.uid))
+    return [replace(s, source=f"{path}, series {s.label}") for s in series] if len(series) > 1 else series, damaged
+
+
+def one_series(path: str | os.PathLike) -> DicomSeries:
+    """The only series of a folder, zip or file, or the only one that is no localiser, derived or secondary capture.
+
+    Raises:
+        FileNotFoundError, ValueError: none or several; the series has a problem; see :func:`find_series`.
+    """
+    series, damaged = _find_series(Path(path))
+    if not series and damaged:
+        name, reason = next(iter(damaged.items()))
+        raise ValueError(f"{path}: {name} {reason}: damaged file?")
+    if not series:
+        what = (
+            "a zip without a DICOM image" if is_zip(path) else "DICOM files without an image (a DICOMDIR or a report?)"
+        )
+        raise ValueError(f"{path}: {what}, give the folder of a series")
+    chosen = series if len(series) == 1 else [s for s in series if not s.left_out]
+    if len(chosen) != 1:
+        names = "; ".join(s.label + (f" ({s.left_out})" if s.left_out else "") for s in chosen or series)
+        raise ValueError(
+            f"{path}: {len(chosen or series)} DICOM series mixed ({names}): put each in its own folder, or let "
+            "`medsr upscale` sort them"
+        )
+    chosen[0].check()
+    return chosen[0]
+
+
+def _grouped(slices: Iterable[DicomSlice], key: Callable[[DicomSlice], object]) -> dict[object, list[DicomSlice]]:
+    groups: dict[object, list[DicomSlice]] = {}
+    for item in slices:
+        groups.setdefault(key(item), []).append(item)
+    return groups
+
+
+def _kind_of_object(item: DicomSlice) -> tuple:
+    header = item.header
+    kind = (str(header.get("SOPClassUID")), int(header.get("SamplesPerPixel") or 1) > 1)
+    return (str(header.get("StudyInstanceUID", "")), str(header.get("SeriesInstanceUID", "")), *kind)
+
+
+def _without_copies(files: DicomFiles, slices: list[DicomSlice]) -> tuple[list[DicomSlice], dict[str, str]]:
+    """Slices without further copies of a file, and the problems of files that are no copies but claim to be."""
+    kept, differing, names = [], {}, {}
+    for item in slices:
+        uid = item.header.get("SOPInstanceUID")
+        first = names.setdefault((uid, item.frame), item.file) if uid else item.file
+        if first != item.file:
+            with files.open(first) as one, files.open(item.file) as other:
+                if one.read() == other.read():
+                    continue
+            differing[item.file] = f"{first} and {item.file} have one SOPInstanceUID and differ, delete the wrong one"
+        kept.append(item)
+    return kept, differing
+
+
+def _damaged_beside(group: list[DicomSlice], damaged: dict[str, str]) -> dict[str, str]:
+    """A damaged file may be a slice of any series that lies in its folder."""
+    folders = {Path(item.file).parent for item in group}
+    beside = {name: reason for name, reason in damaged.items() if Path(name).parent in folders}
+    if not beside:
+        return {}
+    name, reason = next(iter(beside.items()))
+    more = f" ({len(beside)} such files)" if len(beside) > 1 else ""
+    return {group[0].file: f"{name} {reason}{more}: a slice may be lost, replace the file or delete it"}
+
+
+def _series_of(root: str, group: list[DicomSlice], problems: dict[str, str]) -> list[DicomSeries]:
+    """Stacks of one SeriesInstanceUID and kind of object."""
+    problem = next((problems[item.file] for item in group if item.file in problems), None)
+    problem = problem or _problem_of_kind(group)
+    if problem:
+        return [_series(root, group, "", problem)]
+    stacks = _by_geometry(group)
+    planes = {int(np.abs(_normal(stack)).argmax()) for stack in stacks}
+    if len(planes) == 3:
+        reason = "slices in three planes (a localiser?), no volume: keep one stack"
+        return [replace(_series(root, group, "", reason), localiser=True)]
+    lone = [stack[0] for stack in stacks if len(stack) == 1] if len(stacks) > 1 else []
+    lone = [item for item in lone if "LOCALIZER" not in item.image_type]
+    stacks = [stack for stack in stacks if stack[0] not in lone]
+    several, found = len(stacks) + bool(lone) > 1, []
+    for number, stack in enumerate(stacks, start=1):
+        here = f"stack {number}" if several else ""
+        for name, part in _by_marks(stack):
+            label = ", ".join(word for word in (here, name) if word)
+            found.append(_series(root, part, label, _problem_of_stack(part, stack)))
+    if lone:
+        reason = (
+            f"{len(lone)} DICOM slices of different orientation, size or pixel spacing than the others of their series "
+            f"({_some([item.name for item in lone])}): keep one stack"
+        )
+        found.append(_series(root, lone, "single slices" if several else "", reason))
+    return found
+
+
+def _series(root: str, slices: list[DicomSlice], part: str, problem: str | None) -> DicomSeries:
+    if all(_has_geometry(item) for item in slices):
+        slices = [slices[i] for i in np.argsort(_distances(slices), kind="stable")]
+    first = slices[0]
+    header = first.header
+    number = header.get("SeriesNumber")
+    return DicomSeries(
+        root=root,
+        source=root,
+        uid=str(header.get("SeriesInstanceUID", "")),
+        number=None if number in (None, "") else int(number),
+        description=" ".join(str(header.get("SeriesDescription") or "").split()),
+        part=part,
+        modality=str(header.get("Modality") or ""),
+        study=str(header.get("StudyInstanceUID", "")),
+        slices=tuple(slices),
+        derived=first.image_type[:1] == ("DERIVED",),
+        localiser=all("LOCALIZER" in item.image_type for item in slices),
+        secondary_capture=str(header.get("SOPClassUID", "")).startswith(SecondaryCaptureImageStorage),
+        problem=problem,
+    )
+
+
+def _problem_of_kind(group: list[DicomSlice]) -> str | None:
+    """What no sorting mends."""
+    headers = [item.header for item in group]
+    modality = str(headers[0].get("Modality") or "")
+    if modality in NO_IMAGES:
+        return f"DICOM of the modality {modality}, which holds no intensities of a volume: leave it out"
+    if any(
+        int(h.get("SamplesPerPixel") or 1) > 1 or h.get("PhotometricInterpretation") == "PALETTE COLOR" for h in headers
+    ):
+        return "DICOM in colour, only grey-scale volumes can be super-resolved"
+    for item in group:
+        frames = int(item.header.get("NumberOfFrames") or 1)
+        if item.frame is None and frames > 1:
+            return f"multi-frame DICOM without a position for each frame ({item.file}, {frames} frames): " + CONVERT
+        if "MOSAIC" in item.image_type:
+            return f"Siemens mosaic, all slices tiled in one image ({item.file}): " + CONVERT
+        missing = [
+            keyword
+            for keyword, numbers in (
+                ("ImagePositionPatient", item.position),
+                ("ImageOrientationPatient", item.orientation),
+                ("PixelSpacing", item.pixel_spacing),
+            )
+            if numbers is None
+        ]
+        if missing:
+            return f"DICOM without {', '.join(missing)} in every file, no geometry can be known ({item.name})"
+        if reason := _impossible_geometry(item):
+            return f"{item.name}: {reason}: correct the header"
+        if item.header.get("ModalityLUTSequence"):
+            return f"DICOM whose values go through a lookup table ({item.name}, ModalityLUTSequence): " + CONVERT
+        if reason := codec_problem(item.syntax):
+            return f"{item.file}: {reason}"
+    units = Counter(item.units for item in group)
+    if len(units) > 1:
+        return f"DICOM slices in different units ({', '.join(name or 'none' for name in units)}): keep those of one"
+    return None
+
+
+CONVERT = "convert it to NIfTI first (dcm2niix)"
+
+
+def _impossible_geometry(item: DicomSlice) -> str | None:
+    row, column = np.array(item.orientation[:3]), np.array(item.orientation[3:])
+    if not np.isfinite([*item.position, *item.orientation, *item.pixel_spacing, item.slope, item.intercept]).all():
+        return "a position, orientation, spacing or rescale factor is not a number"
+    lengths = np.linalg.norm(row), np.linalg.norm(column)
+    if np.abs(np.subtract(lengths, 1)).max() > MAX_SHEAR or abs(row @ column) > MAX_SHEAR:
+        return f"ImageOrientationPatient {list(item.orientation)} is not of two perpendicular unit vectors"
+    if min(item.pixel_spacing) <= 0:
+        return f"PixelSpacing {list(item.pixel_spacing)} mm"
+    if item.rows < 1 or item.columns < 1:
+        return f"{item.rows} rows and {item.columns} columns"
+    if item.slope == 0:
+        return "RescaleSlope 0"
+    alone = _stack_affine([item])
+    if not np.isfinite(alone).all():
+        return "its thickness is not a number"
+    return implausible_grid(alone, (item.columns, item.rows, 1))
+
+
+def _has_geometry(item: DicomSlice) -> bool:
+    stated = item.position is not None and item.orientation is not None and item.pixel_spacing is not None
+    return stated and _impossible_geometry(item) is None
+
+
+def _by_geometry(slices: list[DicomSlice]) -> list[list[DicomSlice]]:
+    """Slices of one orientation, size and pixel spacing together."""
+    stacks: list[list[DicomSlice]] = []
+    for item in slices:
+        for stack in stacks:
+            if _same_geometry(stack[0], item):
+                stack.append(item)
+                break
+        else:
+            stacks.append([item])
+    return stacks
+
+
+def _same_geometry(one: DicomSlice, other: DicomSlice) -> bool:
+    return (
+        (one.rows, one.columns) == (other.rows, other.columns)
+        and np.allclose(one.pixel_spacing, other.pixel_spacing, rtol=1e-4, atol=0)
+        and np.abs(np.subtract(one.orientation, other.orientation)).max() <= SAME_DIRECTION
+        and ("LOCALIZER" in one.image_type) == ("LOCALIZER" in other.image_type)
+    )
+
+
+def _normal(slices: Sequence[DicomSlice]) -> np.ndarray:
+    orientation = slices[0].orientation
+    normal = np.cross(orientation[:3], orientation[3:])
+    return normal / np.linalg.norm(normal)
+
+
+def _distances(slices: Sequence[DicomSlice]) -> np.ndarray:
+    """Of each slice from the patient's origin, along the first slice's normal, in mm."""
+    return np.array([item.position for item in slices]) @ _normal(slices)
+
+
+def _places(distances: np.ndarray) -> int:
+    """How many different positions there are."""
+    return int((np.diff(np.sort(distances)) > SAME_PLACE).sum()) + 1
+
+
+def _by_marks(slices: list[DicomSlice]) -> list[tuple[str, list[DicomSlice]]]:
+    """Slices at the same positions told apart: a name and the slices of each part.
+
+    A mark tells them apart if each of its values occurs at half of the positions or more; so a slice that was sent
+    twice is no part of its own.
+    """
+    count = _places(_distances(slices))
+    if count < len(slices):
+        for mark in slices[0].marks:
+            groups = _grouped(slices, lambda item, mark=mark: item.marks[mark])
+            if len(groups) > 1 and all(2 * _places(_distances(g)) >= count for g in groups.values()):
+                return [
+                    (", ".join(word for word in (f"{mark} {value or 'none'}", name) if word), part)
+                    for value, group in sorted(groups.items(), key=lambda pair: _natural(pair[0]))
+                    for name, part in _by_marks(group)
+                ]
+    return [("", slices)]
+
+
+def _natural(value: str) -> tuple[float, str]:
+    try:
+        return float(value), ""
+    except ValueError:
+        return float("-inf") if not value else float("inf"), value
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
+
+
+def _problem_of_stack(slices: list[DicomSlice], siblings: list[DicomSlice]) -> str | None:
+    """Why slices of one size and orientation are no even, perpendicular stack.
+
+    ``siblings`` are those of all parts of the stack, such as the other echoes, in which a missing slice shows.
+    """
+    if len(slices) > 1:
+        slices = [slices[i] for i in np.argsort(_distances(slices), kind="stable")]
+        distances, positions = _distances(slices), np.array([item.position for item in slices])
+        gaps = np.diff(distances)
+        gap = float(np.median(gaps))
+        same = np.flatnonzero(gaps <= max(SAME_PLACE, UNEVEN * gap))
+        if same.size:
+            pairs = [f"{slices[i].name} and {slices[i + 1].name} at {distances[i]:.2f} mm" for i in same]
+            return f"several DICOM slices at one position, keep one of each: {_some(pairs)}"
+        problems = [_tilt(positions, _normal(slices)), _unevenness(slices, distances, gap)]
+        if any(problems):
+            return "; ".join(problem for problem in problems if problem)
+    lost = _lost(_distances(slices), _distances(siblings))
+    if lost:
+        return f"slices are missing that other parts of the series have, at {_some(lost)}"
+    thicknesses = [item.thickness for item in slices if item.thickness]
+    if thicknesses and max(thicknesses) > THICKNESS_RANGE * min(thicknesses):
+        return (
+            f"DICOM slices of different thickness ({min(thicknesses):g} to {max(thicknesses):g} mm), keep those of one"
+        )
+    return None
+
+
+def _tilt(positions: np.ndarray, normal: np.ndarray) -> str | None:
+    along = positions[-1] - positions[0]
+    sideways = np.linalg.norm(along - along @ normal * normal)
+    if sideways <= MAX_SHEAR * np.linalg.norm(along):
+        return None
+    angle = np.degrees(np.arctan2(sideways, along @ normal))
+    return f"DICOM slices are sheared by {angle:.1f} degrees (gantry tilt), correct it first (dcm2niix does)"
+
+
+def _unevenness(slices: list[DicomSlice], distances: np.ndarray, gap: float) -> str | None:
+    gaps = np.diff(distances)
+    count = len(slices)
+    even = np.linspace(distances[0], distances[-1], count)
+    positions = np.array([item.position for item in slices])
+    line = np.linspace(positions[0], positions[-1], count)
+    if (
+        np.abs(distances - even).max() <= UNEVEN * gap
+        and np.linalg.norm(positions - line, axis=1).max() <= UNEVEN * gap
+    ):
+        return None
+    if np.abs(gaps / gap - 1).max() <= UNEVEN and np.abs(distances - even).max() <= UNEVEN * gap:
+        aside = int(np.linalg.norm(positions - line, axis=1).argmax())
+        return f"DICOM slices do not lie above each other ({slices[aside].name} is shifted within its plane)"
+    ratios = gaps / gap
+    wide = np.flatnonzero(ratios > 1.5)
+    message = f"DICOM slices are unevenly spaced ({gaps.min():.2f} to {gaps.max():.2f} mm)"
+    if wide.size and np.abs(ratios - np.round(ratios)).max() <= UNEVEN:
+        places = [
+            f"{round(ratios[i]) - 1} between {distances[i]:.2f} and {distances[i + 1]:.2f} mm "
+            f"({slices[i].name}, {slices[i + 1].name})"
+            for i in wide
+        ]
+        return f"{message}: slices are missing, {_some(places)}: export the series again"
+    worst = int(np.abs(ratios - 1).argmax())
+    return (
+        f"{message}, such as between {slices[worst].name} and {slices[worst + 1].name}: slices are missing, or "
+        "resample to an even grid first"
+    )
+
+
+def _lost(distances: np.ndarray, others: np.ndarray) -> list[str]:
+    places = np.unique(np.round(others, 2))
+    return [f"{p:.2f} mm" for p in places if np.abs(distances - p).min() > 2 * SAME_PLACE]
+
+
+def _affine(slices: Sequence[DicomSlice]) -> np.ndarray | None:
+    return _stack_affine(slices) if all(_has_geometry(item) for item in slices) else None
+
+
+def _stack_affine(slices: Sequence[DicomSlice]) -> np.ndarray:
+    """As the headers say, right or wrong."""
+    first, last = slices[0], slices[-1]
+    if len(slices) > 1:
+        step = (np.array(last.position) - first.position) / (len(slices) - 1)
+    else:
+        step = _normal(slices) * abs(first.gap or first.thickness or 1.0)
+    affine = np.eye(4)
+    affine[:3, 0] = np.array(first.orientation[:3]) * first.pixel_spacing[1]  # along a row, from column to column
+    affine[:3, 1] = np.array(first.orientation[3:]) * first.pixel_spacing[0]
+    affine[:3, 2] = step
+    affine[:3, 3] = first.position
+    return np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine  # LPS to RAS

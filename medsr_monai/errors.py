@@ -1,0 +1,62 @@
+"""Errors that a user can mend, told in one line, and the many ways in which memory is said to have run out."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+__all__ = ["ERRORS", "MedsrError", "is_out_of_memory", "naming", "reason_of"]
+
+
+class MedsrError(ValueError):
+    """Something that the caller can mend; its text is one line that says what, where and what to do."""
+
+
+ERRORS = (ValueError, OSError, RuntimeError, MemoryError)
+"""What a user can mend: told in one line. Anything else is a bug of ours and shows its traceback."""
+
+
+# CUDA and MPS; torch on a CPU, by system; C++; cuBLAS; oneDNN
+PHRASES = re.compile(
+    r"out of memory|(can't|cannot|failed to) allocate memory|not enough memory|bad_alloc|ALLOC_FAILED"
+    r"|could not (create|execute) a primitive",
+    re.IGNORECASE,
+)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory has run out, of a processor or of an accelerator.
+
+    ``torch.OutOfMemoryError`` is only an accelerator's; the same on a CPU is a plain ``RuntimeError``.
+    """
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    return isinstance(error, RuntimeError) and bool(PHRASES.search(str(error)))
+
+
+def reason_of(error: BaseException) -> str:
+    """The innermost cause in one line: MONAI's Compose wraps what a transform raises.
+
+    Of memory that has run out, which libraries tell in their own words, it says what to do.
+    """
+    while error.__cause__ is not None and isinstance(error, RuntimeError):
+        error = error.__cause__
+    reason = " ".join(str(error).split()) or type(error).__name__
+    if is_out_of_memory(error) and "--tile" not in reason:
+        return f"out of memory ({reason}): end other programs, or take a smaller volume, or a computer with more memory"
+    return reason
+
+
+@contextlib.contextmanager
+def naming(path: str | Path) -> Iterator[None]:
+    """Errors raised inside name the file, as checks of voxels cannot do."""
+    try:
+        yield
+    except ERRORS as error:
+        reason = reason_of(error)
+        raise MedsrError(reason if str(path) in reason else f"{path}: {reason}") from error

@@ -1,0 +1,1 @@
+"""What a result is worth: methods side by side over a test set."""

@@ -1,0 +1,1 @@
+"""What is written down beside outputs and weights, and read again."""

@@ -1,0 +1,192 @@
+"""Where the bundles are, and how one is run on single volumes."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from types import NoneType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+    from monai.data import MetaTensor
+
+    from medsr_monai.data import DicomSeries
+
+DEFAULT_BUNDLE = "rdst_e"
+PIPELINE = ("in_channels", "out_channels", "scale")
+"""Arguments of a network that what is around it depends on."""
+
+
+def bundle_folders() -> dict[str, Path]:
+    """Bundles by name: those inside an installed package, or beside it in a checkout."""
+    package = Path(__file__).resolve().parents[1]
+    root = next((r for r in (package / "bundles", package.parent / "bundles") if r.is_dir()), None)
+    return {p.parent.parent.name: p.parent.parent for p in sorted(root.glob("*/configs/metadata.json"))} if root else {}
+
+
+def bundle_folder(bundle: str) -> Path:
+    """Folder of a bundle, given by name or by path."""
+    known = bundle_folders()
+    folder = known.get(bundle, Path(bundle))
+    if not (folder / "configs" / "inference.json").is_file():
+        raise FileNotFoundError(f"no bundle {bundle!r}: choose {', '.join(known)}, or give a bundle's folder")
+    return folder
+
+
+def choose_device(device: str, local_rank: int = 0) -> str:
+    """A device that is here; auto is the GPU of a process, by its rank on this machine, or the CPU."""
+    import torch
+
+    if device == "auto":
+        return f"cuda:{local_rank % torch.cuda.device_count()}" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        here = ["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]
+        raise ValueError(f"device {device!r} is not available here, choose {' or '.join(here)}") from error
+    return device
+
+
+class BundleRunner:
+    """A bundle's inference pipeline on single volumes: configuration parsed and weights loaded once.
+
+    Args:
+        bundle: name or folder.
+        weights: file, or None for the bundle's own; one that `medsr export` wrote takes the place of the network. The
+            network gets the arguments that another file states, such as a converted one of the authors, but for its
+            channels and scale.
+        trained: load weights; without them the network's grid, memory and time are the same.
+        overrides: ids of the bundle's inference.json and their values.
+    """
+
+    def __init__(self, bundle: str, weights: str | None = None, trained: bool = True, **overrides: Any) -> None:
+        folder = self.folder = bundle_folder(bundle)
+        if weights is not None and not Path(weights).is_file():
+            raise FileNotFoundError(f"{weights}: no such weights file")
+        from monai.bundle import ConfigParser
+
+        from medsr_monai.exchange.run import is_exported
+
+        self.parser = ConfigParser()
+        self.parser.read_config(folder / "configs" / "inference.json")
+        if "scale" not in self.parser:
+            raise ValueError(
+                f"bundle {bundle} does not super-resolve: run it as its docs/README.md says, with monai.bundle"
+            )
+        for name in overrides:
+            if name.partition("#")[0] not in self.parser:
+                raise ValueError(f"bundle {bundle} has no option --{name.replace('_', '-')}: {self._use()}")
+        exported = weights is not None and is_exported(weights)
+        if exported:
+            target = {"_target_": "medsr_monai.exchange.run.ExportedNetwork", "path": weights, "scale": "@scale"}
+            overrides["network_def"] = target
+        found = None
+        if weights is not None and not exported:
+            from medsr_monai.weights.load import read_weights
+
+            found = read_weights(Path(weights))
+            overrides |= self._stated_arguments(*found)
+        if not trained and "network_def#truncation" in self.parser:
+            overrides["network_def#truncation"] = "none"  # its centroids come with trained weights only
+        progress = {"inferer#progress": sys.stderr.isatty()}
+        self.parser.update({"bundle_root": str(folder), "output_dir": None} | progress | overrides)
+        self.parser.parse()
+        self.weights = (weights or self["weights"]) if trained else None
+        self.network = self["network"].eval()
+        if self.weights and not exported:
+            from medsr_monai.weights.load import fill_network, read_weights
+
+            file, content = found or read_weights(Path(self.weights))
+            fill_network(self.network, file, content)
+            self.weights = str(file)
+            numbers = self.network.state_dict().items()
+            if broken := [name for name, tensor in numbers if not tensor.isfinite().all()]:
+                raise ValueError(
+                    f"{self.weights}: numbers that are not finite in {', '.join(broken[:3])}: an unfinished training?"
+                )
+
+    def _stated_arguments(self, file: Path, content: Mapping) -> dict[str, Any]:
+        """Ids of the network's arguments, of a weights file; none if it is of another class, which loading refuses."""
+        import torch
+
+        from medsr_monai.networks import build_network
+
+        stated = content["network"]
+        if not isinstance(stated, dict) or stated.get("_target_") != self.parser["network_def"]["_target_"]:
+            return {}
+        arguments = {name: value for name, value in stated.items() if name not in ("_target_", *PIPELINE)}
+        for name, value in arguments.items():
+            # a configuration evaluates expressions, and files of weights may come from anywhere
+            words = value if isinstance(value, list) else [value]
+            if not all(isinstance(v, (bool, int, float, NoneType)) or str(v).isidentifier() for v in words):
+                raise ValueError(f"{file}: {name} is {value!r}: expected a number, a name or a list of them")
+        try:
+            with torch.device("meta"):
+                build_network(stated)
+        except (AttributeError, TypeError, ValueError) as error:
+            raise ValueError(f"{file}: {' '.join(str(error).split())}") from error
+        return {f"network_def#{name}": value for name, value in arguments.items()}
+
+    def _use(self) -> str:
+        if "thick_axis" in self.parser:
+            return (
+                "it refines thick slices, for which `medsr upscale` has --thick-axis, --target-spacing, --refine and "
+                "--force"
+            )
+        return "it enlarges the slices of a --plane"
+
+    def __getitem__(self, name: str) -> Any:
+        return self.parser.get_parsed_content(name)
+
+    @property
+    def scale_factors(self) -> tuple[int, int]:
+        """By which the rows and the columns of a slice grow."""
+        from monai.utils import ensure_tuple_rep
+
+        return ensure_tuple_rep(self["scale"], 2)
+
+    @property
+    def exported(self) -> Mapping[str, Any]:
+        """What an exported network tells of itself (`medsr_monai.exchange.run.ExportedNetwork`); empty for others."""
+        from medsr_monai.exchange.run import ExportedNetwork
+
+        return self.network.information if isinstance(self.network, ExportedNetwork) else {}
+
+    @property
+    def degradation(self) -> str | None:
+        """That the network was trained for; None where the bundle does not say."""
+        return self["degradation"] if "degradation" in self.parser else None
+
+    def read(self, source: str | Path | DicomSeries) -> dict[str, MetaTensor]:
+        """Preprocessed input."""
+        return self["preprocessing"]({"image": str(source) if isinstance(source, Path) else source})
+
+    def run(self, item: dict[str, MetaTensor], network: torch.nn.Module | None = None) -> MetaTensor:
+        """Super-resolved volume [C, X, Y, Z] of a preprocessed input, with another network if one is given."""
+        import torch
+
+        from medsr_monai.inferers import to_device
+
+        device = self["device"]
+        # as MONAI's evaluator does it in `monai.bundle run`; precision and compiling are the inferer's in both
+        with torch.inference_mode():
+            made = {"pred": self["inferer"](to_device(item["image"][None], device), network or self.network)[0].cpu()}
+        result = self["postprocessing"](item | made)["pred"]
+        made.clear()
+        # one after the other: a mask of all voxels takes more memory than the output
+        if broken := sum(int((~part.isfinite()).sum()) for part in result.as_tensor().unbind(1)):
+            raise ValueError(self.broken(broken, result.numel()))
+        return result
+
+    @staticmethod
+    def broken(count: int, voxels: int) -> str:
+        """What is said of an output with NaN or infinite voxels."""
+        return (
+            f"{count} of {voxels} voxels of the output are NaN or infinite: intensities too large for the network's "
+            "numbers, rescale the volume first"
+        )
+
+
+# files

@@ -1,0 +1,145 @@
+"""What is read, and what is written for it: checked before any work."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from medsr_monai.atomic import check_input, check_output
+
+if TYPE_CHECKING:
+    from medsr_monai.data import DicomSeries
+
+NIFTI_SUFFIXES = (".nii", ".nii.gz")
+VOLUME_SUFFIXES = (*NIFTI_SUFFIXES, ".mgz", ".mgh")
+
+
+class Case(NamedTuple):
+    """What a command reads and the file that it makes of it."""
+
+    source: str
+    """What messages call it; the path, unless it is one series of several."""
+    output: Path
+    series: DicomSeries | None = None
+    """Of what was found as a DICOM series."""
+
+    @property
+    def input(self) -> str | DicomSeries:
+        """What a bundle reads."""
+        return self.source if self.series is None else self.series
+
+    @property
+    def files(self) -> list[Path]:
+        """Paths on disk of what is read; of a series in a zip, the zip."""
+        from medsr_monai.records.sidecar import source_files
+
+        return source_files(self.source) if self.series is None else [Path(f) for f in self.series.disk_files]
+
+
+def nifti_output(path: str, overwrite: bool, source: str) -> Path:
+    out = Path(path)
+    if not out.name.endswith(NIFTI_SUFFIXES):
+        raise ValueError(f"{out}: the output is written as NIfTI, give a name that ends in .nii.gz")
+    check_output(out, overwrite, source)
+    return out
+
+
+def output_file(path: str, overwrite: bool, source: str) -> Path:
+    """Output file of an input file: NIfTI for a volume, a picture for a picture."""
+    # whether it is one is asked where the names do not say it, since that imports monai
+    if Path(source).name.lower().endswith(VOLUME_SUFFIXES) or not Path(source).is_file():
+        return nifti_output(path, overwrite, source)
+    from medsr_monai.data import PICTURE_SUFFIXES, is_dicom_file, is_picture
+
+    if not is_picture(source) or (is_dicom_file(source) and path.endswith(NIFTI_SUFFIXES)):
+        return nifti_output(path, overwrite, source)
+    out = Path(path)
+    if not out.name.lower().endswith(PICTURE_SUFFIXES):
+        dicom = ", or .nii.gz; DICOM is not written" if is_dicom_file(source) else ""
+        raise ValueError(
+            f"{out}: of a picture a picture is written, give a name that ends in {', '.join(PICTURE_SUFFIXES)}{dicom}"
+        )
+    check_output(out, overwrite, source)
+    return out
+
+
+def find_cases(
+    source: str, target: str, overwrite: bool, series: str | None = None, all_series: bool = False
+) -> list[Case]:
+    """A file, what a folder holds, or the series of a DICOM study; outputs are checked, no voxels are read.
+
+    Args:
+        source: file, folder, or zip with DICOM files.
+        target: file, or folder for several.
+        overwrite: accept outputs that exist.
+        series: of a DICOM study, see :func:`medsr_monai.data.dicom.studies.choose_series`.
+        all_series: likewise.
+    """
+    check_input(source)
+    path, out = Path(source), Path(target)
+    if path.is_dir() or path.name.lower().endswith(".zip") or zipfile.is_zipfile(path):
+        from medsr_monai.data.dicom.studies import find_study
+
+        if (study := find_study(source, series, all_series)) is not None:
+            return _series_cases(path, out, overwrite, study)
+    if series is not None or all_series:
+        raise ValueError(f"{path}: has no DICOM series to choose from, leave --series and --all-series out")
+    # a file is refused by its output's name before monai is imported
+    if path.is_file() and not out.is_dir():
+        return [Case(source, output_file(target, overwrite, source))]
+    from medsr_monai.data import list_volumes, volume_name
+    from medsr_monai.records.sidecar import is_ours
+
+    found = [source] if path.is_file() else [item["image"] for item in list_volumes(source)]
+    single = found == [source]
+    if single and not out.is_dir():
+        return [Case(source, nifti_output(target, overwrite, source))]
+    # what an earlier run has written there is no input of this one
+    found = [f for f in found if not Path(os.path.abspath(f)).is_relative_to(os.path.abspath(out)) or not is_ours(f)]
+    if not found:
+        raise FileNotFoundError(f"{path}: nothing but results of medsr, give the folder of their inputs")
+    _check_folder(path, out, "a folder of volumes")
+    if single:
+        cases = [Case(source, out / f"{volume_name(path)}_sr{_suffix(source)}")]
+    else:
+        cases = [Case(f, out / Path(f).relative_to(path).parent / f"{volume_name(f)}_sr{_suffix(f)}") for f in found]
+    inputs = {Path(case.source).resolve() for case in cases}
+    written = {}
+    for case in cases:
+        name, file = case.source, case.output
+        if file in written:
+            raise ValueError(f"{file}: would be written for {written[file]} and for {name}, rename one of them")
+        if file.resolve() in inputs:
+            raise ValueError(f"{file}: is an input too, choose another output folder")
+        written[file] = name
+        # a cohort goes on where it stopped
+        check_output(file, overwrite or (path.is_dir() and is_ours(file)))
+    return cases
+
+
+def _check_folder(path: Path, out: Path, what: str) -> None:
+    if out.is_file() or (not out.is_dir() and out.name.endswith(NIFTI_SUFFIXES)):
+        raise ValueError(f"{path}: is {what}, give an output folder, {out} is the name of a file")
+
+
+def _series_cases(path: Path, out: Path, overwrite: bool, study: list[tuple[DicomSeries, str]]) -> list[Case]:
+    """A case for each series, named in the output folder by its string."""
+    plain = study[0][1] == path.name
+    if len(study) == 1 and not out.is_dir() and (plain or out.name.endswith(NIFTI_SUFFIXES)):
+        return [Case(study[0][0].source, nifti_output(str(out), overwrite, str(path)), study[0][0])]
+    _check_folder(path, out, f"a study of {len(study)} DICOM series (--series chooses one)")
+    cases = [Case(series.source, out / f"{name}_sr.nii.gz", series) for series, name in study]
+    from medsr_monai.records.sidecar import is_ours
+
+    for case in cases:
+        check_output(case.output, overwrite or (path.is_dir() and is_ours(case.output)))
+    return cases
+
+
+def _suffix(source: str) -> str:
+    """Of the output that is made of ``source`` in a folder."""
+    from medsr_monai.data import is_picture, output_suffix
+
+    return output_suffix(source) if is_picture(source) else ".nii.gz"

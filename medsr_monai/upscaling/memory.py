@@ -1,0 +1,350 @@
+"""Main memory of `upscale`: estimated before a run, and kept below a limit."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+import math
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from medsr_monai.upscaling.cases import VOLUME_SUFFIXES
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    import numpy as np
+    import torch
+    from monai.data import MetaTensor
+
+    from medsr_monai.data import StoredVolume
+    from medsr_monai.inferers import PlaneInferer, Slab
+    from medsr_monai.upscaling.bundles import BundleRunner
+    from medsr_monai.upscaling.cases import Case
+    from medsr_monai.upscaling.estimate import Work
+
+UNITS = {"MiB": 2**20, "GiB": 2**30, "TiB": 2**40, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+MARGIN = 1.05
+"""By which a limit must exceed the estimate: what the estimate may be wrong by, and a bit."""
+M_MMAP_THRESHOLD = -3
+MMAP_BYTES = 2**20
+"""Buffers from this size on are given back to the system at once under a limit."""
+
+
+class Way(NamedTuple):
+    """How a volume is made, and the bytes of memory that this takes at most."""
+
+    estimate: int | None
+    slice_batch: int
+    slabs: bool = False
+
+    def __str__(self) -> str:
+        memory = "memory unknown" if self.estimate is None else f"about {format_size(self.estimate)} of memory"
+        count = "1 slice" if self.slice_batch == 1 else f"{self.slice_batch} slices"
+        return f"{memory}, {count} at a time" + (", slab by slab through a file" if self.slabs else "")
+
+
+def parse_size(text: str) -> int:
+    """Bytes of a size such as 4GiB.
+
+    Raises:
+        ValueError: another spelling, or nothing.
+    """
+    match = re.fullmatch(rf"(\d+(?:\.\d+)?)({'|'.join(UNITS)})", text)
+    size = int(float(match[1]) * UNITS[match[2]]) if match else 0
+    if not size:
+        raise ValueError(f"max_memory is {text!r}, expected a number and a unit, {', '.join(UNITS)}, such as 4GiB")
+    return size
+
+
+def format_size(size: float) -> str:
+    """In MiB, or GiB from ten of them on a thousand."""
+    return f"{size / 2**30:.1f} GiB" if size >= 10 * 2**30 else f"{size / 2**20:.0f} MiB"
+
+
+def load_libraries(picture: bool) -> None:
+    """Import what upscale imports as it goes on, so that the process is as large as it will be without volumes.
+
+    Args:
+        picture: whether it will draw.
+    """
+    import torch
+
+    from medsr_monai.upscaling import quality  # noqa: F401
+
+    if picture:
+        import matplotlib.backends.backend_agg
+        import matplotlib.figure
+        import matplotlib.patheffects  # noqa: F401
+
+    # libraries of kernels are loaded by the first call
+    ones = torch.ones(1, 1, 16, 16)
+    torch.nn.functional.conv2d(ones, ones[..., :3, :3]) @ torch.ones(14, 1)
+
+
+class Memory:
+    """What the volumes of one process take.
+
+    Args:
+        runner: of the bundle, loaded.
+        limit: bytes for the process; None for no limit.
+        slice_batch: slices computed at a time, at most.
+        picture, enforced, dicom: whether a quality picture is drawn, consistency enforced, the output a DICOM series.
+    """
+
+    def __init__(
+        self,
+        runner: BundleRunner,
+        limit: int | None,
+        slice_batch: int,
+        *,
+        picture: bool = True,
+        enforced: bool = False,
+        dicom: bool = False,
+    ) -> None:
+        load_libraries(picture)
+        self.runner = runner
+        self.limit = limit
+        self.slice_batch = slice_batch
+        self.picture, self.enforced, self.dicom = picture, enforced, dicom
+        self.activations: dict[tuple[int, ...], int | None] = {}
+        if limit is not None:
+            if runner["device"].type != "cpu":
+                raise ValueError("max_memory is the main memory of a run on the CPU: say --device cpu, or leave it out")
+            if self.slices.compile:
+                raise ValueError("max_memory: what a compiler takes is not known: leave --compile or --max-memory out")
+            _keep_no_freed_buffers()
+        self.resident = self._resident()
+
+    @property
+    def slices(self) -> PlaneInferer:
+        """The part of the inferer that cuts volumes into slices."""
+        return self.runner["inferer"].slices
+
+    def choose(self, case: Case) -> Way | None:
+        """The way that fits the limit: the output in memory, else fewer slices at a time, else slab by slab.
+
+        Only headers are read. Without a limit None: the way of any volume.
+
+        Raises:
+            ValueError: nothing fits, or what is read is no volume; one line.
+        """
+        if self.limit is None:
+            return None
+        shape, affine, read = self._header(case)
+        self.resident = self._resident()  # it has grown by what earlier volumes have left
+        ways = [Way(self.estimate(affine, shape, *way, read=read), *way) for way in self._ways()]
+        if ways[0].estimate is None:
+            raise ValueError("the memory that this network takes is not known: leave --max-memory out")
+        fitting = next((way for way in ways if way.estimate * MARGIN <= self.limit), None)
+        if fitting is None:
+            least = math.ceil(min(way.estimate for way in ways) * MARGIN / 2**20 / 10) * 10
+            reason = f" ({why})" if (why := self._why_whole()) else ""
+            raise ValueError(
+                f"does not fit into --max-memory {format_size(self.limit)} even with one slice at a time{reason}: give "
+                f"{least}MiB"
+            )
+        return fitting
+
+    def of(self, image: MetaTensor) -> Way:
+        """The way of a volume [C, X, Y, Z] where there is no limit."""
+        batch = self.slices.sw_batch_size
+        return Way(self.estimate(image.affine, image.shape[1:], batch, channels=image.shape[0]), batch)
+
+    def estimate(
+        self,
+        affine: np.ndarray | torch.Tensor,
+        shape: Sequence[int],
+        slice_batch: int,
+        slabs: bool = False,
+        *,
+        read: float | None = None,
+        channels: int = 1,
+    ) -> int | None:
+        """Bytes of the process at most; None where they cannot be told: an exported network, another system."""
+        from medsr_monai.upscaling.estimate import HEAP, peak_memory, planned_work
+
+        work = planned_work(self.runner["inferer"], affine, shape, self.runner.scale_factors)
+        found = self.activation_bytes(work, slice_batch)
+        if self.resident is None or found is None:
+            return None
+        return peak_memory(
+            self.resident,
+            work,
+            found,
+            channels,
+            slab_batch=slice_batch if slabs else None,
+            heap=HEAP if self.limit is None else 0,
+            read=read,
+            enforced=self.enforced,
+            picture=self.picture,
+        )
+
+    def activation_bytes(self, work: Work, slice_batch: int) -> int | None:
+        """Of the network, for the largest batch; None of an exported network, 0 where it runs on a GPU."""
+        if self.runner["device"].type != "cpu":
+            return 0
+        batches = {
+            (min(slice_batch, count), *(n if side < 1 else side for n, side in zip(size, self.tile, strict=True)))
+            for count, *size in work.slices
+        }
+        found = [self._activations(*batch) for batch in batches]
+        return None if None in found else max(found)
+
+    @property
+    def tile(self) -> tuple[int, int]:
+        """Sides of tiles; below 1 for whole slices."""
+        return self.slices.orig_roi_size
+
+    @contextlib.contextmanager
+    def run(self, way: Way, item: dict[str, MetaTensor], out: Path) -> Iterator[MetaTensor | StoredVolume]:
+        """Output of a preprocessed input, made in a way, in memory or on the disk of the output file ``out``."""
+        if self.limit is not None:
+            self.slices.sw_batch_size = way.slice_batch
+        if not way.slabs:
+            yield self.runner.run(item)
+            return
+        folder = next(parent for parent in out.absolute().parents if parent.is_dir())
+        with run_in_slabs(self.runner, item, folder) as result:
+            gc.collect()  # the last slabs are in cycles
+            yield result
+
+    def record(self, way: Way) -> dict[str, Any]:
+        """A way, for the sidecar of its output."""
+        mib = [None if size is None else round(size / 2**20) for size in (way.estimate, self.limit)]
+        return {"EstimateMiB": mib[0], "LimitMiB": mib[1], "Slabs": way.slabs}
+
+    def _resident(self) -> int | None:
+        """Of the process now, what it does not need any more given back; None where the system does not tell."""
+        from medsr_monai.upscaling.estimate import resident_bytes
+
+        if self.limit is not None:
+            gc.collect()
+            if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
+                trim(0)
+        return resident_bytes()
+
+    def _activations(self, batch: int, rows: int, columns: int) -> int | None:
+        from medsr_monai.exchange.run import ExportedNetwork
+        from medsr_monai.upscaling.estimate import activation_bytes
+
+        key = (batch, 1, rows, columns)
+        if key not in self.activations:
+            exported = isinstance(self.runner.network, ExportedNetwork)
+            self.activations[key] = None if exported else activation_bytes(self.runner.network, key)
+        return self.activations[key]
+
+    def _ways(self) -> list[tuple[int, bool]]:
+        """Slices at a time, and whether slab by slab, in the order of preference."""
+        batches = [self.slice_batch // 2**n for n in range(self.slice_batch.bit_length())]
+        return [(batch, slabs) for slabs in ((False,) if self._why_whole() else (False, True)) for batch in batches]
+
+    def _why_whole(self) -> str | None:
+        """Why the output cannot be made slab by slab; None where it can."""
+        if self.dicom:
+            return "DICOM series are written from memory, NIfTI takes less"
+        if self.enforced:
+            return "enforced consistency needs the whole output, leaving it out takes less"
+        return None
+
+    def _header(self, case: Case) -> tuple[tuple[int, ...], Any, float]:
+        """Shape and affine of a volume, and the bytes that reading it takes."""
+        if case.series is not None:
+            shape = tuple(int(n) for n in case.series.shape)
+            return shape, case.series.affine, 12 * math.prod(shape)
+        if not Path(case.source).name.lower().endswith(VOLUME_SUFFIXES):
+            raise ValueError("max_memory is for volumes, pictures are made whole: leave it out")
+        import nibabel
+        import numpy as np
+
+        from medsr_monai.data import check_nifti, read_grid
+
+        frame = self.runner["frame"] if "frame" in self.runner.parser else None
+        check_nifti(case.source, frame)
+        shape, affine = read_grid(case.source)
+        voxels = nibabel.load(case.source).dataobj
+        scaled = (voxels.slope, voxels.inter) != (1, 0) if hasattr(voxels, "slope") else False
+        one = voxels.dtype.itemsize + (8 if scaled else 0) + np.dtype(np.float32).itemsize
+        return shape, affine, one * math.prod(int(n) for n in voxels.shape)
+
+
+def run_in_slabs(runner: BundleRunner, item: dict[str, MetaTensor], folder: Path) -> StoredVolume:
+    """What :meth:`BundleRunner.run` returns, in a temporary file in ``folder``: slab by slab.
+
+    Raises:
+        ValueError: as `run` does, and where the bundle's postprocessing changes more than intensities.
+    """
+    import torch
+    from monai.data import MetaTensor
+
+    from medsr_monai.data import StoredVolume
+    from medsr_monai.inferers import slab_passes
+    from medsr_monai.transforms import with_corners_of
+    from medsr_monai.upscaling.estimate import planned_work
+
+    image, device = item["image"], runner["device"]
+    work = planned_work(runner["inferer"], image.affine, image.shape[1:], runner.scale_factors)
+    like = with_corners_of(image, torch.zeros(()).expand(1, *work.new_shape))
+
+    def restored(pred: torch.Tensor) -> torch.Tensor:
+        image_of_slab = MetaTensor(image.as_tensor(), meta=dict(image.meta))  # transforms write into it
+        out = runner["postprocessing"](item | {"image": image_of_slab, "pred": pred})["pred"]
+        if out.shape != pred.shape:
+            raise ValueError("the bundle's postprocessing changes the output's grid, which only whole outputs allow")
+        return out.as_tensor()
+
+    compared = [axis for axis in range(3) if image.shape[axis + 1] == like.shape[axis + 1]]
+    axis = max(compared, key=lambda a: like.shape[a + 1]) if compared else work.planes[0]
+    with torch.inference_mode():
+        passes = slab_passes(runner["inferer"], image, runner.network, device)
+        result = StoredVolume(folder, like, axis)
+        try:
+            if len(passes) == 1 and work.planes[0] == axis:
+                for slab in passes[0]:
+                    result[_place(slab.axis, slab.start, slab.pred)] = restored(slab.pred)
+            else:
+                _merge(passes, work.planes, folder, like, restored, result)
+        except BaseException:
+            result.close()
+            raise
+    if result.broken:
+        result.close()
+        raise ValueError(runner.broken(result.broken, result.numel()))
+    return result
+
+
+def _merge(
+    passes: Sequence[Iterator[Slab]],
+    planes: Sequence[int],
+    folder: Path,
+    like: MetaTensor,
+    restored: Callable[[torch.Tensor], torch.Tensor],
+    result: StoredVolume,
+) -> None:
+    """The mean of the planes, each of which goes through a file of its own, since its slabs lie across the others'."""
+    from medsr_monai.data import StoredVolume
+
+    with contextlib.ExitStack() as files:
+        made = []
+        for slabs, axis in zip(passes, planes, strict=True):
+            made.append(files.enter_context(StoredVolume(folder, like, axis)))
+            for slab in slabs:
+                made[-1][_place(slab.axis, slab.start, slab.pred)] = slab.pred
+        for start, mean in made[0].chunks():
+            for other in made[1:]:
+                mean += other.narrow(3, start, mean.shape[3])
+            if len(made) > 1:
+                mean /= len(made)
+            result[_place(2, start, mean)] = restored(mean)
+
+
+def _place(axis: int, start: int, part: torch.Tensor) -> tuple[slice, ...]:
+    return (slice(None),) * (axis + 1) + (slice(start, start + part.shape[axis + 1]),)
+
+
+def _keep_no_freed_buffers() -> None:
+    """Have the C library give large buffers back to the system; by default it keeps up to 32 MiB of each."""
+    if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):
+        mallopt(M_MMAP_THRESHOLD, MMAP_BYTES)

@@ -1,0 +1,1 @@
+"""Weights files: what bundles state of them, loading, fetching, vendoring."""

@@ -1,0 +1,850 @@
+"""DICOM series: made on the fly, and the real ones of ../shared/data."""
+
+import io
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import itk
+import nibabel
+import numpy as np
+import pydicom
+import pytest
+from PIL import Image
+from pydicom import Dataset
+from pydicom.dataset import FileDataset, FileMetaDataset
+from pydicom.encaps import encapsulate
+from pydicom.uid import (
+    CTImageStorage,
+    EnhancedMRImageStorage,
+    ExplicitVRLittleEndian,
+    JPEGBaseline8Bit,
+    JPEGLSLossless,
+    MRImageStorage,
+    RLELossless,
+    SecondaryCaptureImageStorage,
+    generate_uid,
+)
+
+from medsr_monai.data import (
+    LoadVolumed,
+    NiftiWriter,
+    dicom_pixels,
+    find_series,
+    is_dicom_folder,
+    list_volumes,
+    one_series,
+)
+from medsr_monai.transforms import outer_corners, sharp_plane, spacing
+from medsr_monai.upscaling.cases import find_cases
+
+DATA = Path(__file__).parents[3].parent / "shared" / "data" / "test"
+needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="the real series of ../shared/data are not here")
+
+ROW, COLUMN = np.array([0.8, 0.6, 0.0]), np.array([-0.6, 0.8, 0.0])
+ORIGIN = np.array([-10.0, -20.0, 30.0])
+EDGES = (1.5, 2.0, 4.0)  # between rows, between columns, between slices
+STEP = np.array([0, 0, EDGES[2]])
+
+
+def pixels(number):
+    """16 rows of 16 columns."""
+    return (np.arange(256).reshape(16, 16) + 1000 * number).astype("<u2")
+
+
+def write_series(folder, edit=lambda number, header: None, count=8):
+    folder.mkdir(parents=True)
+    series, study, frame = generate_uid(), generate_uid(), generate_uid()
+    for number in range(count):
+        meta = FileMetaDataset()
+        meta.MediaStorageSOPClassUID = MRImageStorage
+        meta.MediaStorageSOPInstanceUID = generate_uid()
+        meta.TransferSyntaxUID = ExplicitVRLittleEndian
+        header = FileDataset(None, {}, file_meta=meta, preamble=b"\0" * 128)
+        header.SOPClassUID, header.SOPInstanceUID = MRImageStorage, meta.MediaStorageSOPInstanceUID
+        header.StudyInstanceUID, header.SeriesInstanceUID, header.FrameOfReferenceUID = study, series, frame
+        header.Modality, header.PatientID, header.PatientName = "MR", "phantom", "Phantom"
+        header.SeriesDescription, header.SeriesNumber, header.InstanceNumber = "t1", 3, number + 1
+        header.ImageOrientationPatient = [*ROW, *COLUMN]
+        header.ImagePositionPatient = (ORIGIN + STEP * number).tolist()
+        header.PixelSpacing = list(EDGES[:2])
+        header.SliceThickness = header.SpacingBetweenSlices = EDGES[2]
+        header.Rows = header.Columns = 16
+        header.SamplesPerPixel, header.PhotometricInterpretation, header.PixelRepresentation = 1, "MONOCHROME2", 0
+        header.BitsAllocated, header.BitsStored, header.HighBit = 16, 16, 15
+        header.PixelData = pixels(number).tobytes()
+        edit(number, header)
+        # file names do not follow the order of the slices
+        header.save_as(folder / f"{(number * 5) % count:03}.dcm", enforce_file_format=True)
+    return folder
+
+
+def setting(tag, choose):
+    """An edit that sets a tag by slice number."""
+    return lambda number, header: setattr(header, tag, choose(number))
+
+
+def coded(syntax):
+    """An edit that claims pixels of a compressed transfer syntax."""
+
+    def edit(number, header):
+        header.PixelData, header.file_meta.TransferSyntaxUID = encapsulate([b"\0" * 64]), syntax
+        header["PixelData"].is_undefined_length = True
+
+    return edit
+
+
+def refused(folder, *words):
+    with pytest.raises(ValueError) as caught:
+        LoadVolumed("image")({"image": str(folder)})
+    message = str(caught.value)
+    assert message.startswith(f"{folder}: ") and "\n" not in message
+    for word in words:
+        assert word in message, message
+
+
+def expected_affine():
+    """DICOM PS3.3 C.7.6.2.1.1, from LPS to RAS."""
+    affine = np.eye(4)
+    affine[:3, 0] = ROW * EDGES[1]  # along a row: from column to column
+    affine[:3, 1] = COLUMN * EDGES[0]
+    affine[:3, 2] = [0, 0, EDGES[2]]
+    affine[:3, 3] = ORIGIN
+    return np.diag([-1, -1, 1, 1]) @ affine
+
+
+def test_good_series(tmp_path):
+    folder = write_series(tmp_path / "good")
+    assert is_dicom_folder(folder)
+    volume = LoadVolumed("image")({"image": folder})["image"]
+    assert tuple(volume.shape) == (1, 16, 16, 8)
+    np.testing.assert_allclose(volume.affine, expected_affine(), atol=1e-4)
+    expected = np.stack([pixels(n).T for n in range(8)], axis=-1)
+    np.testing.assert_array_equal(volume[0].numpy(), expected)
+    assert sharp_plane(volume.affine) == "axial"
+    assert list_volumes(folder) == [{"image": str(folder)}]
+
+
+def test_slices_in_the_other_direction(tmp_path):
+    edit = setting("ImagePositionPatient", lambda n: (ORIGIN - STEP * n).tolist())
+    volume = LoadVolumed("image").load(write_series(tmp_path / "down", edit))
+    for number in range(8):
+        world = expected_affine() @ [3, 5, -number, 1]
+        i, j, k = np.round(np.linalg.solve(volume.affine.numpy(), world)[:3]).astype(int)
+        assert float(volume[0, i, j, k]) == pixels(number)[5, 3]
+
+
+def test_one_slice(tmp_path):
+    volume = LoadVolumed("image").load(write_series(tmp_path / "one", count=1))
+    assert tuple(volume.shape) == (1, 16, 16, 1)
+    np.testing.assert_allclose(volume.affine, expected_affine(), atol=1e-4)
+
+
+def test_one_coronal_slice_is_written_as_a_volume(tmp_path):
+    edit = setting("ImageOrientationPatient", lambda n: [1, 0, 0, 0, 0, -1])
+    volume = LoadVolumed("image").load(write_series(tmp_path / "one", edit, count=1))
+    writer = NiftiWriter(output_dtype=np.float32)
+    writer.set_data_array(volume, channel_dim=0)
+    writer.set_metadata(volume.meta, resample=False)
+    writer.write(tmp_path / "one.nii.gz")
+    image = nibabel.load(tmp_path / "one.nii.gz")
+    assert image.shape == (16, 16, 1)
+    np.testing.assert_allclose(image.affine, volume.affine, atol=1e-4)
+
+
+def test_rescale_slopes_that_differ_by_slice(tmp_path):
+    """As in PET; the first slice's integer slope must not make integers of the others."""
+
+    def edit(number, header):
+        header.RescaleIntercept, header.RescaleSlope = -5, 1 if number == 0 else 0.25
+
+    volume = LoadVolumed("image").load(write_series(tmp_path / "pet", edit))
+    for number in range(8):
+        expected = pixels(number).T.astype(float) * (1 if number == 0 else 0.25) - 5
+        np.testing.assert_array_equal(volume[0, :, :, number].numpy(), expected)
+
+
+def test_files_that_are_no_dicom_are_passed_over(tmp_path):
+    folder = write_series(tmp_path / "good")
+    (folder / "readme.txt").write_text("not an image")
+    (folder / ".DS_Store").write_bytes(b"x")
+    assert tuple(LoadVolumed("image").load(folder).shape) == (1, 16, 16, 8)
+
+
+def test_what_is_a_dicom_folder(tmp_path):
+    assert not is_dicom_folder(tmp_path / "absent")
+    assert not is_dicom_folder(tmp_path)
+    (tmp_path / "notes.txt").write_text("x" * 300)
+    assert not is_dicom_folder(tmp_path)
+    folder = write_series(tmp_path / "mixed")
+    assert not is_dicom_folder(folder / "000.dcm")
+    (folder / "a.nii.gz").touch()
+    assert not is_dicom_folder(folder)
+
+
+@pytest.mark.parametrize(
+    ("edit", "words"),
+    [
+        (setting("SeriesInstanceUID", lambda n: f"1.2.{n // 4}"), ("2 DICOM series mixed (3 t1; 3 t1)", "own folder")),
+        (setting("ImagePositionPatient", lambda n: [0, 0, 4.0 * (n + (n > 3))]), ("unevenly spaced (4.00 to 8.00",)),
+        (setting("ImagePositionPatient", lambda n: [0, 0, 4.0 * n + 0.5 * (n == 3)]), ("unevenly spaced",)),
+        (setting("ImagePositionPatient", lambda n: [0, 0, 4.0 * min(n, 6)]), ("several DICOM slices at one position",)),
+        (setting("ImagePositionPatient", lambda n: [0, 0, 4.0 * (n % 4)]), ("several DICOM slices at one position",)),
+        (setting("ImagePositionPatient", lambda n: [0, 1.5 * n, 4.0 * n]), ("sheared by 20.6 degrees (gantry tilt)",)),
+        (setting("Columns", lambda n: 16 if n < 7 else 8), ("series mixed (3 t1, stack 1; 3 t1, single slices)",)),
+        (setting("PixelSpacing", lambda n: [1.5, 2.0 if n < 7 else 2.1]), ("single slices",)),
+        (setting("ImageOrientationPatient", lambda n: [n > 0, n == 0, 0, 0, n > 0, n == 0]), ("series mixed",)),
+        (setting("NumberOfFrames", lambda n: 4), ("multi-frame DICOM without a position for each frame",)),
+        (setting("SamplesPerPixel", lambda n: 3), ("in colour",)),
+    ],
+    ids=["series", "missing", "uneven", "duplicate", "phases", "tilt", "size", "spacing", "orientation", "frames",
+         "colour"],
+)  # fmt: skip
+def test_refused(tmp_path, edit, words):
+    refused(write_series(tmp_path / "bad", edit), *words)
+
+
+@pytest.mark.parametrize("tag", ["ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing"])
+def test_missing_geometry(tmp_path, tag):
+    refused(write_series(tmp_path / "bad", lambda n, header: n == 2 and delattr(header, tag)), "no geometry", tag)
+
+
+def test_no_image(tmp_path):
+    folder = write_series(tmp_path / "bad", lambda n, header: delattr(header, "Rows"))
+    refused(folder, "without an image: no Rows and Columns")
+
+
+def test_missing_file(tmp_path):
+    folder = write_series(tmp_path / "bad")
+    (folder / "015.dcm").unlink(missing_ok=True)
+    middle = next(p for p in folder.iterdir() if pydicom.dcmread(p).InstanceNumber == 4)
+    middle.unlink()
+    refused(folder, "unevenly spaced", "slices are missing")
+
+
+def test_truncated_file(tmp_path):
+    folder = write_series(tmp_path / "bad")
+    for number in (1, 4, 8):
+        path = next(p for p in folder.iterdir() if pydicom.dcmread(p, stop_before_pixels=True).InstanceNumber == number)
+        whole = path.read_bytes()
+        path.write_bytes(whole[:-200])
+        refused(folder, "damaged")
+        path.write_bytes(whole)
+
+
+def test_all_files_truncated(tmp_path):
+    folder = write_series(tmp_path / "bad")
+    for path in folder.iterdir():
+        path.write_bytes(path.read_bytes()[:-200])
+    refused(folder, "damaged")
+
+
+def unpack(name, folder):
+    with zipfile.ZipFile(DATA / name) as archive:
+        archive.extractall(folder)
+    assert is_dicom_folder(folder)
+    return folder
+
+
+@needs_data
+def test_real_thick_series_equals_its_nifti(tmp_path):
+    load = LoadVolumed("image").load
+    series = load(unpack("brain_t1_thick_dicom/dicom_35slices.zip", tmp_path))
+    nifti = load(DATA / "brain_t1_thick_dicom" / "t1w_sag.nii.gz")
+    assert series.shape == nifti.shape
+    ours, theirs = (np.sort(outer_corners(v.affine, v.shape[1:]).round(2), axis=0) for v in (series, nifti))
+    assert np.abs(ours - theirs).max() < 0.011
+    assert sharp_plane(series.affine) == sharp_plane(nifti.affine) == "sagittal"
+    rng = np.random.default_rng(0)
+    for index in (rng.random((200, 3)) * series.shape[1:]).astype(int):
+        world = series.affine.numpy() @ [*index, 1]
+        i, j, k = np.round(np.linalg.solve(nifti.affine.numpy(), world)[:3]).astype(int)
+        assert float(series[(0, *index)]) == pytest.approx(float(nifti[0, i, j, k]), abs=0.51)
+
+
+@needs_data
+def test_real_tilted_series_is_refused(tmp_path):
+    refused(unpack("head_ct_tilted_dicom/dicom_28slices.zip", tmp_path), "DICOM slices are")
+
+
+@needs_data
+def test_real_chest_series(tmp_path):
+    folder = unpack("chest_ct_dicom/dicom_20slices.zip", tmp_path)
+    volume = LoadVolumed("image").load(folder)
+    assert tuple(volume.shape) == (1, 512, 512, 20)
+    np.testing.assert_allclose(spacing(volume.affine), [0.78125, 0.78125, 1.0], atol=1e-3)
+    assert -2100 < float(volume.min()) <= -1000 and 1000 < float(volume.max()) < 4000  # Hounsfield units
+
+
+def found(path):
+    return {series.label: series for series in find_series(path)}
+
+
+def test_thickness_number_and_date_do_not_split_a_stack(tmp_path):
+    """ITK would read only the slices that agree in these, without a word."""
+
+    def edit(number, header):
+        header.SliceThickness = 4 if number < 5 else 3.9
+        header.SeriesDate = "20200101" if number < 4 else "20200102"
+
+    volume = LoadVolumed("image").load(write_series(tmp_path / "s", edit))
+    np.testing.assert_array_equal(volume[0].numpy(), np.stack([pixels(n).T for n in range(8)], axis=-1))
+
+
+def study(folder, *series):
+    """A study of series given as (folder below, number, description, edit)."""
+    uid = generate_uid()
+
+    for name, number, description, more in series:
+
+        def edit(n, header, number=number, description=description, more=more):
+            header.StudyInstanceUID, header.SeriesNumber, header.SeriesDescription = uid, number, description
+            more(n, header)
+
+        write_series(folder / name, edit)
+    return folder
+
+
+MISSING = setting("ImagePositionPatient", lambda n: [0, 0, 4.0 * (n + (n > 3))])
+
+
+def mixed(folder):
+    """An export: good, localiser, derived, screenshot, incomplete; nested, and some files without suffix."""
+
+    def screenshot(number, header):
+        header.SOPClassUID = header.file_meta.MediaStorageSOPClassUID = SecondaryCaptureImageStorage
+        del header.ImagePositionPatient
+
+    study(
+        folder,
+        ("A/DICOM/1", 1, "t1 sag", lambda n, header: None),
+        ("A/DICOM/2", 2, "scout", setting("ImageType", lambda n: ["ORIGINAL", "PRIMARY", "LOCALIZER"])),
+        ("A/DICOM/3", 3, "t1/MPR", setting("ImageType", lambda n: ["DERIVED", "SECONDARY", "MPR"])),
+        ("B/4", 4, "screen", screenshot),
+        ("B/5", 5, "t2 Phantom", MISSING),
+    )
+    for path in sorted((folder / "A/DICOM/1").iterdir()):
+        path.rename(path.with_suffix(""))
+    (folder / "DICOMDIR").write_bytes(b"\0" * 128 + b"DICM")
+    (folder / "readme.txt").write_text("notes")
+    (folder / "A" / "._1").write_bytes(b"x")
+    return folder
+
+
+def zipped(folder):
+    path = folder.with_suffix(".zip")
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for file in sorted(p for p in folder.rglob("*") if p.is_file()):
+            archive.write(file, file.relative_to(folder))
+    return path
+
+
+def test_a_study_is_sorted(tmp_path):
+    folder = mixed(tmp_path / "export")
+    series = found(folder)
+    assert [s.left_out for s in series.values()] == [None, "localiser", "derived", "secondary capture", None]
+    assert list(series) == ["1 t1 sag", "2 scout", "3 t1/MPR", "4 screen", "5 t2 Phantom"]
+    good = series["1 t1 sag"]
+    assert good.problem is None and good.shape == (16, 16, 8) and good.modality == "MR"
+    np.testing.assert_allclose(good.spacing, (2.0, 1.5, 4.0), atol=1e-5)
+    assert all(Path(f).is_file() for f in good.files) and good.files == good.disk_files
+    heights = [h.ImagePositionPatient[2] for h in good.headers()]
+    assert heights == sorted(heights) and "PixelData" not in good.headers()[0]
+    assert "PatientID" in good.headers()[0]
+    assert "no geometry" in series["4 screen"].problem
+    assert "1 between 12.00 and 20.00 mm (B/5/007.dcm, B/5/004.dcm)" in series["5 t2 Phantom"].problem
+    # the same from a zip, of which nothing is unpacked
+    archive = zipped(folder)
+    before = sorted(tmp_path.rglob("*"))
+    twin = found(archive)["1 t1 sag"]
+    np.testing.assert_array_equal(twin.read(), good.read())
+    np.testing.assert_array_equal(twin.affine, good.affine)
+    np.testing.assert_allclose(good.affine, expected_affine(), atol=1e-4)
+    assert twin.disk_files == [str(archive)] and sorted(tmp_path.rglob("*")) == before
+    assert [h.SOPInstanceUID for h in twin.headers()] == [h.SOPInstanceUID for h in good.headers()]
+
+
+def names(cases, out):
+    return [str(case.output.relative_to(out)) for case in cases]
+
+
+def test_cases_of_a_study(tmp_path, capsys):
+    folder, out = mixed(tmp_path / "export"), tmp_path / "out"
+    cases = find_cases(str(folder), str(out), False)
+    # the description of series 5 holds the patient's name
+    assert names(cases, out) == ["001_t1-sag_sr.nii.gz", "005_MR_sr.nii.gz"]
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 3 and f"{folder}, series 2 scout: localiser, left out" in lines[0]
+    assert cases[0].series.problem is None and "missing" in cases[1].series.problem
+    with pytest.raises(ValueError, match="series 5 t2 Phantom: DICOM slices are unevenly spaced"):
+        LoadVolumed("image").load(cases[1].input)
+    everything = find_cases(str(folder), str(out), False, all_series=True)
+    assert len(everything) == 5 and names(everything, out)[2] == "003_t1-MPR_sr.nii.gz"
+    assert names(find_cases(str(folder), str(out), False, "3"), out) == ["003_t1-MPR_sr.nii.gz"]
+    uid = cases[0].series.uid
+    one = find_cases(str(zipped(folder)), str(tmp_path / "x.nii.gz"), False, uid)
+    assert len(one) == 1 and one[0].output == tmp_path / "x.nii.gz" and one[0].files == [Path(str(folder) + ".zip")]
+    for options, message in {
+        ("9", False): "no series 9, it has 1 t1 sag; 2 scout",
+        ("1", True): "leave --all-",
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            find_cases(str(folder), str(out), False, *options)
+    with pytest.raises(ValueError, match="a study of 2 DICOM series"):
+        find_cases(str(folder), str(tmp_path / "x.nii.gz"), False)
+    with pytest.raises(ValueError, match="has no DICOM series to choose from"):
+        find_cases(str(tmp_path / "export" / "readme.txt"), str(out), False, "1")
+
+
+def test_one_plain_series_is_named_after_its_folder(tmp_path):
+    derived = setting("ImageType", lambda n: ["DERIVED", "SECONDARY"])
+    folder = write_series(tmp_path / "t1.axial", derived)
+    (case,) = find_cases(str(folder), str(tmp_path), False)
+    assert case.source == str(folder) and case.output == tmp_path / "t1.axial_sr.nii.gz"
+    assert sorted(case.files) == sorted(folder.iterdir())
+    (case,) = find_cases(str(folder), str(tmp_path / "x.nii.gz"), False)
+    assert case.output == tmp_path / "x.nii.gz"
+
+
+def test_nothing_but_derived_series(tmp_path):
+    edit = setting("ImageType", lambda n: ["DERIVED", "SECONDARY"])
+    folder = study(tmp_path / "s", ("a", 1, "one", edit), ("b", 2, "two", edit))
+    with pytest.raises(ValueError, match=r"nothing but 1 one \(derived\); 2 two \(derived\): .* --all-series"):
+        find_cases(str(folder), str(tmp_path / "out"), False)
+
+
+def test_several_studies_and_equal_names(tmp_path):
+    root, out, plain = tmp_path / "cohort", tmp_path / "out", lambda n, header: None
+    study(root / "sub-01", ("a", 3, "t1", plain), ("b", 3, "t1", plain))
+    pseudonym = setting("PatientID", lambda n: "Phantom")
+    study(root / "sub-02", ("phantom", 3, "t1", pseudonym))
+    study(root / "PHANTOM^A", ("a", 3, "t1", plain))
+    cases = find_cases(str(root), str(out), False)
+    assert {c.series.study for c in cases} == {c.series.study for c in cases if c.output.parent != out}
+    found = sorted(names(cases, out))
+    assert [n for n in found if n.startswith("sub-")] == [
+        "sub-01/003_t1_2_sr.nii.gz",
+        "sub-01/003_t1_sr.nii.gz",
+        "sub-02/phantom/003_t1_sr.nii.gz",
+    ]
+    assert sum(n.startswith("study-") for n in found) == 1 and not any("PHANTOM" in n for n in found)
+
+
+def test_volume_loader_takes_the_one_usable_series(tmp_path):
+    scout = setting("ImageType", lambda n: ["ORIGINAL", "PRIMARY", "LOCALIZER"])
+    folder = study(tmp_path / "s", ("x/a", 1, "t1", lambda n, header: None), ("x/b", 2, "scout", scout))
+    volume = LoadVolumed("image")({"image": str(folder)})["image"]
+    np.testing.assert_allclose(volume.affine, expected_affine(), atol=1e-4)
+    assert list_volumes(folder) == [{"image": str(folder)}]
+    assert one_series(zipped(folder)).number == 1
+
+
+def write_phases(folder, mark, values, drop=()):
+    """A series with the same 8 positions once for each value of a tag."""
+    uid, study = generate_uid(), generate_uid()
+    for index, value in enumerate(values):
+
+        def edit(number, header, index=index, value=value):
+            header.StudyInstanceUID, header.SeriesInstanceUID, header.InstanceNumber = (
+                study,
+                uid,
+                8 * index + number + 1,
+            )
+            setattr(header, mark, value)
+            header.PixelData = (pixels(number) + index).tobytes()
+
+        write_series(folder / str(index), edit)
+        for number in drop if index == 1 else ():
+            (folder / str(index) / f"{number * 5 % 8:03}.dcm").unlink()
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("mark", "values", "name"),
+    [
+        ("EchoNumbers", [1, 2], "echo"),
+        ("EchoTime", [10.0, 9.0], "echo time"),
+        ("DiffusionBValue", [0.0, 1000.0], "b-value"),
+        ("TemporalPositionIdentifier", [1, 2, 3], "time"),
+        ("ImageType", [["ORIGINAL", "PRIMARY", "M"], ["ORIGINAL", "PRIMARY", "P"]], "type"),
+        ("AcquisitionNumber", [4, 10], "acquisition"),
+    ],
+)
+def test_repeated_positions_are_told_apart(tmp_path, mark, values, name):
+    series = find_series(write_phases(tmp_path / "s", mark, values))
+    assert len(series) == len(values) and len({s.uid for s in series}) == 1
+    for one in series:
+        assert one.part.startswith(name + " ") and one.problem is None
+        index = next(i for i, v in enumerate(values) if one.part.split()[-1] in (str(v), str(v)[-3:-2]))
+        expected = np.stack([pixels(n).T + index for n in range(8)], axis=-1)
+        np.testing.assert_array_equal(one.read(), expected)
+    refused(tmp_path / "s", f"{len(values)} DICOM series mixed", name)
+
+
+def test_a_slice_that_only_the_other_echo_has(tmp_path):
+    first, second = find_series(write_phases(tmp_path / "s", "EchoNumbers", [1, 2], drop=[7]))
+    assert first.problem is None
+    assert second.problem == "slices are missing that other parts of the series have, at 58.00 mm"
+
+
+def test_copies_of_a_file(tmp_path):
+    folder = write_series(tmp_path / "s")
+    (folder / "again").mkdir()
+    copy = folder / "again" / "000.dcm"
+    copy.write_bytes((folder / "000.dcm").read_bytes())
+    assert one_series(folder).shape == (16, 16, 8)
+    content = bytearray(copy.read_bytes())
+    content[-1] ^= 1
+    copy.write_bytes(content)
+    refused(folder, "have one SOPInstanceUID and differ", "again/000.dcm")
+
+
+def test_three_planes_are_a_localiser(tmp_path):
+    axes = np.eye(3, dtype=int).tolist()
+
+    def edit(number, header):
+        header.ImageOrientationPatient = axes[number % 3] + axes[(number + 1) % 3]
+
+    (series,) = find_series(write_series(tmp_path / "s", edit, count=9))
+    assert series.localiser and "three planes" in series.problem
+
+
+def test_a_scout_within_its_series(tmp_path):
+    def edit(number, header):
+        if number == 0:
+            header.ImageType = ["ORIGINAL", "PRIMARY", "LOCALIZER"]
+            header.ImageOrientationPatient = [1, 0, 0, 0, 0, -1]
+
+    series = one_series(write_series(tmp_path / "s", edit))
+    assert series.shape == (16, 16, 7) and series.part == "stack 2"
+
+
+def test_small_tilt_goes_into_the_affine(tmp_path):
+    """Half a degree, of a head holder: no slice is moved from where the header has it."""
+    edit = setting("ImagePositionPatient", lambda n: (ORIGIN + STEP * n + [0.02 * n, 0, 0]).tolist())
+    volume = LoadVolumed("image").load(write_series(tmp_path / "s", edit))
+    last = np.diag([-1, -1, 1]) @ (ORIGIN + STEP * 7 + [0.14, 0, 0])
+    np.testing.assert_allclose((volume.affine.numpy() @ [0, 0, 7, 1])[:3], last, atol=1e-4)
+
+
+def test_tilt_that_only_shows_over_the_whole_stack(tmp_path):
+    """Two degrees move the slices less than a tenth of their distance each, and the last by 1 mm."""
+    edit = setting("ImagePositionPatient", lambda n: [0, 0.14 * n, 4.0 * n])
+    folder = write_series(
+        tmp_path / "s", lambda n, h: (edit(n, h), setattr(h, "ImageOrientationPatient", [1, 0, 0, 0, 1, 0]))
+    )
+    refused(folder, "sheared by 2.0 degrees (gantry tilt)")
+
+
+def test_several_lacks_are_named_together(tmp_path):
+    edit = setting("ImagePositionPatient", lambda n: [0, 1.5 * (n + (n > 3)), 4.0 * (n + (n > 3))])
+    refused(write_series(tmp_path / "s", edit), "gantry tilt", "1 between 12.00 and 20.00 mm")
+
+
+@pytest.mark.parametrize(
+    ("edit", "words"),
+    [
+        (setting("SliceThickness", lambda n: 4 if n < 4 else 7), ("different thickness (4 to 7 mm)",)),
+        (setting("RescaleType", lambda n: "HU" if n < 4 else "US"), ("different units (HU, US)",)),
+        (setting("ImageType", lambda n: ["ORIGINAL", "PRIMARY", "M", "MOSAIC"]), ("Siemens mosaic", "dcm2niix")),
+        (setting("Modality", lambda n: "RTDOSE"), ("modality RTDOSE",)),
+        (setting("PhotometricInterpretation", lambda n: "PALETTE COLOR"), ("in colour",)),
+        (setting("PixelSpacing", lambda n: [0, 1]), ("PixelSpacing [0.0, 1.0] mm",)),
+        (setting("ImageOrientationPatient", lambda n: [1, 0, 0, 1, 0, 0]), ("not of two perpendicular unit vectors",)),
+        (setting("RescaleSlope", lambda n: 0), ("RescaleSlope 0",)),
+        (setting("ModalityLUTSequence", lambda n: [Dataset()]), ("lookup table",)),
+        (coded("1.2.840.10008.1.2.4.100"), ("MPEG2", "decompress the series first")),
+        (coded("1.2.840.113619.5.3"), ("unknown transfer syntax 1.2.840.113619.5.3",)),
+        (lambda n, h: setattr(h, "ImagePositionPatient", [0, 8.0 * (n == 3), 4.0 * n]), ("shifted within its plane",)),
+    ],
+    ids=["thickness", "units", "mosaic", "dose", "palette", "spacing", "orientation", "slope", "lut", "video",
+         "private", "aside"],
+)  # fmt: skip
+def test_refused_too(tmp_path, edit, words):
+    refused(write_series(tmp_path / "bad", edit), *words)
+
+
+@pytest.mark.parametrize("content", [b"", b"x" * 300])
+def test_a_damaged_file_beside_the_others(tmp_path, content):
+    """Without it the first or the last slice would be lost unnoticed."""
+    folder = write_series(tmp_path / "s")
+    (folder / "000.dcm").write_bytes(content)
+    refused(folder, "000.dcm does not begin as DICOM files do", "a slice may be lost")
+
+
+def test_header_cut_short(tmp_path):
+    folder = write_series(tmp_path / "s")
+    path = folder / "000.dcm"
+    path.write_bytes(path.read_bytes()[:500])
+    refused(folder, "000.dcm", "a slice may be lost")
+
+
+def test_damaged_and_encrypted_zips(tmp_path):
+    archive = zipped(write_series(tmp_path / "s"))
+    whole = archive.read_bytes()
+    archive.write_bytes(whole[:-100])
+    refused(archive, "cannot be unpacked", "damaged")
+    content = bytearray(whole)
+    content[whole.index(b"PK\x01\x02") + 8] |= 1  # the flag of an encrypted member
+    content[6] |= 1
+    archive.write_bytes(content)
+    refused(archive, "encrypted")
+    with zipfile.ZipFile(archive, "w") as empty:
+        empty.writestr("notes.txt", "x")
+    refused(archive, "a zip without a DICOM image")
+
+
+def signed(number, header):
+    """12 bits in 16, without the sign in the unused bits."""
+    header.SOPClassUID = header.file_meta.MediaStorageSOPClassUID = CTImageStorage
+    header.Modality, header.PixelRepresentation, header.BitsStored, header.HighBit = "CT", 1, 12, 11
+    header.RescaleSlope, header.RescaleIntercept = 0.5, -100
+    values = (np.arange(256).reshape(16, 16) - 128 + number).astype("<i2")
+    header.PixelData = (values.view("<u2") & 0x0FFF).tobytes()
+
+
+def test_signed_pixels(tmp_path):
+    volume = LoadVolumed("image").load(write_series(tmp_path / "s", signed))
+    for number in range(8):
+        expected = (np.arange(256).reshape(16, 16).T - 128.0 + number) * 0.5 - 100
+        np.testing.assert_array_equal(volume[0, :, :, number].numpy(), expected)
+
+
+def test_monochrome1_keeps_its_values(tmp_path):
+    """It says how a viewer shows them; ITK inverts them, so that Hounsfield units would be wrong."""
+
+    def edit(number, header):
+        header.PhotometricInterpretation = "MONOCHROME1"
+        header.RescaleSlope, header.RescaleIntercept = 2, -100
+
+    folder = write_series(tmp_path / "s", edit)
+    volume = LoadVolumed("image").load(folder)
+    np.testing.assert_array_equal(volume[0].numpy(), np.stack([pixels(n).T * 2.0 - 100 for n in range(8)], axis=-1))
+    same_as_dcm2niix(volume, folder, tmp_path / "nifti")
+
+
+def same_as_dcm2niix(volume, folder, out):
+    """Voxels by their place in the patient, read by another program."""
+    pytest.importorskip("dcm2niix", reason="dcm2niix is not installed (pip install dcm2niix)")
+    import dcm2niix
+
+    out.mkdir()
+    subprocess.run([dcm2niix.bin, "-o", out, "-f", "v", folder], check=True, capture_output=True)
+    (path,) = out.glob("*.nii")
+    image = nibabel.load(path)
+    values = np.asanyarray(image.dataobj)
+    assert sorted(values.shape) == sorted(volume.shape[1:])
+    rng = np.random.default_rng(0)
+    for index in (rng.random((100, 3)) * volume.shape[1:]).astype(int):
+        place = np.linalg.solve(image.affine, volume.affine.numpy() @ [*index, 1])[:3]
+        np.testing.assert_allclose(place, np.round(place), atol=0.01)
+        i, j, k = np.round(place).astype(int)
+        assert float(volume[(0, *index)]) == pytest.approx(float(values[i, j, k]), abs=1e-3)
+
+
+def by_itk(header, compression):
+    """JPEG lossless, which pydicom does not write, and JPEG 2000 of small images."""
+    path = Path(header.filename).with_suffix(".tmp")
+    image_io = itk.GDCMImageIO.New()
+    image_io.SetCompressionType(getattr(itk.GDCMImageIOEnums, f"Compression_{compression}"))
+    itk.imwrite(itk.image_from_array(header.pixel_array), str(path), imageio=image_io, compression=True)
+    written = pydicom.dcmread(path)
+    path.unlink()
+    header.PixelData, header.file_meta.TransferSyntaxUID = written.PixelData, written.file_meta.TransferSyntaxUID
+    header["PixelData"].is_undefined_length = True
+    for tag in ("BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation"):
+        setattr(header, tag, written[tag].value)
+
+
+CODECS = {
+    "JPEG Lossless": lambda header: by_itk(header, "JPEG"),
+    "JPEG 2000": lambda header: by_itk(header, "JPEG2000"),
+    "JPEG-LS": lambda header: header.compress(JPEGLSLossless, generate_instance_uid=False),
+    "RLE": lambda header: header.compress(RLELossless, generate_instance_uid=False),
+}
+NEEDED = {"JPEG Lossless": "libjpeg", "JPEG 2000": "openjpeg", "JPEG-LS": "jpeg_ls"}
+
+
+@pytest.mark.parametrize("codec", CODECS)
+@pytest.mark.parametrize("edit", [lambda n, h: None, signed], ids=["unsigned", "signed"])
+def test_compressed_equals_uncompressed(tmp_path, codec, edit, monkeypatch):
+    """By pydicom's decoders, and by ITK where there are none."""
+    if codec in NEEDED:
+        pytest.importorskip(NEEDED[codec], reason=f'{codec} needs pip install "medsr_monai[test]"')
+
+    def with_slope(number, header):
+        edit(number, header)
+        header.RescaleSlope, header.RescaleIntercept = 0.5, -100
+
+    folder = write_series(tmp_path / "s", with_slope)
+    plain = LoadVolumed("image").load(folder)
+    for path in folder.iterdir():
+        header = pydicom.dcmread(path)
+        CODECS[codec](header)
+        header.save_as(path)
+        assert header.file_meta.TransferSyntaxUID.name.startswith(codec)
+    compressed = LoadVolumed("image").load(folder)
+    assert (compressed == plain).all() and (compressed.affine == plain.affine).all()
+    monkeypatch.setattr(dicom_pixels, "_pydicom_decodes", lambda syntax: False)
+    assert (LoadVolumed("image").load(folder) == plain).all()
+    if codec == "RLE":
+        path = folder / "003.dcm"
+        path.write_bytes(path.read_bytes()[:-150])
+        monkeypatch.undo()
+        refused(folder, "003.dcm: cannot be read to its end")
+
+
+@pytest.mark.parametrize("by", ["pydicom", "ITK"])
+def test_jpeg_baseline(tmp_path, by, monkeypatch):
+    """8 bits with loss: as Pillow, which compressed it, decodes it, to a grey level."""
+    codes = [io.BytesIO() for _ in range(8)]
+    for number, code in enumerate(codes):
+        Image.fromarray((np.arange(256).reshape(16, 16) // 2 + number).astype(np.uint8)).save(code, "JPEG", quality=90)
+
+    def edit(number, header):
+        header.BitsAllocated, header.BitsStored, header.HighBit = 8, 8, 7
+        coded(JPEGBaseline8Bit)(number, header)
+        header.PixelData = encapsulate([codes[number].getvalue()])
+
+    folder = write_series(tmp_path / "s", edit)
+    if by == "ITK":
+        monkeypatch.setattr(dicom_pixels, "_pydicom_decodes", lambda syntax: False)
+    voxels = one_series(folder).read()
+    expected = np.stack([np.array(Image.open(code)).T for code in codes], axis=-1)
+    np.testing.assert_allclose(voxels, expected, atol=1)
+
+
+def test_syntax_without_codec(tmp_path, monkeypatch):
+    folder = write_series(tmp_path / "s", coded("1.2.840.10008.1.2.4.201"))
+    monkeypatch.setattr(dicom_pixels, "_pydicom_decodes", lambda syntax: False)
+    refused(folder, "High-Throughput JPEG 2000", 'pip install "medsr_monai[dicom]"')
+
+
+def write_enhanced(path, order=range(6), slopes=None, echoes=(1,), positions=True):
+    """One multi-frame file, its frames in an order of slice numbers; returns the volume [X, Y, Z] of each echo."""
+    frames = [(echo, number) for echo in range(len(echoes)) for number in order]
+    write_series(path.parent / "one", count=1)
+    header = pydicom.dcmread(path.parent / "one" / "000.dcm")
+    (path.parent / "one" / "000.dcm").unlink()
+    header.SOPClassUID = header.file_meta.MediaStorageSOPClassUID = EnhancedMRImageStorage
+    for tag in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "SliceThickness"):
+        delattr(header, tag)
+    del header.SpacingBetweenSlices
+    header.NumberOfFrames, header.ImageType = len(frames), ["ORIGINAL", "PRIMARY", "VOLUME", "NONE"]
+
+    def item(**tags):
+        dataset = Dataset()
+        for tag, value in tags.items():
+            setattr(dataset, tag, value)
+        return dataset
+
+    measures = item(PixelSpacing=list(EDGES[:2]), SliceThickness=EDGES[2], SpacingBetweenSlices=EDGES[2])
+    plane = item(ImageOrientationPatient=[*ROW, *COLUMN])
+    header.SharedFunctionalGroupsSequence = [item(PixelMeasuresSequence=[measures], PlaneOrientationSequence=[plane])]
+    groups = []
+    for echo, number in frames:
+        slope = slopes[number] if slopes else 1
+        values = item(RescaleSlope=slope, RescaleIntercept=-3, RescaleType="US")
+        group = item(PixelValueTransformationSequence=[values])
+        group.MREchoSequence = [item(EffectiveEchoTime=float(echoes[echo]))]
+        if positions:
+            group.PlanePositionSequence = [item(ImagePositionPatient=(ORIGIN + STEP * number).tolist())]
+        groups.append(group)
+    header.PerFrameFunctionalGroupsSequence = groups
+    header.PixelData = np.stack([pixels(number) + echo for echo, number in frames]).tobytes()
+    header.save_as(path)
+    volumes = []
+    for echo in range(len(echoes)):
+        slices = [(pixels(n).T.astype(float) + echo) * (slopes[n] if slopes else 1) - 3 for n in sorted(order)]
+        volumes.append(np.stack(slices, axis=-1))
+    return volumes
+
+
+def test_enhanced_multi_frame(tmp_path):
+    """Frames in any order, each with its own slope."""
+    path = tmp_path / "e" / "IM1"
+    slopes = [1, 2, 0.5, 1, 3, 1]
+    (expected,) = write_enhanced(path, [3, 0, 5, 1, 2, 4], slopes)
+    volume = LoadVolumed("image").load(path.parent)
+    np.testing.assert_array_equal(volume[0].numpy(), expected)
+    np.testing.assert_allclose(volume.affine, expected_affine(), atol=1e-4)
+    headers = one_series(path.parent).headers()
+    assert [h.InstanceNumber for h in headers] == [2, 4, 5, 1, 6, 3]
+    assert [float(h.RescaleSlope) for h in headers] == slopes
+    np.testing.assert_allclose([h.ImagePositionPatient for h in headers], [ORIGIN + STEP * n for n in range(6)])
+    assert "PerFrameFunctionalGroupsSequence" not in headers[0] and one_series(path).files == [str(path)]
+
+
+def test_enhanced_multi_frame_equals_simpleitk(tmp_path):
+    sitk = pytest.importorskip("SimpleITK", reason="SimpleITK is not installed")
+    path = tmp_path / "e" / "IM1"
+    write_enhanced(path)
+    ours, theirs = one_series(path), sitk.ReadImage(str(path))
+    np.testing.assert_array_equal(ours.read().T, sitk.GetArrayFromImage(theirs))
+    to_ras = np.diag([-1, -1, 1])
+    np.testing.assert_allclose(to_ras @ ours.affine[:3, 3], theirs.GetOrigin(), atol=1e-4)
+    directions = np.reshape(theirs.GetDirection(), (3, 3)) * theirs.GetSpacing()
+    np.testing.assert_allclose(to_ras @ ours.affine[:3, :3], directions, atol=1e-4)
+
+
+def test_enhanced_multi_frame_of_two_echoes(tmp_path):
+    path = tmp_path / "e" / "IM1"
+    expected = write_enhanced(path, echoes=(10, 20))
+    series = find_series(path)
+    assert [s.part for s in series] == ["echo time 10.0", "echo time 20.0"]
+    for one, voxels in zip(series, expected, strict=True):
+        np.testing.assert_array_equal(one.read(), voxels)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"order": [0, 1, 2, 4, 5]}, ("1 between", "IM1 frame 3, IM1 frame 4")),
+        ({"order": [0, 1, 1, 2]}, ("at one position", "IM1 frame 2 and IM1 frame 3")),
+        ({"positions": False}, ("ImagePositionPatient", "no geometry")),
+    ],
+)
+def test_enhanced_multi_frame_refused(tmp_path, options, words):
+    write_enhanced(tmp_path / "e" / "IM1", **options)
+    refused(tmp_path / "e", *words)
+
+
+@needs_data
+@pytest.mark.parametrize("name", ["chest_ct_dicom/dicom_20slices.zip", "brain_t1_thick_dicom/dicom_35slices.zip"])
+def test_real_series_equal_dcm2niix(tmp_path, name):
+    volume = LoadVolumed("image").load(DATA / name)
+    same_as_dcm2niix(volume, unpack(name, tmp_path / "s"), tmp_path / "nifti")
+
+
+@needs_data
+def test_real_tilted_zip_names_all_that_is_wrong():
+    name = "head_ct_tilted_dicom/dicom_28slices.zip"
+    refused(DATA / name, "18.5 degrees (gantry tilt)", "unevenly spaced (1.08 to 7.00 mm)", "24.dcm and 25.dcm")
+
+
+def run_medsr(*arguments, **environment):
+    command = [sys.executable, "-m", "medsr_monai", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, env=os.environ | environment)
+
+
+def test_upscale_a_zipped_export(tmp_path):
+    """Good series are written, bad ones are named, nothing else is left behind."""
+    archive, out, temporary = zipped(mixed(tmp_path / "export")), tmp_path / "out", tmp_path / "tmp"
+    temporary.mkdir()
+    result = run_medsr("upscale", archive, out, "--device", "cpu", TMPDIR=str(temporary))
+    assert result.returncode == 1 and "Traceback" not in result.stderr
+    assert [p.name for p in out.glob("*.nii.gz")] == ["001_t1-sag_sr.nii.gz"] and not list(temporary.rglob("*.dcm"))
+    assert "series 2 scout: localiser, left out" in result.stdout and "series 3 t1/MPR: derived" in result.stdout
+    assert "series 5 t2 Phantom: DICOM slices are unevenly spaced" in result.stderr
+    image = nibabel.load(out / "001_t1-sag_sr.nii.gz")
+    ours, theirs = outer_corners(image.affine, image.shape), outer_corners(expected_affine(), (16, 16, 8))
+    np.testing.assert_allclose(ours, theirs, atol=1e-3)
+
+
+@needs_data
+def test_upscale_refuses_the_tilted_zip(tmp_path):
+    result = run_medsr("upscale", DATA / "head_ct_tilted_dicom" / "dicom_28slices.zip", tmp_path / "x.nii.gz")
+    assert result.returncode == 1 and "gantry tilt" in result.stderr and "Traceback" not in result.stderr
+    assert not list(tmp_path.iterdir())
