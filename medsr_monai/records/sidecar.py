@@ -12,6 +12,7 @@ import os
 import platform
 import re
 import shutil
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "INTENDED_USE",
+    "Laps",
     "Warnings",
     "bundle_record",
     "check_sidecar",
@@ -203,6 +205,24 @@ class Warnings(logging.Handler):
 
     def __exit__(self, *error: object) -> None:
         logging.getLogger(GENERATOR).removeHandler(self)
+
+
+class Laps:
+    """Seconds of the parts of a work, one after the other."""
+
+    def __init__(self) -> None:
+        self.start = self.last = time.perf_counter()
+        self.seconds: dict[str, float] = {}
+
+    def __call__(self, part: str) -> None:
+        """What has passed since the last call belongs to this part."""
+        now = time.perf_counter()
+        self.seconds[part] = round(self.seconds.get(part, 0.0) + now - self.last, 3)
+        self.last = now
+
+    def record(self) -> dict[str, Any]:
+        """Seconds in all and by part, for a sidecar."""
+        return {"Seconds": round(self.last - self.start, 3), "SecondsBy": self.seconds}
 
 
 def without_folders(text: str) -> str:

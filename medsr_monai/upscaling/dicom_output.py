@@ -11,8 +11,6 @@ from medsr_monai.upscaling.cases import NIFTI_SUFFIXES, Case
 if TYPE_CHECKING:
     import pydicom
 
-OUTPUT_FORMATS = ("nifti", "dicom")
-
 
 def find_dicom_cases(
     source: str, target: str, overwrite: bool, series: str | None = None, all_series: bool = False
