@@ -44,11 +44,14 @@ __all__ = [
     "LoadVolumed",
     "NiftiWriter",
     "SaveVolumed",
+    "check_grid",
+    "check_image",
     "check_nifti",
     "check_same_grid",
     "check_subjects",
     "find_volumes",
     "holds_volumes",
+    "image_affine",
     "list_volumes",
     "read_grid",
     "sample_volume",
@@ -174,30 +177,54 @@ def check_nifti(path: str | os.PathLike, frame: int | None = None) -> None:
         raise ValueError(f"{path}: the file is empty")
     try:
         image = nibabel.load(path)
-        dtype, shape = image.get_data_dtype(), image.shape
+        image.get_data_dtype()
     except Exception as error:  # nibabel, gzip and zlib raise many kinds
         if is_out_of_memory(error):
             raise
         raise ValueError(f"{path}: cannot be read as a volume ({_first_line(error)}): damaged or misnamed?") from error
+    _check_size(path, image)
+    check_image(image, path, frame, _stored_header(image))
+
+
+def check_image(
+    image: nibabel.spatialimages.SpatialImage,
+    name: str | os.PathLike,
+    frame: int | None = None,
+    header: nibabel.Nifti1Header | None = None,
+) -> None:
+    """Refuse an image in memory that is no 3D volume with a sound geometry; its voxels are not looked at.
+
+    Args:
+        image: NIfTI or FreeSurfer image.
+        name: what messages call it.
+        frame: see :func:`check_nifti`.
+        header: of a NIfTI file as it is on disk, before nibabel mends it; by default the image's.
+
+    Raises:
+        ValueError: see :func:`check_nifti`, which also says what is logged as a warning.
+    """
+    dtype = image.get_data_dtype()
     if dtype.names or dtype.kind == "c":
-        raise ValueError(f"{path}: voxels are {dtype}: RGB and complex volumes cannot be super-resolved, convert first")
-    sizes = tuple(int(n) for n in shape)
+        raise ValueError(f"{name}: voxels are {dtype}: RGB and complex volumes cannot be super-resolved, convert first")
+    sizes = tuple(int(n) for n in image.shape)
     while len(sizes) > 3 and sizes[-1] == 1:
         sizes = sizes[:-1]
     if not 3 <= len(sizes) <= 4:
         remedy = "save one of its volumes" if len(sizes) > 4 else "give it a third axis of one slice"
-        raise ValueError(f"{path}: the image has {len(sizes)} dimensions {sizes}, a 3D volume is needed: {remedy}")
+        raise ValueError(f"{name}: the image has {len(sizes)} dimensions {sizes}, a 3D volume is needed: {remedy}")
     frames = sizes[3] if len(sizes) == 4 else 1
     if frames > 1 and frame is None:
-        raise ValueError(f"{path}: a series of {frames} frames {sizes}, choose one with --frame 0 to {frames - 1}")
+        raise ValueError(f"{name}: a series of {frames} frames {sizes}, choose one with --frame 0 to {frames - 1}")
     if frame is not None and not 0 <= frame < frames:
-        raise ValueError(f"{path}: frame {frame} asked for, it has frames 0 to {frames - 1}")
+        raise ValueError(f"{name}: frame {frame} asked for, it has frames 0 to {frames - 1}")
     if min(sizes) < 1:
-        raise ValueError(f"{path}: a side of the volume {sizes} is empty")
-    _check_size(path, image)
-    _check_geometry(path, image, sizes[:3])
+        raise ValueError(f"{name}: a side of the volume {sizes} is empty")
     if isinstance(image.header, nibabel.Nifti1Header):
-        _warn_of_header(path, image.header)
+        _check_codes(name, header or image.header)
+    check_grid(image_affine(image), sizes[:3], name)
+    if isinstance(image.header, nibabel.Nifti1Header):
+        _check_forms(name, image, sizes[:3])
+        _warn_of_header(name, image.header)
 
 
 def _check_size(path: Path, image: nibabel.spatialimages.SpatialImage) -> None:
@@ -213,10 +240,16 @@ def _check_size(path: Path, image: nibabel.spatialimages.SpatialImage) -> None:
         )
 
 
-def _check_codes(path: Path, image: nibabel.spatialimages.SpatialImage) -> None:
-    """Refuse a NIfTI header whose geometry other programs read in another way: nibabel mends it silently."""
+def _stored_header(image: nibabel.spatialimages.SpatialImage) -> nibabel.Nifti1Header | None:
+    """A NIfTI header as it is in the file: nibabel mends silently what other programs read in another way."""
+    if not isinstance(image.header, nibabel.Nifti1Header):
+        return None
     with image.file_map.get("header", image.file_map["image"]).get_prepare_fileobj("rb") as file:
-        header = type(image.header).from_fileobj(file, check=False)
+        return type(image.header).from_fileobj(file, check=False)
+
+
+def _check_codes(path: str | os.PathLike, header: nibabel.Nifti1Header) -> None:
+    """Refuse a NIfTI header whose geometry other programs read in another way."""
     edges = np.asarray(header["pixdim"][1:4], dtype=float)
     if not (np.isfinite(edges).all() and (edges > 0).all()):
         raise ValueError(f"{path}: voxel size {edges.tolist()} mm in the header, correct pixdim before use")
@@ -231,7 +264,7 @@ def _check_codes(path: Path, image: nibabel.spatialimages.SpatialImage) -> None:
         raise ValueError(f"{path}: xyzt_units {unit} in the header, expected 2 for millimetres: correct it")
 
 
-def _warn_of_header(path: Path, header: nibabel.Nifti1Header) -> None:
+def _warn_of_header(path: str | os.PathLike, header: nibabel.Nifti1Header) -> None:
     unit = MILLIMETRES[int(header["xyzt_units"]) & 7]
     if unit != 1:
         logger.warning("%s: lengths in the header are in units of %g mm, the output's in mm", path, unit)
@@ -239,39 +272,50 @@ def _warn_of_header(path: Path, header: nibabel.Nifti1Header) -> None:
         logger.warning("%s: neither qform nor sform in the header: left and right are a guess", path)
 
 
-def _millimetre_affine(image: nibabel.spatialimages.SpatialImage) -> np.ndarray:
-    """Affine in mm, whatever the unit of a NIfTI file; nibabel leaves units alone."""
+def image_affine(image: nibabel.spatialimages.SpatialImage) -> np.ndarray:
+    """Affine of a nibabel image in millimetres, whatever the unit of a NIfTI header; nibabel leaves units alone."""
     affine = np.asarray(image.affine, dtype=float)
     if not isinstance(image.header, nibabel.Nifti1Header):
         return affine
     return np.diag([*[MILLIMETRES[int(image.header["xyzt_units"]) & 7]] * 3, 1]) @ affine
 
 
-def _check_geometry(path: Path, image: nibabel.spatialimages.SpatialImage, shape: tuple[int, ...]) -> None:
-    header = image.header
-    if isinstance(header, nibabel.Nifti1Header):
-        _check_codes(path, image)
-    affine = _millimetre_affine(image)
+def check_grid(affine: np.ndarray, shape: Sequence[int], name: str | os.PathLike) -> None:
+    """Refuse a grid in which voxels have no size, or are skewed, or lie where no patient is.
+
+    Args:
+        affine: 4x4, voxel index to RAS millimetres.
+        shape: of the three spatial axes.
+        name: what messages call the volume.
+
+    Raises:
+        ValueError: one line.
+    """
     columns, edges = affine[:3, :3], spacing(affine)
     if not np.isfinite(affine).all() or edges.min() < 1e-9 or abs(np.linalg.det(columns / edges)) < 1e-6:
-        raise ValueError(f"{path}: the affine {columns.tolist()} is singular or not finite, correct qform and sform")
+        raise ValueError(f"{name}: the affine {columns.tolist()} is singular or not finite, correct qform and sform")
     if reason := implausible_grid(affine, shape):
-        raise ValueError(f"{path}: {reason}: correct voxel size, unit or origin")
+        raise ValueError(f"{name}: {reason}: correct voxel size, unit or origin")
     unit = columns / edges
     shear = np.abs(unit.T @ unit - np.eye(3)).max()
     if shear > MAX_SHEAR:
         raise ValueError(
-            f"{path}: voxel axes are not perpendicular (cosine {shear:.3f}), as after gantry tilt or an affine "
+            f"{name}: voxel axes are not perpendicular (cosine {shear:.3f}), as after gantry tilt or an affine "
             "registration: resample to a rectangular grid first"
         )
-    if isinstance(header, nibabel.Nifti1Header) and header["qform_code"] > 0 and header["sform_code"] > 0:
+
+
+def _check_forms(name: str | os.PathLike, image: nibabel.Nifti1Pair, shape: tuple[int, ...]) -> None:
+    """Refuse a qform and a sform that place the volume differently."""
+    header = image.header
+    if header["qform_code"] > 0 and header["sform_code"] > 0:
         try:
             distance = _forms_apart(header, shape)
         except (ValueError, nibabel.spatialimages.HeaderDataError) as error:
-            raise ValueError(f"{path}: the qform cannot be read ({_first_line(error)}): set its code to 0") from error
-        if not distance <= MAX_FORMS_APART * edges.min():
+            raise ValueError(f"{name}: the qform cannot be read ({_first_line(error)}): set its code to 0") from error
+        if not distance <= MAX_FORMS_APART * spacing(image_affine(image)).min():
             raise ValueError(
-                f"{path}: qform and sform place the volume up to {distance:.2f} mm apart: "
+                f"{name}: qform and sform place the volume up to {distance:.2f} mm apart: "
                 "set the code of the wrong one to 0"
             )
 
@@ -327,7 +371,7 @@ def read_grid(path: str | os.PathLike, orientation: str | None = None) -> tuple[
     shape = tuple(int(n) for n in image.shape[:3])
     if _is_analyze(image):
         return shape, _oriented_affine(path, shape, image.header.get_zooms(), orientation)
-    return shape, _millimetre_affine(image)
+    return shape, image_affine(image)
 
 
 def check_same_grid(path: str | os.PathLike, grid: tuple, ref_path: str | os.PathLike, ref_grid: tuple) -> None:
@@ -355,7 +399,8 @@ class LoadVolumed(MapTransform):
     The result is [1, X, Y, Z] with the affine in RAS millimetres, also of files in metres or micrometres; integer files
     have their slope and intercept applied. A list of files, such as the modalities of one patient, gives a channel
     each, [C, X, Y, Z]. A DICOM series is a :class:`medsr_monai.data.DicomSeries`, or a folder or zip with one that is
-    no localiser, derived series or secondary capture, see :func:`medsr_monai.data.one_series`.
+    no localiser, derived series or secondary capture, see :func:`medsr_monai.data.one_series`. A ``MetaTensor``
+    [C, X, Y, Z] is a volume that has been read already and is left as it is.
 
     An Analyze file (``.img`` beside its ``.hdr``) holds voxel sizes but neither orientation nor place. It is read only
     if the item states its ``orientation``, a letter an array axis for where that axis points to (``LAS``: left,
@@ -395,9 +440,13 @@ class LoadVolumed(MapTransform):
         return d
 
     def load(
-        self, path: str | os.PathLike | DicomSeries | Sequence[str | os.PathLike], orientation: str | None = None
+        self,
+        path: str | os.PathLike | DicomSeries | MetaTensor | Sequence[str | os.PathLike],
+        orientation: str | None = None,
     ) -> MetaTensor:
         """One volume, or one of several channels; ``orientation`` is that of Analyze files."""
+        if isinstance(path, MetaTensor):
+            return path
         if isinstance(path, DicomSeries):
             return self._load_series(path)
         if isinstance(path, (str, os.PathLike)):
