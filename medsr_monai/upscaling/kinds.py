@@ -105,7 +105,7 @@ def _of_image(image: SpatialImage, frame: int | None) -> MetaTensor:
 def _of_array(array: np.ndarray | torch.Tensor, affine: np.ndarray | torch.Tensor, meta: dict) -> MetaTensor:
     """Voxels [X, Y, Z] or [1, X, Y, Z] with their affine, checked and copied."""
     voxels = array.detach().cpu() if isinstance(array, torch.Tensor) else np.asanyarray(array)
-    affine = np.array(affine.detach().cpu() if isinstance(affine, torch.Tensor) else affine, dtype=np.float64)
+    affine = np.array(affine.detach().cpu().numpy() if isinstance(affine, torch.Tensor) else affine, dtype=np.float64)
     if voxels.ndim == 3:
         voxels = voxels[None]
     if voxels.ndim != 4 or voxels.shape[0] != 1 or 0 in voxels.shape:
