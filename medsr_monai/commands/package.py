@@ -159,12 +159,12 @@ def _stated_content(folder: Path, path: str, stated: StatedFile | None) -> bytes
 
 def _describe_own(files: dict[str, bytes], weights: str) -> None:
     """Of own weights the package holds the description that lies beside them, not that of the published ones."""
-    from medsr_monai.records.training_data import DESCRIPTION, description_path
+    from medsr_monai.records.training_data import FILE_NAME, path_beside
 
-    files.pop(f"docs/{DESCRIPTION}", None)
-    if (own := description_path(weights)).is_file():
+    files.pop(f"docs/{FILE_NAME}", None)
+    if (own := path_beside(weights)).is_file():
         content = json.loads(own.read_text()) | {"weights_sha256": hashlib.sha256(files[MAIN_WEIGHTS]).hexdigest()}
-        files[f"docs/{DESCRIPTION}"] = (json.dumps(content, indent=2) + "\n").encode()
+        files[f"docs/{FILE_NAME}"] = (json.dumps(content, indent=2) + "\n").encode()
 
 
 def _check_fit(folder: Path, weights: str) -> None:

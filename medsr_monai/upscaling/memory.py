@@ -139,23 +139,24 @@ class Memory:
         shape, affine, read = self._header(case)
         plan = self.runner.plan(affine, shape)
         self.resident = self._resident()  # it has grown by what earlier volumes have left
-        whole = self._why_whole()
-        ways = [
-            Way(self.estimate(plan, batch, slabs, read=read), batch, slabs)
-            for slabs in ((False,) if whole else (False, True))
-            for batch in (self.most // 2**n for n in range(self.most.bit_length()))
-        ]
+        ways = [Way(self.estimate(plan, *way, read=read), *way) for way in self._ways()]
         if ways[0].estimate is None:
             raise ValueError("the memory that this network takes is not known: leave --max-memory out")
         fitting = next((way for way in ways if way.estimate * MARGIN <= self.limit), None)
         if fitting is None:
             least = math.ceil(min(way.estimate for way in ways) * MARGIN / 2**20 / 10) * 10
+            reason = f" ({why})" if (why := self._why_whole()) else ""
             raise ValueError(
-                f"does not fit into --max-memory {format_size(self.limit)} even with one slice at a time"
-                f"{f' ({whole})' if whole else ''}: give {least}MiB"
+                f"does not fit into --max-memory {format_size(self.limit)} even with one slice at a time{reason}: give "
+                f"{least}MiB"
             )
         self.slices.sw_batch_size = fitting.slice_batch
         return fitting
+
+    def _ways(self) -> list[tuple[int, bool]]:
+        """Slices at a time, and whether slab by slab, in the order of preference."""
+        batches = [self.most // 2**n for n in range(self.most.bit_length())]
+        return [(batch, slabs) for slabs in ((False,) if self._why_whole() else (False, True)) for batch in batches]
 
     def of(self, plan: InferencePlan, channels: int = 1) -> Way:
         """The way of a volume where there is no limit."""

@@ -216,7 +216,7 @@ def _differences(group: TrainingGroup, seen: Sequence[Seen], known: Known) -> li
         trained = ", ".join(group.body_parts)
         lines.append(f"body part {known.body_part} ({known.source}): trained on {trained}")
     if known.contrast and group.contrasts and known.contrast not in group.contrasts:
-        lines.append(f"contrast {known.contrast} (by its name): trained on {', '.join(group['contrasts'])}")
+        lines.append(f"contrast {known.contrast} (by its name): trained on {', '.join(group.contrasts)}")
     if known_edges := [edge for one in seen for edge in one.edges or ()]:
         lines += _outside(group.pixel_mm, known_edges, PIXEL_MARGIN, "pixels of {} mm: trained on {} mm")
     if thick := [one.thickness for one in seen if one.thickness is not None]:
