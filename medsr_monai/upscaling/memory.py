@@ -231,7 +231,7 @@ class Memory:
         return None if None in found else max(found)
 
     @contextlib.contextmanager
-    def run(self, way: Way, item: dict[str, MetaTensor], out: Path) -> Iterator[MetaTensor | StoredVolume]:
+    def run(self, way: Way, item: dict[str, MetaTensor], out: Path | None) -> Iterator[MetaTensor | StoredVolume]:
         """Output of a preprocessed input, made in a way, in memory or on the disk of the output file ``out``."""
         if not way.slabs:
             yield self.runner.run(item)

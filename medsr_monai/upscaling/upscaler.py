@@ -243,7 +243,7 @@ class Upscaler(Options):
                 inputs = [_digest(image) if case is None else source_record(case.source, case.files)]
                 item = self.runner.read(image)
                 lap("Reading")
-                with self._made(item, case, None, lap) as (result, record, _):
+                with self._made(item, case, lap) as (result, record, _):
                     made = like(result, volume)
                 record = self.record | _sources(inputs) | record | {"Warnings": warnings} | lap.record()
             if isinstance(made, tuple):
@@ -277,7 +277,7 @@ class Upscaler(Options):
             way = self.memory.before_reading(case)
             item = self.runner.read(case.input)
             lap("Reading")
-            with self._made(item, case, way, lap, say) as (result, record, check):
+            with self._made(item, case, lap, way, out, say) as (result, record, check):
                 record = self.record | _sources(inputs) | record | {"Warnings": warnings}
                 pictures = [quality_path(out)] if picture else []
                 with naming(out), recorded(out, record, *pictures, folder=self.dicom) as (partial, *drawings):
@@ -300,26 +300,26 @@ class Upscaler(Options):
         self,
         item: dict[str, MetaTensor],
         case: Case | None,
-        way: Way | None,
         lap: Laps,
+        way: Way | None = None,
+        out: Path | None = None,
         say: Callable[[str], object] = lambda text: None,
     ) -> Iterator[tuple[MetaTensor, dict[str, Any], QualityCheck]]:
         """The output of a preprocessed input, in memory or on disk, what is to be recorded of it, and its check."""
         image = item["image"]
         flat = "picture" in image.meta
         if flat:
-            self._check_picture(image, case)
+            self._check_picture(image, out)
         plan = self.runner.plan(image.affine, image.shape[1:])
         record: dict[str, Any] = {"InputGrid": grid_record(image)}
         record["Plan"] = "the picture's only slice" if flat else plan.sentence
         record["Planes"] = list(plan.planes)
         way = way or self.memory.of(plan, image.shape[0])
         what = describe_volume(image) if flat else f"{describe_volume(image)}, {plan.sentence}"
-        if case is not None:
+        if out is not None:
             say(f"{case.source}: {what}; {way}")
         self.trained_on.warn(image, plan, case)
-        folder = Path() if case is None else next(p for p in case.output.absolute().parents if p.is_dir())
-        with self._counting(sum(one.count for one in plan.passes)), self.memory.run(way, item, folder) as result:
+        with self._counting(sum(one.count for one in plan.passes)), self.memory.run(way, item, out) as result:
             lap("Network")
             result, figures, check = check_quality(self.runner, item, result, self.bound, self.noise)
             slices = self.inferer.slices  # smaller ones where memory was short
@@ -354,14 +354,14 @@ class Upscaler(Options):
         finally:
             hook.remove()
 
-    def _check_picture(self, image: MetaTensor, case: Case | None) -> None:
+    def _check_picture(self, image: MetaTensor, out: Path | None) -> None:
         """Refuse a picture that was asked for as if it were a volume, or that the output's format cannot hold."""
         thick, plane = not self.runner.takes_pictures, self.plane
         if thick or plane not in ("auto", "axial"):
             asked = f"{self.record['Bundle']['Name']} is for thick slices" if thick else f"plane is {plane!r}"
             raise ValueError(f"{asked}, but a picture has one slice, which is enlarged in its own plane")
-        if case is not None:
-            check_format(case.output, image)
+        if out is not None:
+            check_format(out, image)
 
 
 def upscale(volume: Any, bundle: str = DEFAULT_BUNDLE, **options: Any) -> Any:

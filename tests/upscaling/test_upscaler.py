@@ -89,7 +89,10 @@ def test_progress_counts_the_slices(bundle, volume):
         (lambda bundle, volume: Upscaler(bundle, consistency_bound=0.1), "consistency_bound is of --enforce-consist"),
         (lambda bundle, volume: Upscaler(bundle, max_memory="4GiB")(volume), "max_memory is for files"),
         (lambda bundle, volume: Upscaler(bundle)("no.nii.gz"), "no.nii.gz"),
-        (lambda bundle, volume: Upscaler(bundle)((np.ones((9, 9, 9)), np.eye(4))), "every voxel is 1: a constant volume"),
+        (
+            lambda bundle, volume: Upscaler(bundle)((np.ones((9, 9, 9)), np.eye(4))),
+            "every voxel is 1: a constant volume",
+        ),
         (lambda bundle, volume: Upscaler(bundle)(np.ones((9, 9, 9))), "the volume: it is a ndarray, expected"),
         (lambda bundle, volume: Upscaler(bundle)(volume, frame=2), "v.nii.gz"),
     ],
