@@ -23,9 +23,9 @@ from medsr_monai.networks.comparison import (
     comparison_network,
 )
 from medsr_monai.networks.discriminators import StyleSwinDiscriminator
+from medsr_monai.networks.fast_rdst import RDST
 from medsr_monai.networks.inception import InceptionFeatures, load_inception_features
 from medsr_monai.networks.lgsr import LGSR
-from medsr_monai.networks.rdst import RDST
 from medsr_monai.networks.segmentation_unet import SegmentationUNet
 from medsr_monai.networks.srgan_discriminator import SRGANDiscriminator
 from medsr_monai.networks.styleswin import StyleSwinGenerator

@@ -11,7 +11,8 @@ import torch
 
 from medsr_monai.convert import load_official
 from medsr_monai.networks import RDST
-from medsr_monai.networks.blocks.upsample import pixel_shuffle, shuffle_and_convolve
+from medsr_monai.networks.blocks.upsample import pixel_shuffle
+from medsr_monai.networks.fast_rdst import shuffle_and_convolve
 
 ROOT = Path(__file__).parents[2]
 GOLDENS = [ROOT / "tests" / "golden" / "rdst_x4.npz"]

@@ -1,23 +1,6 @@
 """Swin layers a few windows at a time, as a CPU wants them: what one operation writes, the next finds in the cache.
 
 `chunk_plan` divides the work, `attend` and `swin_layer` do a part of it, `in_chunks` all; RDST puts them together.
-
-What was tried with torch 2.15 on an AMD EPYC (Zen 4), RDST-E x4 beside `tests/networks/plain_rdst.py`. README has
-the figures of `medsr benchmark --reference` for all that was kept; the rest was timed operation by operation:
-
-| tried | brought | kept |
-|---|---|---|
-| last two convolutions as one (`shuffle_and_convolve`) | most of the gain at 40x32 pixels | yes |
-| one window layout throughout, masks for wrapped windows only | some | yes |
-| chunks, inference | most of the gain at 160x160: linear layers find their input in the cache | yes |
-| chunks, attention's backward pass by hand | most of the gain of training | yes |
-| 320, 640, 2560 tokens a chunk, or all, in place of 1280 | nothing beyond noise, all at once slower | no |
-| attention's products transposed, as heads are narrow | faster in training, with bfloat16, with two threads | yes |
-| moved windows of all kinds at once, each with its mask | some, where there are few windows | in inference |
-| oneDNN's linear layer, or a 1x1 convolution, for MKL's | now slower, now faster | no |
-| bfloat16 by autocast (`--precision bfloat16`) | faster where the CPU has it; its error is in README | option |
-
-At 40x32 all windows are one chunk, and with float32 and one thread nothing brought more than the merged convolutions.
 """
 
 from __future__ import annotations
@@ -27,7 +10,7 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from medsr_monai.networks.blocks import window_attention
@@ -182,28 +165,55 @@ def _split(x: Tensor, parts: Sequence[tuple[int, int]]) -> list[tuple[Tensor, in
     return [(part, kind) for part, (_, kind) in zip(x.split([count for count, _ in parts]), parts, strict=True)]
 
 
-def swin_layer(layer: SwinLayer, windows: Tensor, bias: Tensor, parts: Sequence[tuple[int, int]]) -> Tensor:
-    """A layer on windows [windows, N, dim], plain ones or moved ones; `bias` and `parts` as in `attend`."""
+def swin_layer(
+    windows: Tensor,
+    parts: Sequence[tuple[int, int]],
+    *,
+    layer: SwinLayer,
+    bias: Tensor,
+    bottleneck: nn.Module | None = None,
+) -> Tensor:
+    """Run a Swin layer on windows [windows, N, dim] that stand where it wants them, plain or moved.
+
+    Args:
+        windows: the tokens.
+        parts: as `attend` has them.
+        layer: the layer.
+        bias: as `attend` has it.
+        bottleneck: what narrows the tokens after the layer, if anything does.
+
+    Returns:
+        [windows, N, dim], or what the bottleneck makes of it.
+    """
     attention = layer.attn
     w, n, dim = windows.shape
     qkv = attention.qkv(layer.norm1(windows)).view(w, n, 3, attention.num_heads, dim // attention.num_heads)
     windows = windows + attention.proj(attend(qkv, bias, attention.scale, parts))
-    return windows + layer.mlp(layer.norm2(windows))
+    windows = windows + layer.mlp(layer.norm2(windows))
+    return windows if bottleneck is None else bottleneck(windows)
 
 
 def in_chunks(
-    function: Callable[[Tensor, Chunk], Tensor], windows: Tensor, chunks: Sequence[Chunk], places: Tensor | None = None
+    function: Callable[[Tensor, Sequence[tuple[int, int]]], Tensor],
+    windows: Tensor,
+    chunks: Sequence[Chunk],
+    places: Tensor | None = None,
 ) -> Tensor:
-    """Call a function with one chunk after the other of windows [windows, N, C], regrouped by `places` if given."""
+    """Call a function with each chunk of windows [windows, N, C] and its `parts`, and join the results.
+
+    `places`, if given, regroups the tokens first: token i is token places[i] of `windows`.
+    """
     n, c = windows.shape[1:]
     if len(chunks) == 1 or torch.is_grad_enabled():
         if places is not None:
             windows = windows.flatten(0, 1).index_select(0, places).view(-1, n, c)
         if len(chunks) == 1:
-            return function(windows, chunks[0])
+            return function(windows, chunks[0].parts)
         # split, not slices, each of which would have a gradient as large as all windows
         sizes = [chunk.last - chunk.first for chunk in chunks]
-        return torch.cat([function(part, chunk) for part, chunk in zip(windows.split(sizes), chunks, strict=True)])
+        return torch.cat(
+            [function(part, chunk.parts) for part, chunk in zip(windows.split(sizes), chunks, strict=True)]
+        )
     if windows.is_meta:  # nothing is computed, and one chunk takes the memory of any
         chunks = [max(chunks, key=lambda chunk: (len(chunk.parts), chunk.last - chunk.first))]
     result = None
@@ -212,7 +222,7 @@ def in_chunks(
             part = windows[chunk.first : chunk.last]
         else:
             part = windows.flatten(0, 1).index_select(0, places[chunk.first * n : chunk.last * n]).view(-1, n, c)
-        part = function(part, chunk)
+        part = function(part, chunk.parts)
         if result is None:
             result = part.new_empty(len(windows), *part.shape[1:])
         result[chunk.first : chunk.last] = part
