@@ -1,7 +1,8 @@
-"""RDST, computed faster: a few windows at a time on a CPU, and the last two convolutions as one everywhere.
+"""RDST as everybody runs it: the network of `rdst`, computed faster.
 
-What was tried with torch 2.15 on an AMD EPYC (Zen 4), RDST-E x4 beside `tests/networks/plain_rdst.py`. README has
-the figures of `medsr benchmark --reference` for all that was kept; the rest was timed operation by operation:
+On a CPU its Swin layers work on a few windows at a time, and everywhere its last two convolutions are computed as one.
+This is what was tried with torch 2.15 on an AMD EPYC (Zen 4), for RDST-E x4 beside `tests/networks/plain_rdst.py`.
+`medsr benchmark --reference` has measured all that was kept together; the rest was timed operation by operation.
 
 | tried | brought | kept |
 |---|---|---|
@@ -13,7 +14,7 @@ the figures of `medsr benchmark --reference` for all that was kept; the rest was
 | attention's products transposed, as heads are narrow | faster in training, with bfloat16, with two threads | yes |
 | moved windows of all kinds at once, each with its mask | some, where there are few windows | in inference |
 | oneDNN's linear layer, or a 1x1 convolution, for MKL's | now slower, now faster | no |
-| bfloat16 by autocast (`--precision bfloat16`) | faster where the CPU has it; its error is in README | option |
+| bfloat16 by autocast (`--precision bfloat16`) | faster where the CPU has it, with a measured error | option |
 
 At 40x32 all windows are one chunk, and with float32 and one thread nothing brought more than the merged convolutions.
 """
@@ -39,15 +40,16 @@ from medsr_monai.networks.blocks.window_chunks import ChunkPlan, chunk_plan, chu
 
 
 class RDST(rdst.RDST):
-    """`rdst.RDST` with the same arguments, weights and records, computed faster; its results are the same to 1e-5.
+    """Residual Dense Swin Transformer (arXiv 2302.11184), computed faster than `rdst.RDST` writes it down.
 
-    Attributes, arguments and errors are those of `rdst.RDST`, and two attributes more.
+    Arguments, shapes, errors, the other attributes, state dict and recorded `arguments` are those of `rdst.RDST`, and
+    the results agree to 1e-5.
 
     Attributes:
-        merges_layers: compute the last two convolutions as one (see `shuffle_and_convolve`), as is the default; their
-            forward hooks are not called then.
-        works_in_chunks: on a CPU, compute a few windows at a time (see `blocks.window_chunks`), as is the default, if
-            merges_layers; the forward hooks of blocks and Swin layers are not called then.
+        merges_layers: compute the last two convolutions as one (see `shuffle_and_convolve`), True by default. Their
+            forward hooks are then not called.
+        works_in_chunks: compute a few windows at a time on a CPU (see `blocks.window_chunks`), True by default; it
+            needs merges_layers. The forward hooks of blocks and Swin layers are then not called.
     """
 
     __constants__ = (*rdst.RDST.__constants__, "enlarges")
@@ -60,7 +62,7 @@ class RDST(rdst.RDST):
         self.enlarges = len(self.upsample) > 0 and self.size_multiple > 1
 
     def extract(self, tokens: Tensor) -> list[Tensor]:
-        """See `rdst.RDST.extract`."""
+        """Extract deep features as `rdst.RDST.extract` does, in chunks where these help."""
         if not torch.jit.is_scripting():  # noqa: SIM102 (TorchScript looks into no `and`)
             if self.works_in_chunks and self.merges_layers and chunks_help(tokens):
                 return self.extract_in_chunks(tokens)
@@ -74,6 +76,7 @@ class RDST(rdst.RDST):
 
     @torch.jit.unused
     def extract_in_chunks(self, tokens: Tensor) -> list[Tensor]:
+        """Extract deep features in chunks: the output of every block, each [B, H, W, embed_dim] as `tokens` is."""
         batch, height, width, _ = tokens.shape
         plan = chunk_plan(batch, height, width, self.size_multiple, self.shift_size, tokens.device)
         outputs = []
@@ -83,7 +86,7 @@ class RDST(rdst.RDST):
         return outputs
 
     def reconstruct(self, features: Tensor) -> Tensor:
-        """See `rdst.RDST.reconstruct`."""
+        """Reconstruct an image as `rdst.RDST.reconstruct` does, by merged convolutions where there are two."""
         if self.enlarges and self.merges_layers:
             for i, layer in enumerate(self.upsample):
                 if i < len(self.upsample) - 2:
@@ -136,15 +139,16 @@ def merge_with_shuffled(
 ) -> tuple[Tensor, Tensor]:
     """Merge a 3x3 convolution, a pixel shuffle and a 3x3 convolution into one 5x5 convolution before a pixel shuffle.
 
-    Nothing but borders stands between them, so they are one linear map; where the last convolution makes few channels
-    it needs a twentieth of the operations. Gradients flow to all four.
+    Without an activation between them they are one linear map, except at the borders. Where the last convolution makes
+    few channels, the merged one needs a twentieth of their operations. Gradients flow to all four tensors.
 
     Args:
-        weight, bias: of the first, [C * rows * columns, in_channels, 3, 3] and [C * rows * columns].
-        last_weight, last_bias: of the second, [out_channels, C, 3, 3] and [out_channels].
+        weight, bias: first convolution, [C * rows * columns, in_channels, 3, 3] and [C * rows * columns].
+        last_weight, last_bias: last convolution, [out_channels, C, 3, 3] and [out_channels].
+        rows, columns: factors of the pixel shuffle.
 
     Returns:
-        weight [out_channels * rows * columns, in_channels, 5, 5] and bias.
+        weight [out_channels * rows * columns, in_channels, 5, 5] and bias [out_channels * rows * columns].
     """
     out, channels = last_weight.shape[:2]
     phases: list[Tensor] = []
@@ -162,10 +166,11 @@ def merge_with_shuffled(
 def shuffle_and_convolve(
     x: Tensor, weight: Tensor, bias: Tensor, last_weight: Tensor, last_bias: Tensor, rows: int, columns: int
 ) -> Tensor:
-    """A 3x3 convolution, a pixel shuffle and a 3x3 convolution, by `merge_with_shuffled`.
+    """Apply a 3x3 convolution, a pixel shuffle and a 3x3 convolution as one, merged by `merge_with_shuffled`.
 
-    [B, in_channels, H, W] -> [B, out_channels, H * rows, W * columns]. The outermost pixels, for which the last
-    convolution pads with zeros, are computed one layer after the other, from strips of x; H and W are at least 2.
+    [B, in_channels, H, W] -> [B, out_channels, H * rows, W * columns], for H and W of at least 2. The outermost pixels,
+    for which the last convolution pads with zeros, are computed one layer after the other from strips of x. Arguments
+    as of `merge_with_shuffled`.
     """
     high, wide = 2 if rows > 1 else 3, 2 if columns > 1 else 3
     strips: list[Tensor] = []

@@ -5,20 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medsr_monai.networks.arguments import records_arguments
 from medsr_monai.networks.blocks.padding import pad_to_multiple
 from medsr_monai.networks.blocks.swin_layer import SwinLayer
-from medsr_monai.networks.blocks.upsample import Upsample, require_equal_channels, scale_per_axis
+from medsr_monai.networks.blocks.upsample import Upsample, enlarge, require_equal_channels, scale_per_axis
 from medsr_monai.networks.blocks.window_attention import shifted_windows, window_partition, window_reverse
 
 
 class DenseSwinBlock(nn.Module):
-    """Swin layers whose result, narrowed to `growth_rate` channels, is appended to their input (RDST's DSTB).
+    """Swin layers whose result, narrowed to `growth_rate` channels, is appended to their input (the paper's DSTB).
 
-    Tokens of windows [B, windows, N, dim] -> [B, windows, N, dim + growth_rate]. Every second layer is shifted.
+    Tokens of windows [B, windows, N, dim] become [B, windows, N, dim + growth_rate]. Every second layer shifts its
+    windows; `shifted` is `shifted_windows` of the token map.
     """
 
     def __init__(
@@ -46,9 +46,9 @@ class DenseSwinBlock(nn.Module):
 
 
 class ResidualDenseSwinBlock(nn.Module):
-    """Dense Swin blocks, one on the other, fused by a 3x3 convolution and added to their input (RDST's RDSTB).
+    """Dense Swin blocks, one after the other, fused by a 3x3 convolution and added to their input (the paper's RDSTB).
 
-    [B, H, W, dim] -> [B, H, W, dim].
+    Token maps [B, H, W, dim] keep their shape; H and W are multiples of the window.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class ResidualDenseSwinBlock(nn.Module):
 
 @records_arguments
 class RDST(nn.Module):
-    """Residual Dense Swin Transformer; with `num_blocks=4` the authors' light RDST-E.
+    """Residual Dense Swin Transformer, and with `num_blocks=4` the authors' light RDST-E.
 
     An image [B, in_channels, H, W] of any H, W >= 1 becomes [B, out_channels, H * rows, W * columns]. Inside, it is
     padded to a multiple of the window at the bottom and right; the padding is cropped off the output. Intensities are
@@ -122,8 +122,8 @@ class RDST(nn.Module):
             zeros, so that an untrained network is exactly bicubic.
 
     Raises:
-        ValueError: unsupported scale; num_heads does not divide a width; shift_size outside [0, window_size);
-            bicubic_residual with in_channels != out_channels.
+        ValueError: scale is not supported; num_heads does not divide a width; shift_size is outside [0, window_size);
+            or bicubic_residual is set and in_channels differs from out_channels.
     """
 
     __constants__ = ("global_feature_fusion",)  # TorchScript compiles only the branch that is built
@@ -198,16 +198,15 @@ class RDST(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Super-resolve [B, in_channels, H, W] -> [B, out_channels, H * rows, W * columns]."""
         rows, columns = self.scale_factors
-        height, width = x.shape[2] * rows, x.shape[3] * columns
         shallow = self.head(pad_to_multiple(x, self.size_multiple))
         outputs = self.extract(self.embed_norm(shallow.permute(0, 2, 3, 1)))
         if self.global_feature_fusion:
             deep = self.global_fusion(torch.cat(outputs, dim=-1)).permute(0, 3, 1, 2)
         else:
             deep = self.conv_after_body(self.norm(outputs[-1]).permute(0, 3, 1, 2))
-        y = self.reconstruct(shallow + deep)[:, :, :height, :width]
+        y = self.reconstruct(shallow + deep)[:, :, : x.shape[2] * rows, : x.shape[3] * columns]
         if self.bicubic_residual:
-            y = y + F.interpolate(x, size=(height, width), mode="bicubic", align_corners=False)
+            y = y + enlarge(x, rows, columns)
         return y
 
     def extract(self, tokens: Tensor) -> list[Tensor]:

@@ -8,14 +8,15 @@ from itertools import zip_longest
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-STEPS = {1: [], 2: [2], 3: [3], 4: [2, 2], 8: [2, 2, 2]}  # supported scale of an axis -> factors, one after the other
+STEPS = {1: [], 2: [2], 3: [3], 4: [2, 2], 8: [2, 2, 2]}
+"""The supported scales of an axis, and the factors by which `Upsample` reaches each of them, one after the other."""
 
 
 def scale_per_axis(scale: int | Sequence[int]) -> tuple[int, int]:
-    """Read a scale, one int or one int per slice axis, as (rows, columns).
+    """Read a scale, given as one int or as one int per slice axis, as (rows, columns).
 
     Raises:
-        ValueError: not one or two ints out of 1, 2, 3, 4 and 8.
+        ValueError: the scale is not one or two ints out of 1, 2, 3, 4 and 8.
     """
     factors = list(scale) if isinstance(scale, (list, tuple)) else [scale, scale]
     if len(factors) != 2 or any(factor not in STEPS for factor in factors):
@@ -27,10 +28,10 @@ def scale_per_axis(scale: int | Sequence[int]) -> tuple[int, int]:
 
 
 def require_equal_channels(in_channels: int, out_channels: int) -> None:
-    """Refuse a bicubic residual, the enlarged input added to the output, where their channels differ.
+    """Refuse a bicubic residual, which adds the enlarged input to the output, where their channels differ.
 
     Raises:
-        ValueError: the numbers are not equal.
+        ValueError: in_channels and out_channels are not equal.
     """
     if in_channels != out_channels:
         raise ValueError(
@@ -70,7 +71,7 @@ class Upsample(nn.Sequential):
     layer at all. Source: EDSR, arXiv 1707.02921, section 4; the pixel shuffle is ESPCN's, arXiv 1609.05158, equation 4.
 
     Raises:
-        ValueError: unsupported scale.
+        ValueError: the scale is not supported.
     """
 
     def __init__(self, channels: int, scale: int | Sequence[int]) -> None:
@@ -83,8 +84,8 @@ class Upsample(nn.Sequential):
 
 
 def enlarge(x: Tensor, rows: int, columns: int) -> Tensor:
-    """Enlarge bicubically, as OpenCV's INTER_CUBIC (a = -0.75): [B, C, H, W] -> [B, C, H * rows, W * columns].
+    """Enlarge an image bicubically, as OpenCV's INTER_CUBIC: [B, C, H, W] -> [B, C, H * rows, W * columns].
 
-    Not clipped to the input's range.
+    The kernel has a = -0.75, pixel centres lie at half numbers, and the result is not clipped to the input's range.
     """
     return F.interpolate(x, size=(x.shape[2] * rows, x.shape[3] * columns), mode="bicubic", align_corners=False)

@@ -1,6 +1,7 @@
-"""Swin layers a few windows at a time, as a CPU wants them: what one operation writes, the next finds in the cache.
+"""Swin layers on a few windows at a time, so that what one operation writes, the next finds in the CPU's cache.
 
-`chunk_plan` divides the work, `attend` and `swin_layer` do a part of it, `in_chunks` all; RDST puts them together.
+`chunk_plan` divides the windows of a batch into chunks, `swin_layer` and `attend` compute one chunk, and `in_chunks`
+computes all of them. `fast_rdst` puts them together, and tells what each of them brought.
 """
 
 from __future__ import annotations
@@ -17,11 +18,16 @@ from medsr_monai.networks.blocks import window_attention
 from medsr_monai.networks.blocks.swin_layer import SwinLayer
 
 TOKENS = 1280
-"""Of a chunk, for each thread."""
+"""The most tokens that a chunk has for each thread of torch, chosen by measuring (see `fast_rdst`)."""
 
 
 class Chunk(NamedTuple):
-    """Windows [first, last) of all; `parts` tells, in their order, how many have which of the kinds of masks."""
+    """Some neighbouring windows out of all windows of a batch.
+
+    Attributes:
+        first, last: numbers of the first window and of the one behind the last.
+        parts: (how many windows, which kind of mask in `ChunkPlan.masks`), in the windows' order.
+    """
 
     first: int
     last: int
@@ -32,10 +38,11 @@ class ChunkPlan(NamedTuple):
     """How the windows of a batch are moved, masked and divided; made by `chunk_plan`.
 
     Attributes:
-        to_moved: for every token of the moved windows its place among those of the plain ones, [B * H * W].
-        from_moved: the inverse.
-        masks: added to the scores of moved windows: inside, at the right edge, at the bottom, in the corner, [4, N, N].
-        plain, moved: the chunks of both kinds of windows.
+        to_moved: for every token of the moved windows its place among the tokens of the plain ones, [B * H * W].
+        from_moved: the inverse, [B * H * W].
+        masks: what is added to the scores of moved windows inside the map, at its right edge, at its bottom edge and
+            in its corner, [4, N, N].
+        plain, moved: the chunks of the plain and of the moved windows.
     """
 
     to_moved: Tensor
@@ -46,14 +53,20 @@ class ChunkPlan(NamedTuple):
 
 
 def chunks_help(x: Tensor) -> bool:
-    """Whether a tensor is to be worked on in chunks: on a CPU (meta stands for it), neither traced nor compiled."""
+    """Tell whether chunks make the work on a tensor faster: on a CPU they do, unless it is traced or compiled.
+
+    The meta device, on which memory is estimated, stands for a CPU.
+    """
     return x.device.type in ("cpu", "meta") and not torch.compiler.is_compiling() and not torch.jit.is_tracing()
 
 
 def chunk_plan(
     batch: int, height: int, width: int, window_size: int, shift_size: int, device: torch.device | None = None
 ) -> ChunkPlan:
-    """Divide the windows of `batch` token maps; moved windows with the same mask stand together, of all the batch."""
+    """Divide the windows of `batch` token maps of height x width tokens into chunks.
+
+    Moved windows are numbered so that those with the same mask stand together, whichever map they belong to.
+    """
     n, rows, columns = window_size**2, height // window_size, width // window_size
     places = torch.arange(height * width, device=device).view(-1, n, 1)
     places = window_attention.window_reverse(places, window_size, height, width)
@@ -71,7 +84,7 @@ def chunk_plan(
 
 
 def _divided(counts: Sequence[int], most: int) -> list[Chunk]:
-    """Chunks of nearly equal size, at most `most` windows, of counts[0] windows of kind 0, then counts[1], ..."""
+    """Divide counts[0] windows of kind 0, counts[1] of kind 1 and so on into nearly equal chunks of `most` at most."""
     total = sum(counts)
     number = -(-total // most)
     borders = [total * i // number for i in range(number + 1)]
@@ -87,7 +100,7 @@ def _divided(counts: Sequence[int], most: int) -> list[Chunk]:
 
 
 def _attention(qkv: Tensor, scores: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Attention whose products are ordered for the narrow channels of a head.
+    """Compute attention by products that are ordered for heads of few channels.
 
     A product [N, N] x [N, c] with few channels c costs up to three times its transpose, [c, N] x [N, N].
 
@@ -97,7 +110,7 @@ def _attention(qkv: Tensor, scores: Tensor, scale: float) -> tuple[Tensor, Tenso
         scale: factor of the scores before that.
 
     Returns:
-        The result, as `attend` has it; queries, keys and values [windows * heads, N, c]; the weights.
+        The result as `attend` has it; queries, keys and values, each [windows * heads, N, c]; and the weights.
     """
     w, n, _, heads, c = qkv.shape
     q, k, v = qkv.permute(2, 0, 3, 1, 4).reshape(3, w * heads, n, c).unbind(0)
@@ -136,13 +149,13 @@ class _Attention(torch.autograd.Function):
 
 
 def attend(qkv: Tensor, bias: Tensor, scale: float, parts: Sequence[tuple[int, int]]) -> Tensor:
-    """Attention inside windows of several kinds, see `window_attention.attend`.
+    """Compute attention inside windows of several kinds, as `window_attention.attend` does for one kind.
 
     Args:
         qkv: queries, keys and values [windows, N, 3, heads, channels of a head].
-        bias: added to the scores, [kinds, heads, N, N].
+        bias: what is added to the scores in each kind of windows, [kinds, heads, N, N].
         scale: factor of the scores before the bias.
-        parts: how many windows have which kind, see `Chunk`.
+        parts: how many windows have which kind (see `Chunk`).
 
     Returns:
         [windows, N, heads * channels of a head].
