@@ -1,12 +1,12 @@
 """Volumes on disk and the 2D slices that networks train on."""
 
+from .datalists import list_pairs, split_labelled
 from .datasets import SliceDataset, SliceSampler
 from .dicom.attributes import check_sources
 from .dicom.images import is_dicom_file, is_dicom_folder, is_flat_image, read_dicom_image
 from .dicom.series import DicomSeries, find_series, one_series
 from .dicom.slices import DicomSlice, is_zip
 from .dicom.writer import check_series_folder, save_dicom_slices, write_dicom_series
-from .labelled import list_pairs, split_labelled
 from .own_volumes import own_datalist
 from .pictures import (
     PICTURE_SUFFIXES,
@@ -22,10 +22,7 @@ from .pictures import (
 )
 from .prefetch import PrefetchLoader
 from .public_datasets import PUBLIC_DATASETS, PublicDataset, prepare_datalist, write_datalist
-from .results import match_results
-from .samples import SaveSampled, list_latents
-from .stored_volume import StoredVolume, write_stored
-from .volumes import (
+from .read import (
     LoadLabeld,
     LoadVolumed,
     NiftiWriter,
@@ -44,4 +41,7 @@ from .volumes import (
     volume_name,
     volumes_by_subject,
 )
+from .results import match_results
+from .samples import SaveSampled, list_latents
+from .stored_volume import StoredVolume, write_stored
 from .write import describe_volume, write_volume, write_voxels

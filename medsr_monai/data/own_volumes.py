@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from medsr_monai.data.volumes import volumes_by_subject
+from medsr_monai.data.read import volumes_by_subject
 
 __all__ = ["TEST_SHARE", "own_datalist"]
 

@@ -14,7 +14,7 @@ import numpy as np
 from tqdm import tqdm
 
 from medsr_monai.atomic import written_atomically
-from medsr_monai.data.volumes import LoadVolumed, check_nifti, check_same_grid, check_subjects, read_grid
+from medsr_monai.data.read import LoadVolumed, check_nifti, check_same_grid, check_subjects, read_grid
 from medsr_monai.transforms.geometry import PLANES, plane_axis
 
 __all__ = ["PUBLIC_DATASETS", "PublicDataset", "prepare_datalist", "write_datalist"]

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from monai.data import MetaTensor
 
-from medsr_monai.data.volumes import NiftiWriter, written_nifti
+from medsr_monai.data.read import NiftiWriter, written_nifti
 
 __all__ = ["CHUNK_BYTES", "StoredVolume", "write_stored"]
 

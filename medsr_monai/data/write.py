@@ -8,8 +8,8 @@ import numpy as np
 from monai.data import MetaTensor
 
 from medsr_monai.data.pictures import write_picture
+from medsr_monai.data.read import NiftiWriter
 from medsr_monai.data.stored_volume import StoredVolume, write_stored
-from medsr_monai.data.volumes import NiftiWriter
 from medsr_monai.errors import naming
 from medsr_monai.transforms.geometry import describe_grid, format_edges, spacing
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from medsr_monai.data.pictures import is_picture, with_slices
-from medsr_monai.data.volumes import (
+from medsr_monai.data.read import (
     SUFFIXES,
     DataLists,
     check_subjects,
