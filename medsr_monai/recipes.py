@@ -19,7 +19,9 @@ from monai.transforms import (
 )
 from monai.utils import ensure_tuple_rep
 
-from medsr_monai.data.read import LoadLabeld, LoadVolumed, SaveVolumed
+from medsr_monai.data.label_maps import LoadLabeld
+from medsr_monai.data.read import LoadVolumed
+from medsr_monai.data.write import SaveVolumed
 from medsr_monai.transforms.colour import MergeChromad, SplitLumad
 from medsr_monai.transforms.degradation import RandDegraded, describe_degradation
 from medsr_monai.transforms.geometry import MatchCornersd, SyncRefMetad

@@ -12,7 +12,7 @@ from monai.transforms import CenterSpatialCrop, Compose, SelectItemsd
 from monai.utils import convert_to_tensor
 from torch.utils.data import Dataset
 
-from medsr_monai.data.read import volume_name
+from medsr_monai.data.find import volume_name
 from medsr_monai.transforms.geometry import AXES, PLANE_ACROSS, PLANES, plane_axis, spacing
 
 __all__ = ["SliceDataset", "SliceSampler"]

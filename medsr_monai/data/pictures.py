@@ -16,6 +16,7 @@ from PIL import Image, ImageOps
 
 from medsr_monai.atomic import written_atomically
 from medsr_monai.data.dicom.images import is_dicom_file, is_flat_image, read_dicom_image
+from medsr_monai.suffixes import PICTURE_SUFFIXES, QUALITY_SUFFIX
 from medsr_monai.transforms.geometry import spacing
 
 __all__ = [
@@ -31,10 +32,6 @@ __all__ = [
     "write_picture",
 ]
 
-PICTURE_SUFFIXES = (".png", ".tif", ".tiff", ".jpg", ".jpeg")
-"""Of pictures that are read and written; a DICOM file is known by its content and never written."""
-QUALITY_SUFFIX = ".quality.png"
-"""Of the picture beside an output, which shows how good it is: no search takes it for an input or a result."""
 DEPTHS = {"uint8": 255, "uint16": 65535}
 GREY_MODES = ("L", "I;16", "I;16B", "I;16L")
 ALPHA_MODES = {"LA": "L", "RGBA": "RGB"}

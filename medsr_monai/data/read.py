@@ -1,69 +1,34 @@
-"""Volumes on disk: find them, read them with checks, write them atomically, split them by subject."""
+"""Volumes on disk: their headers checked, their grids and voxels read."""
 
 from __future__ import annotations
 
-import contextlib
-import io
-import json
 import logging
 import math
 import os
-import re
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 
 import nibabel
 import numpy as np
 import torch
 from monai.config import KeysCollection
-from monai.data import MetaTensor, NibabelReader, NibabelWriter, load_decathlon_datalist
-from monai.data.folder_layout import default_name_formatter
-from monai.transforms import LoadImage, MapLabelValue, MapTransform, SaveImage, SaveImaged
+from monai.data import MetaTensor, NibabelReader
+from monai.transforms import LoadImage, MapTransform
 from monai.utils import SpaceKeys
 
-from medsr_monai.atomic import written_atomically
-from medsr_monai.data.dicom.images import is_dicom_file, is_dicom_folder, is_flat_image
-from medsr_monai.data.dicom.series import DicomSeries, find_series, one_series
+from medsr_monai.data.dicom.images import is_dicom_file, is_dicom_folder
+from medsr_monai.data.dicom.series import DicomSeries, one_series
 from medsr_monai.data.dicom.slices import is_zip
-from medsr_monai.data.gzip_stream import write_gzip
-from medsr_monai.data.pictures import (
-    PICTURE_SUFFIXES,
-    find_pictures,
-    is_picture,
-    load_picture,
-    output_suffix,
-    with_slices,
-    write_picture,
-)
+from medsr_monai.data.find import holds_volumes
+from medsr_monai.data.pictures import is_picture, load_picture
 from medsr_monai.errors import is_out_of_memory
+from medsr_monai.suffixes import PAIR_SUFFIX, VOLUME_SUFFIXES
 from medsr_monai.transforms.geometry import implausible_grid, outer_corners, spacing
 
-__all__ = [
-    "DataLists",
-    "LoadLabeld",
-    "LoadVolumed",
-    "NiftiWriter",
-    "SaveVolumed",
-    "check_nifti",
-    "check_same_grid",
-    "check_subjects",
-    "find_volumes",
-    "holds_volumes",
-    "list_volumes",
-    "read_grid",
-    "sample_volume",
-    "split_subjects",
-    "split_volumes",
-    "subject_name",
-    "volume_name",
-    "volumes_by_subject",
-]
+__all__ = ["MAX_FORMS_APART", "LoadVolumed", "check_nifti", "check_same_grid", "forms_apart", "read_grid"]
 
 logger = logging.getLogger(__name__)
 
-SUFFIXES = (".nii", ".nii.gz", ".mgz", ".mgh")
-PAIR_SUFFIX = ".img"
-"""Of the voxels of an Analyze or NIfTI pair; read where it is named, never searched for."""
 MAX_FORMS_APART = 0.1
 """Largest distance, in voxels, between a volume's corners by qform and by sform."""
 QFORM_PRECISION = 5e-4
@@ -73,81 +38,8 @@ MAX_INFLATION = 1100
 MILLIMETRES = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}
 """In a unit of length of a NIfTI file, by its code: unknown, metre, millimetre, micrometre."""
 MAX_FORM_CODE = 5
-NIFTI1_LONGEST = 32767
 MAX_SHEAR = 0.01
 """Largest cosine between two voxel axes; above it slices are skewed and in-plane super-resolution shifts anatomy."""
-
-
-def volume_name(path: str | os.PathLike) -> str:
-    """File name without its image suffix: ``sub-1_T1w.nii.gz`` gives ``sub-1_T1w``."""
-    name = Path(path).name
-    suffixes = sorted((*SUFFIXES, PAIR_SUFFIX, *PICTURE_SUFFIXES, ".dcm"), key=len, reverse=True)
-    suffix = next((s for s in suffixes if name.lower().endswith(s)), "")
-    return name[: len(name) - len(suffix)]
-
-
-def find_volumes(folder: str | os.PathLike, pictures: bool = False) -> list[str]:
-    """NIfTI and FreeSurfer volumes below a folder, sorted; hidden files are left out.
-
-    Args:
-        folder: searched with the folders below it.
-        pictures: find pictures too, see :func:`medsr_monai.data.find_pictures`.
-
-    Raises:
-        FileNotFoundError: no such folder, or no volume in it.
-    """
-    root = Path(folder)
-    if not root.is_dir():
-        raise FileNotFoundError(f"{root}: no such folder")
-    found = _volumes_below(root)
-    if pictures:
-        found = sorted([*found, *find_pictures(root)])
-    if not found:
-        also = f" and no picture ({', '.join(PICTURE_SUFFIXES)})" if pictures else ""
-        raise FileNotFoundError(f"{root}: no volume ({', '.join(SUFFIXES)}){also} in this folder")
-    return found
-
-
-def _volumes_below(root: Path) -> list[str]:
-    return sorted(
-        str(p)
-        for p in root.rglob("*")
-        if p.name.lower().endswith(SUFFIXES)
-        and not any(part.startswith(".") for part in p.relative_to(root).parts)
-        and not p.is_fifo()  # whoever opened a pipe would wait for ever
-    )
-
-
-def holds_volumes(folder: str | os.PathLike) -> bool:
-    """Whether volumes other than DICOM lie below a folder, see :func:`find_volumes`."""
-    return bool(_volumes_below(Path(folder)))
-
-
-def list_volumes(dataset_dir: str | os.PathLike) -> list[dict[str, str]]:
-    """MONAI data list with the key ``image``: the folder itself if it is a DICOM study, else what lies below it.
-
-    These are its volumes; where there is none, its pictures (see :func:`medsr_monai.data.find_pictures`). Pictures
-    beside volumes are taken for figures of them, and left alone.
-
-    Raises:
-        FileNotFoundError: no such folder, or neither volume nor picture in it.
-    """
-    root = Path(dataset_dir)
-    if not root.is_dir():
-        raise FileNotFoundError(f"{root}: no such folder")
-    if is_dicom_folder(root) and not is_flat_image(root):
-        return [{"image": str(dataset_dir)}]
-    found = _volumes_below(root)
-    if not found and any(series.has_positions for series in find_series(root)):
-        return [{"image": str(dataset_dir)}]
-    found = found or find_pictures(root)
-    if not found:
-        remedy = ", give its zip file itself" if any(root.glob("*.zip")) else ""
-        raise FileNotFoundError(
-            f"{root}: no volume ({', '.join(SUFFIXES)}, DICOM) and no picture ({', '.join(PICTURE_SUFFIXES)}) in this "
-            f"folder{remedy}"
-        )
-    return [{"image": path} for path in found]
 
 
 def check_nifti(path: str | os.PathLike, frame: int | None = None) -> None:
@@ -168,8 +60,8 @@ def check_nifti(path: str | os.PathLike, frame: int | None = None) -> None:
         raise ValueError(f"{path}: neither a file nor a folder (a pipe?), save what it holds to a file first")
     if path.is_dir():
         raise ValueError(f"{path}: a folder without DICOM images, give a volume file or the folder of a DICOM series")
-    if not path.name.lower().endswith((*SUFFIXES, PAIR_SUFFIX)):
-        raise ValueError(f"{path}: not a volume file, expected {', '.join(SUFFIXES)} or a DICOM folder")
+    if not path.name.lower().endswith((*VOLUME_SUFFIXES, PAIR_SUFFIX)):
+        raise ValueError(f"{path}: not a volume file, expected {', '.join(VOLUME_SUFFIXES)} or a DICOM folder")
     if path.stat().st_size == 0:
         raise ValueError(f"{path}: the file is empty")
     try:
@@ -266,7 +158,7 @@ def _check_geometry(path: Path, image: nibabel.spatialimages.SpatialImage, shape
         )
     if isinstance(header, nibabel.Nifti1Header) and header["qform_code"] > 0 and header["sform_code"] > 0:
         try:
-            distance = _forms_apart(header, shape)
+            distance = forms_apart(header, shape)
         except (ValueError, nibabel.spatialimages.HeaderDataError) as error:
             raise ValueError(f"{path}: the qform cannot be read ({_first_line(error)}): set its code to 0") from error
         if not distance <= MAX_FORMS_APART * edges.min():
@@ -276,7 +168,7 @@ def _check_geometry(path: Path, image: nibabel.spatialimages.SpatialImage, shape
             )
 
 
-def _forms_apart(header: nibabel.Nifti1Header, shape: tuple[int, ...]) -> float:
+def forms_apart(header: nibabel.Nifti1Header, shape: tuple[int, ...]) -> float:
     """Largest distance in mm between the corners by qform and by sform, beyond a qform's precision."""
     by_qform, by_sform = (outer_corners(form, shape) for form in (header.get_qform(), header.get_sform()))
     diagonal = np.linalg.norm(by_sform[-1] - by_sform[0])
@@ -449,289 +341,3 @@ def _is_dicom(path: str | os.PathLike) -> bool:
     return is_dicom_folder(path) or (
         not holds_volumes(path) and any(is_dicom_file(file) for file in Path(path).rglob("*"))
     )
-
-
-class LoadLabeld(LoadVolumed):
-    """Read a label map [1, X, Y, Z], float32 with whole numbers, as :class:`LoadVolumed` does.
-
-    An item's ``label_map``, a dictionary such as ``{"4": 3}`` (JSON has no other keys than strings), replaces its
-    labels; labels that it does not name stay.
-
-    Args:
-        keys, pictures: see :class:`LoadVolumed`.
-        classes: labels are 0 to classes - 1 after the replacement; None for any.
-
-    Raises:
-        FileNotFoundError, ValueError: as :class:`LoadVolumed`, for voxels that are not whole numbers, and for labels
-            of other classes.
-    """
-
-    labels = True
-
-    def __init__(
-        self,
-        keys: KeysCollection = "label",
-        allow_missing_keys: bool = False,
-        *,
-        classes: int | None = None,
-        pictures: bool = False,
-    ) -> None:
-        super().__init__(keys, allow_missing_keys=allow_missing_keys, pictures=pictures)
-        self.classes = classes
-
-    def __call__(self, data: Mapping[Hashable, object]) -> dict[Hashable, object]:
-        d = dict(data)
-        replaced = {int(old): int(new) for old, new in (d.get("label_map") or {}).items()}
-        for key in self.key_iterator(d):
-            path = d[key]
-            d[key] = self.load(path, d.get("orientation"))
-            if not torch.equal(d[key].as_tensor(), d[key].as_tensor().round()):
-                raise ValueError(f"{path}: has voxels that are not whole numbers, this is no label map")
-            if replaced:
-                d[key] = MapLabelValue(replaced.keys(), replaced.values(), dtype=np.float32)(d[key])
-            if self.classes is not None:
-                others = {int(v) for v in d[key].as_tensor().unique().tolist()} - set(range(self.classes))
-                if others:
-                    raise ValueError(
-                        f"{path}: labels {', '.join(map(str, sorted(others)))}, expected 0 to {self.classes - 1}: give "
-                        f'another number of classes, or a label_map such as {{"{max(others)}": 1}}'
-                    )
-        return d
-
-
-class NiftiWriter(NibabelWriter):
-    """NIfTI writer that never leaves half a file: it writes to a temporary name and renames it when all is on disk.
-
-    A name that ends in ``.gz`` is compressed by several threads, see :func:`medsr_monai.data.gzip_stream.write_gzip`.
-
-    sform, qform and units (mm) are set; the code of the qform is 0 where it cannot hold the affine, which is slightly
-    sheared then. A side of more than 32767 voxels makes it NIfTI-2, since NIfTI-1 holds none.
-    """
-
-    def set_data_array(
-        self, data_array: torch.Tensor, channel_dim: int | None = 0, squeeze_end_dims: bool = True, **kwargs: object
-    ) -> None:
-        """Take a volume; ``squeeze_end_dims`` drops a single channel, never a spatial axis of one voxel."""
-        super().set_data_array(data_array, channel_dim, squeeze_end_dims=False, **kwargs)
-        if squeeze_end_dims and channel_dim is not None and self.data_obj.shape[-1] == 1:
-            self.data_obj = self.data_obj[..., 0]
-
-    def image(self, **kwargs: object) -> nibabel.Nifti1Image:
-        """What is written, with its header."""
-        affine = np.eye(4) if self.affine is None else np.asarray(self.affine, dtype=float)
-        kind = nibabel.Nifti2Image if max(self.data_obj.shape) > NIFTI1_LONGEST else nibabel.Nifti1Image
-        image = kind(np.asarray(self.data_obj, dtype=self.output_dtype), affine, **kwargs)
-        image.header.set_xyzt_units("mm")
-        image.set_sform(affine, code=1)
-        image.set_qform(affine, code=1)
-        if _forms_apart(image.header, image.shape[:3]) > MAX_FORMS_APART * min(image.header.get_zooms()[:3]):
-            image.set_qform(affine, code=0)
-        return image
-
-    def write(self, filename: str | os.PathLike, verbose: bool = False, **kwargs: object) -> None:
-        with written_nifti(filename) as stream:
-            self.image(**kwargs).to_stream(stream)
-
-
-@contextlib.contextmanager
-def written_nifti(path: str | os.PathLike) -> Iterator[io.RawIOBase]:
-    """Give a stream for the bytes of a NIfTI file, which gets its name when all are on disk; ``.gz`` is compressed."""
-    with (
-        written_atomically(path) as partial,
-        write_gzip(partial) if partial.suffix == ".gz" else partial.open("wb") as stream,
-    ):
-        yield stream
-
-
-def _name_parts(meta: dict, saver: SaveImage) -> dict:
-    """MONAI takes what follows the last dot of a DICOM folder's name for a suffix, and its parent for its place."""
-    parts = default_name_formatter(meta, saver)
-    path = Path(str(parts["subject"]))
-    name, root = f"{volume_name(path)}.nii.gz", saver.folder_layout.data_root_dir
-    is_root = bool(root) and path.resolve() == Path(root).resolve()
-    return parts | {"subject": str(path / name if is_root else path.with_name(name))}
-
-
-class SaveVolumed(SaveImaged):
-    """MONAI's ``SaveImaged`` for one NIfTI file per volume, in the grid that the volume has.
-
-    ``<output_dir>/<folders below data_root_dir>/<name>_<postfix>.nii.gz``; what was read from a picture can be written
-    as one, ``.png``, or ``.tif`` if it was TIFF.
-
-    Args:
-        keys: ``MetaTensor`` volumes [C, X, Y, Z].
-        output_dir: made if missing.
-        output_postfix: appended to the input's name.
-        data_root_dir: folder below which the input's folders are kept in the output.
-        overwrite: replace an existing file.
-        output_dtype: of the voxels in the file.
-        pictures: write pictures by :func:`medsr_monai.data.write_picture`, in the type that their pixels had.
-
-    Raises:
-        FileExistsError: the file is there and ``overwrite`` is False.
-    """
-
-    def __init__(
-        self,
-        keys: KeysCollection,
-        output_dir: str,
-        output_postfix: str = "sr",
-        data_root_dir: str = "",
-        overwrite: bool = False,
-        output_dtype: type = np.float32,
-        pictures: bool = False,
-    ) -> None:
-        super().__init__(
-            keys,
-            output_dir=output_dir,
-            output_postfix=output_postfix,
-            output_ext=".nii.gz",
-            output_dtype=output_dtype,
-            resample=False,
-            separate_folder=False,
-            data_root_dir=data_root_dir,
-            output_name_formatter=_name_parts,
-            writer=NiftiWriter,
-            print_log=False,
-        )
-        self.overwrite = overwrite
-        self.pictures = pictures
-
-    def __call__(self, data: Mapping[Hashable, MetaTensor]) -> dict[Hashable, MetaTensor]:
-        pictures = {}
-        for key in self.key_iterator(data):
-            meta = data[key].meta
-            parts = self.saver.fname_formatter(meta, self.saver)
-            path = Path(self.saver.folder_layout.filename(**parts))
-            if self.pictures and "picture" in meta:
-                name = path.name.removesuffix(".nii.gz") + output_suffix(meta["filename_or_obj"])
-                path = pictures[key] = path.with_name(name)
-            if path.exists() and not self.overwrite:
-                raise FileExistsError(f"{path}: exists, choose another output_dir or set overwrite to true")
-        d = dict(data)
-        for key in self.key_iterator(d):
-            if key in pictures:
-                write_picture(d[key], pictures[key])
-            else:
-                d[key] = self.saver(d[key])
-        return d
-
-
-def subject_name(path: Path, root: Path, base: Path) -> str:
-    """A BIDS label (``sub-01``) in the path below ``root``, else what lies directly below ``base``, without suffix."""
-    bids = re.search(r"sub-[A-Za-z0-9]+", str(path.relative_to(root)))
-    if bids:
-        return bids.group()
-    return volume_name(path.relative_to(base).parts[0])
-
-
-def check_subjects(split: Mapping[str, Sequence[Mapping]]) -> None:
-    """Refuse a split with one ``subject`` in two of its lists; items that name no subject are not looked at.
-
-    Raises:
-        ValueError: names the subject and the lists.
-    """
-    seen: dict[str, str] = {}
-    for part, items in split.items():
-        for subject in {str(item["subject"]) for item in items if "subject" in item}:
-            if seen.setdefault(subject, part) != part:
-                raise ValueError(
-                    f"subject {subject} is in {seen[subject]} and in {part}: its results would be too good, move all "
-                    "its volumes to one of them"
-                )
-
-
-class DataLists(dict):
-    """Data lists by name; asking for one that is not there says which are."""
-
-    def __missing__(self, name: str) -> list:
-        raise ValueError(f"no list {name!r}: the data have {', '.join(self)}")
-
-
-def split_volumes(
-    dataset_dir: str | os.PathLike,
-    datalist: str | os.PathLike | None = None,
-    train_fraction: float = 0.8,
-    seed: int = 0,
-) -> dict[str, list[dict[str, str]]]:
-    """Training and validation volumes, as MONAI data lists with the key ``image``.
-
-    The items of a datalist keep their other keys, see :class:`medsr_monai.data.SliceDataset`.
-
-    Args:
-        dataset_dir: folder of volumes, or the base folder of the datalist's relative paths.
-        datalist: MONAI datalist JSON with the lists ``training`` and ``validation``, also others such as ``test``
-            and ``prior`` where it has them (see :func:`medsr_monai.data.prepare_datalist`). Without one, subjects
-            (not volumes) are split at random. A subject is a BIDS label (``sub-01``) in the path, else what lies
-            directly below the deepest folder that holds all volumes: a folder, or a file without its suffix.
-        train_fraction: of the subjects, at least one for each part.
-        seed: of the split.
-
-    Returns:
-        ``{"training": [{"image": path}, ...], "validation": [...]}``
-
-    Raises:
-        FileNotFoundError, ValueError: missing folder or file, fewer than two subjects, or a datalist with one
-            ``subject`` in two lists.
-    """
-    parts = ["training", "validation"]
-    if datalist is not None:
-        if not Path(datalist).is_file():
-            raise FileNotFoundError(f"{datalist}: no such datalist")
-        content = json.loads(Path(datalist).read_text())
-        parts += [part for part, items in content.items() if part not in parts and _is_data_list(items)]
-        lists = {part: load_decathlon_datalist(str(datalist), True, part, str(dataset_dir)) for part in parts}
-        split = DataLists({part: [with_slices(item) for item in items] for part, items in lists.items()})
-        try:
-            check_subjects(split)
-        except ValueError as error:
-            raise ValueError(f"{datalist}: {error}") from error
-        return split
-    found = volumes_by_subject(dataset_dir)
-    subjects = {name: [{"image": str(path)} for path in paths] for name, paths in found.items()}
-    return split_subjects(subjects, dataset_dir, train_fraction, seed)
-
-
-def volumes_by_subject(root: str | os.PathLike) -> dict[str, list[Path]]:
-    """Volumes of a folder by subject, see :func:`split_volumes`.
-
-    Raises:
-        FileNotFoundError: no such folder, or no volumes in it.
-    """
-    root = Path(root)
-    paths = [Path(p) for p in find_volumes(root)]
-    base = Path(os.path.commonpath([p.parent for p in paths]))
-    subjects: dict[str, list[Path]] = {}
-    for path in paths:
-        subjects.setdefault(subject_name(path, root, base), []).append(path)
-    return subjects
-
-
-def _is_data_list(items: object) -> bool:
-    """Whether an entry of a datalist lists images; official ones have other lists, too, such as of authors."""
-    return isinstance(items, list) and bool(items) and all(isinstance(i, dict) and "image" in i for i in items)
-
-
-def split_subjects(
-    subjects: Mapping[str, Sequence[dict]], source: str | os.PathLike, train_fraction: float = 0.8, seed: int = 0
-) -> dict[str, list[dict]]:
-    """Items of the subjects that are drawn for ``training``, and of the others, for ``validation``.
-
-    Raises:
-        ValueError: fewer than two subjects; names ``source``.
-    """
-    if len(subjects) < 2:
-        raise ValueError(
-            f"{source}: volumes of one subject only ({next(iter(subjects))}), training and validation need at least "
-            "two: add volumes or give a datalist"
-        )
-    names = np.random.default_rng(seed).permutation(sorted(subjects)).tolist()
-    count = min(max(1, round(train_fraction * len(names))), len(names) - 1)
-    split = {"training": names[:count], "validation": names[count:]}
-    lists = {part: [item for name in sorted(chosen) for item in subjects[name]] for part, chosen in split.items()}
-    return DataLists(lists)
-
-
-def sample_volume() -> Path:
-    """Path of the small real volume that ships with the package (see ``sample/LICENSE.md``)."""
-    return Path(__file__).parent / "sample" / "brain_t1w.nii.gz"

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from medsr_monai.atomic import written_atomically
-from medsr_monai.data.read import NiftiWriter
+from medsr_monai.data.write import NiftiWriter
 
 __all__ = ["FORMATS", "SaveSampled", "list_latents"]
 

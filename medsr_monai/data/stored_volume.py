@@ -10,9 +10,7 @@ import numpy as np
 import torch
 from monai.data import MetaTensor
 
-from medsr_monai.data.read import NiftiWriter, written_nifti
-
-__all__ = ["CHUNK_BYTES", "StoredVolume", "write_stored"]
+__all__ = ["CHUNK_BYTES", "StoredVolume"]
 
 CHUNK_BYTES = 2**25
 """Of what is read at a time to be written again."""
@@ -129,19 +127,3 @@ class StoredVolume:
             if not done:
                 raise OSError("the temporary file of the output is shorter than expected")
             bytes_left = bytes_left[done:]
-
-
-def write_stored(volume: StoredVolume, path: str | os.PathLike) -> None:
-    """Write a stored volume as :class:`medsr_monai.data.NiftiWriter` writes one in memory, plane by plane."""
-    if volume.shape[0] > 1:
-        raise ValueError(f"{volume.shape[0]} channels: only volumes of one channel are written from disk")
-    writer = NiftiWriter(output_dtype=np.float32)
-    writer.data_obj = np.broadcast_to(np.float32(0), volume.shape[1:])  # takes no memory
-    writer.affine = np.asarray(volume.affine)
-    header = writer.image().header
-    header.set_slope_inter(1, 0)
-    with written_nifti(path) as file:
-        header.write_to(file)
-        file.write(bytes(header.get_data_offset() - file.tell()))
-        for _, part in volume.chunks():
-            file.write(part[0].permute(2, 1, 0).contiguous().numpy())

@@ -23,8 +23,8 @@ from monai.transforms import Compose
 
 from medsr_monai.data.datasets import SliceDataset
 from medsr_monai.data.dicom.series import DicomSeries
+from medsr_monai.data.find import volume_name
 from medsr_monai.data.pictures import is_picture
-from medsr_monai.data.read import volume_name
 from medsr_monai.records.training_data import FIGURES
 from medsr_monai.transforms.geometry import plane_axis, spacing
 from medsr_monai.transforms.intensity import intensity_range

@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Any
 
 from medsr_monai import __version__
 from medsr_monai.atomic import written_together
-from medsr_monai.data.pictures import QUALITY_SUFFIX
-from medsr_monai.data.read import volume_name
+from medsr_monai.data.find import volume_name
 from medsr_monai.data.stored_volume import StoredVolume
 from medsr_monai.metrics.report import json_values
+from medsr_monai.suffixes import QUALITY_SUFFIX
 from medsr_monai.transforms.geometry import spacing
 from medsr_monai.weights.stated import MAIN_WEIGHTS, METADATA, file_hash, stated_files
 

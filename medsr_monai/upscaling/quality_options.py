@@ -49,7 +49,8 @@ def quality_options(picture: bool, enforce: bool, bound: float | None, noise: fl
 
 def quality_path(output: str | os.PathLike) -> Path:
     """Of an output's picture: ``sr.nii.gz`` has ``sr.quality.png``, which no search takes for an input."""
-    from medsr_monai.data import QUALITY_SUFFIX, volume_name
+    from medsr_monai.data import volume_name
+    from medsr_monai.suffixes import QUALITY_SUFFIX
 
     return Path(output).with_name(volume_name(output) + QUALITY_SUFFIX)
 

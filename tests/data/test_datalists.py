@@ -1,15 +1,101 @@
-"""Images and label maps in two folders: paired by name, split by subject."""
+"""Datalists: volumes, images with label maps, and one's own volumes, split by subject."""
 
 import json
 from pathlib import Path
 
 import pytest
 
-from medsr_monai.data import list_pairs, split_labelled
+from medsr_monai import cli
+from medsr_monai.data import list_pairs, own_datalist, split_labelled, split_volumes
 
 DATA = Path(__file__).parents[2].parent / "shared" / "data"
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="the real volumes of ../shared/data are not here")
 PATTERN = r"SC-[A-Z-]+\d+"
+PARTS = ("training", "validation", "test")
+
+
+def tree(root, *names):
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+    return root
+
+
+def parts(root, split):
+    return [[str(Path(item["image"]).relative_to(root)) for item in split[part]] for part in ("training", "validation")]
+
+
+def test_a_datalist_may_have_further_lists(tmp_path):
+    lists = {part: [{"image": f"{part}.nii.gz"}] for part in ("training", "validation", "test", "spine")}
+    other = {"name": "a", "authors": ["b", "c"], "labels": {"0": "air"}, "empty": []}
+    (tmp_path / "list.json").write_text(json.dumps(lists | other))
+    split = split_volumes(tmp_path, tmp_path / "list.json")
+    assert {part: [item["image"] for item in items] for part, items in split.items()} == {
+        part: [str(tmp_path / f"{part}.nii.gz")] for part in lists
+    }
+
+
+def test_split_by_bids_subject(tmp_path):
+    names = [f"sub-{s}/ses-{v}/anat/sub-{s}_{c}.nii.gz" for s in "abcde" for v in "12" for c in ("T1w", "T2w")]
+    training, validation = parts(tmp_path, split_volumes(tree(tmp_path, *names)))
+    assert sorted(training + validation) == sorted(names)
+    subjects = [{name[:5] for name in part} for part in (training, validation)]
+    assert len(subjects[0]) == 4 and len(subjects[1]) == 1 and not subjects[0] & subjects[1]
+
+
+def test_split_by_bids_label_in_one_folder(tmp_path):
+    names = [f"sub-{s}_{c}.nii.gz" for s in ("01", "02", "03") for c in ("T1w", "T2w")]
+    training, validation = parts(tmp_path, split_volumes(tree(tmp_path, *names)))
+    assert len(training) == 4 and len(validation) == 2
+    assert not {n[:6] for n in training} & {n[:6] for n in validation}
+
+
+@pytest.mark.parametrize("above", ["", "all/", "study/all/"])
+def test_split_by_folder(tmp_path, above):
+    """Also below a common folder: contrasts of one patient never lie on both sides."""
+    names = [f"{above}p{p}/{c}.nii" for p in range(10) for c in ("t1", "t2", "more/flair")]
+    training, validation = parts(tmp_path, split_volumes(tree(tmp_path, *names)))
+    assert sorted(training + validation) == sorted(names)
+    patients = [{n.removeprefix(above).split("/")[0] for n in part} for part in (training, validation)]
+    assert len(patients[0]) == 8 and len(patients[1]) == 2 and not patients[0] & patients[1]
+
+
+@pytest.mark.parametrize("above", ["", "images/"])
+def test_split_by_file(tmp_path, above):
+    names = [f"{above}{i}.nii.gz" for i in range(5)]
+    training, validation = parts(tmp_path, split_volumes(tree(tmp_path, *names)))
+    assert len(training) == 4 and len(validation) == 1 and sorted(training + validation) == names
+
+
+def test_split_fraction_and_seed(tmp_path):
+    tree(tmp_path, *(f"{i}.nii" for i in range(12)))
+    first = parts(tmp_path, split_volumes(tmp_path, seed=1))
+    assert first == parts(tmp_path, split_volumes(tmp_path, seed=1))
+    assert any(first != parts(tmp_path, split_volumes(tmp_path, seed=s)) for s in range(2, 6))
+    assert [len(p) for p in parts(tmp_path, split_volumes(tmp_path, train_fraction=0.0))] == [1, 11]
+    assert [len(p) for p in parts(tmp_path, split_volumes(tmp_path, train_fraction=1.0))] == [11, 1]
+
+
+def test_split_of_two_and_of_one(tmp_path):
+    tree(tmp_path, "a.nii", "b.nii")
+    assert [len(p) for p in parts(tmp_path, split_volumes(tmp_path))] == [1, 1]
+    one = tree(tmp_path / "one", "sub-7_T1w.nii", "sub-7_T2w.nii")
+    with pytest.raises(ValueError, match=r"one: volumes of one subject only \(sub-7\).*datalist"):
+        split_volumes(one)
+
+
+def test_split_by_datalist(tmp_path):
+    datalist = tmp_path / "list.json"
+    datalist.write_text(
+        json.dumps({"training": [{"image": "a.nii"}, {"image": "b.nii"}], "validation": [{"image": "c.nii"}]})
+    )
+    root = tmp_path / "data"
+    assert parts(root, split_volumes(root, datalist)) == [["a.nii", "b.nii"], ["c.nii"]]
+    with pytest.raises(FileNotFoundError, match=r"absent\.json: no such datalist"):
+        split_volumes(root, tmp_path / "absent.json")
+
+
+# images with label maps
 
 
 def make(root, *names, parts=("images", "labels")):
@@ -113,3 +199,46 @@ def test_real_pictures():
     split = split_labelled(DATA / "train/cardiac_cine", validation_dir=DATA / "val/cardiac_cine",
                            subject_pattern=PATTERN)  # fmt: skip
     assert [(len(i), len(set(subjects(i)))) for i in split.values()] == [(98, 11), (32, 4)]
+
+
+# own volumes
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for subject in range(10):
+        for scan in ("t1", "t2"):
+            path = tmp_path / "data" / f"sub-{subject:02}" / f"{scan}.nii.gz"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()  # files are listed, not read
+    return tmp_path / "data"
+
+
+def test_the_command_writes_what_a_training_reads(folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as end:
+        cli.main(["prepare", "own", "--root", "data", "--output", "list.json"])
+    assert end.value.code == 0 and "training: 6 subjects, 12 images, all planes" in capsys.readouterr().out
+    text = (tmp_path / "list.json").read_text()
+    assert str(tmp_path) not in text
+    lists = json.loads(text)
+    subjects = [{item["subject"] for item in lists[part]} for part in PARTS]
+    assert [len(names) for names in subjects] == [6, 2, 2] and len(set.union(*subjects)) == 10
+    split = split_volumes(folder, tmp_path / "list.json")
+    assert [len(split[part]) for part in PARTS] == [12, 4, 4]
+    images = {item["image"] for part in PARTS for item in split[part]}
+    assert images == {str(path) for path in folder.rglob("*.nii.gz")}
+    assert own_datalist(folder) == lists and own_datalist(folder, seed=1) != lists
+
+
+def test_too_few_subjects_and_options_of_others(folder, tmp_path, capsys):
+    for path in list(folder.iterdir())[2:]:
+        for file in path.iterdir():
+            file.unlink()
+    with pytest.raises(ValueError, match=r"volumes of 2 subjects .* need one each"):
+        own_datalist(folder)
+    with pytest.raises(FileNotFoundError, match="no such folder"):
+        own_datalist(tmp_path / "absent")
+    with pytest.raises(SystemExit) as end:
+        cli.main(["prepare", "own", "--root", str(folder), "--contrast", "T1", "--output", str(tmp_path / "x.json")])
+    assert end.value.code == 1 and "leave them out" in capsys.readouterr().err and not (tmp_path / "x.json").exists()
