@@ -34,7 +34,7 @@ VALIDATION_SHARE = TEST_SHARE = 0.15
 
 
 def subject_name(path: Path, root: Path, base: Path) -> str:
-    """A BIDS label (``sub-01``) in the path below ``root``, else what lies directly below ``base``, without suffix."""
+    """Name a file's subject: a BIDS label (``sub-01``) below ``root``, else what lies directly below ``base``."""
     bids = re.search(r"sub-[A-Za-z0-9]+", str(path.relative_to(root)))
     if bids:
         return bids.group()
@@ -42,7 +42,7 @@ def subject_name(path: Path, root: Path, base: Path) -> str:
 
 
 def check_subjects(split: Mapping[str, Sequence[Mapping]]) -> None:
-    """Refuse a split with one ``subject`` in two of its lists; items that name no subject are not looked at.
+    """Refuse a split with one ``subject`` in two of its lists. Items that name no subject are not looked at.
 
     Raises:
         ValueError: names the subject and the lists.
@@ -58,7 +58,7 @@ def check_subjects(split: Mapping[str, Sequence[Mapping]]) -> None:
 
 
 class DataLists(dict):
-    """Data lists by name; asking for one that is not there says which are."""
+    """Data lists by name. Asking for one that is not there raises an error that says which are."""
 
     def __missing__(self, name: str) -> list:
         raise ValueError(f"no list {name!r}: the data have {', '.join(self)}")
@@ -70,7 +70,7 @@ def split_volumes(
     train_fraction: float = 0.8,
     seed: int = 0,
 ) -> dict[str, list[dict[str, str]]]:
-    """Training and validation volumes, as MONAI data lists with the key ``image``.
+    """Split volumes for training and validation, as MONAI data lists with the key ``image``.
 
     The items of a datalist keep their other keys, see :class:`medsr_monai.data.SliceDataset`.
 
@@ -109,7 +109,7 @@ def split_volumes(
 
 
 def volumes_by_subject(root: str | os.PathLike) -> dict[str, list[Path]]:
-    """Volumes of a folder by subject, see :func:`split_volumes`.
+    """Sort the volumes of a folder by subject, see :func:`split_volumes`.
 
     Raises:
         FileNotFoundError: no such folder, or no volumes in it.
@@ -131,7 +131,7 @@ def _is_data_list(items: object) -> bool:
 def split_subjects(
     subjects: Mapping[str, Sequence[dict]], source: str | os.PathLike, train_fraction: float = 0.8, seed: int = 0
 ) -> dict[str, list[dict]]:
-    """Items of the subjects that are drawn for ``training``, and of the others, for ``validation``.
+    """Draw subjects for ``training``, leave the others for ``validation``, and list the items of both.
 
     Raises:
         ValueError: fewer than two subjects; names ``source``.
@@ -167,7 +167,7 @@ def list_pairs(
     subject_pattern: str | None = None,
     label_map: Mapping[str, int] | None = None,
 ) -> list[dict]:
-    r"""Items of the files below ``images/`` and the files of the same names below ``labels/``, sorted by name.
+    r"""Pair the files below ``images/`` with those of the same names below ``labels/``, sorted by name.
 
     Args:
         dataset_dir: folder that holds both; the files are NIfTI or FreeSurfer volumes or pictures of slices.
@@ -227,7 +227,7 @@ def split_labelled(
     train_fraction: float = 0.8,
     seed: int = 0,
 ) -> dict[str, list[dict]]:
-    """Training and validation images with their label maps, as MONAI data lists with ``image`` and ``label``.
+    """Split images and their label maps for training and validation, as MONAI data lists with ``image`` and ``label``.
 
     Args:
         dataset_dir: folder with ``images/`` and ``labels/`` (see :func:`list_pairs`), or the base folder of the
@@ -266,7 +266,7 @@ def split_labelled(
 
 
 def own_datalist(root: str | os.PathLike, *, seed: int = 0) -> dict:
-    """MONAI datalist of all volumes of a folder: ``training``, ``validation`` and ``test``, drawn by subject.
+    """Make a MONAI datalist of all volumes of a folder: ``training``, ``validation`` and ``test``, drawn by subject.
 
     Files are listed, not read. A subject is what :func:`medsr_monai.data.split_volumes` takes for one.
 
@@ -308,7 +308,7 @@ def own_datalist(root: str | os.PathLike, *, seed: int = 0) -> dict:
 
 
 def write_datalist(datalist: Mapping, path: str | os.PathLike) -> None:
-    """Write a datalist as JSON, one line an item, in one go: never half a file."""
+    """Write a datalist as JSON, one line an item. The file is there whole or not at all."""
     fields = []
     for key, value in datalist.items():
         text = json.dumps(value)

@@ -14,7 +14,7 @@ __all__ = ["find_volumes", "holds_volumes", "list_volumes", "sample_volume", "vo
 
 
 def volume_name(path: str | os.PathLike) -> str:
-    """File name without its image suffix: ``sub-1_T1w.nii.gz`` gives ``sub-1_T1w``."""
+    """Give a file's name without its image suffix: ``sub-1_T1w.nii.gz`` gives ``sub-1_T1w``."""
     name = Path(path).name
     suffixes = sorted((*VOLUME_SUFFIXES, PAIR_SUFFIX, *PICTURE_SUFFIXES, ".dcm"), key=len, reverse=True)
     suffix = next((s for s in suffixes if name.lower().endswith(s)), "")
@@ -22,7 +22,7 @@ def volume_name(path: str | os.PathLike) -> str:
 
 
 def find_volumes(folder: str | os.PathLike, pictures: bool = False) -> list[str]:
-    """NIfTI and FreeSurfer volumes below a folder, sorted; hidden files are left out.
+    """List the NIfTI and FreeSurfer volumes below a folder, sorted; hidden files are left out.
 
     Args:
         folder: searched with the folders below it.
@@ -54,15 +54,15 @@ def _volumes_below(root: Path) -> list[str]:
 
 
 def holds_volumes(folder: str | os.PathLike) -> bool:
-    """Whether volumes other than DICOM lie below a folder, see :func:`find_volumes`."""
+    """Say whether volumes other than DICOM lie below a folder, see :func:`find_volumes`."""
     return bool(_volumes_below(Path(folder)))
 
 
 def list_volumes(dataset_dir: str | os.PathLike) -> list[dict[str, str]]:
-    """MONAI data list with the key ``image``: the folder itself if it is a DICOM study, else what lies below it.
+    """Make a MONAI data list with the key ``image`` of a folder: of itself if it is a DICOM study, else of its files.
 
-    These are its volumes; where there is none, its pictures (see :func:`medsr_monai.data.find_pictures`). Pictures
-    beside volumes are taken for figures of them, and left alone.
+    These are the volumes below it or, where there is none, the pictures (see
+    :func:`medsr_monai.data.find_pictures`). Pictures beside volumes are taken for figures of them, and left alone.
 
     Raises:
         FileNotFoundError: no such folder, or neither volume nor picture in it.
@@ -84,5 +84,5 @@ def list_volumes(dataset_dir: str | os.PathLike) -> list[dict[str, str]]:
 
 
 def sample_volume() -> Path:
-    """Path of the small real volume that ships with the package (see ``sample/LICENSE.md``)."""
+    """Give the path of the small real volume that ships with the package (see ``sample/LICENSE.md``)."""
     return Path(__file__).parent / "sample" / "brain_t1w.nii.gz"

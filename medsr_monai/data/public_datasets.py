@@ -197,7 +197,7 @@ PUBLIC_DATASETS = {
         contrasts=("T1", "T2"),
     ),
 }
-"""By the name that ``medsr prepare`` takes.
+"""The datasets by the name that ``medsr prepare`` takes.
 
 Of the papers' training subjects a tenth is the validation part here, so that no test subject chooses a model; the RDST
 authors validate on as many test subjects. IXI has its validation subjects from the TransMRSR paper.
@@ -303,7 +303,7 @@ def prepare_datalist(
     contrast: str | None = None,
     all_subjects: bool = False,
 ) -> dict:
-    """MONAI datalist of a public dataset, with its paper's slices, crops, label map and numbers of subjects.
+    """Make a MONAI datalist of a public dataset, with its paper's slices, crops, label map and numbers of subjects.
 
     Files are read, none is written. Subjects with a missing or damaged file, and scans without a slice to take, are
     left out with a warning. Subjects, never scans, are split.

@@ -30,16 +30,17 @@ __all__ = ["MAX_FORMS_APART", "LoadVolumed", "check_nifti", "check_same_grid", "
 logger = logging.getLogger(__name__)
 
 MAX_FORMS_APART = 0.1
-"""Largest distance, in voxels, between a volume's corners by qform and by sform."""
+"""A volume whose corners by qform and by sform lie further apart than this, in voxels, is refused."""
 QFORM_PRECISION = 5e-4
-"""Radians by which a qform may be off unnoticed: of its quaternion, three numbers are stored, as float32."""
+"""A qform may be off by this angle in radians, since it stores three numbers of its quaternion as float32."""
 MAX_INFLATION = 1100
-"""By how much gzip's files can grow at most when they are unpacked."""
+"""No gzip file grows by more than this factor when it is unpacked."""
 MILLIMETRES = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}
-"""In a unit of length of a NIfTI file, by its code: unknown, metre, millimetre, micrometre."""
+"""Millimetres in a NIfTI file's unit of length, by the unit's code in the header: unknown, metre, millimetre, micrometre."""
 MAX_FORM_CODE = 5
+"""The largest code of a qform or sform that the NIfTI standard defines."""
 MAX_SHEAR = 0.01
-"""Largest cosine between two voxel axes; above it slices are skewed and in-plane super-resolution shifts anatomy."""
+"""Two voxel axes may have this cosine at most. Beyond it slices are skewed, and finer planes shift the anatomy."""
 
 
 def check_nifti(path: str | os.PathLike, frame: int | None = None) -> None:
@@ -289,7 +290,7 @@ class LoadVolumed(MapTransform):
     def load(
         self, path: str | os.PathLike | DicomSeries | Sequence[str | os.PathLike], orientation: str | None = None
     ) -> MetaTensor:
-        """One volume, or one of several channels; ``orientation`` is that of Analyze files."""
+        """Read one volume, of several channels if ``path`` is a list; ``orientation`` is that of Analyze files."""
         if isinstance(path, DicomSeries):
             return self._load_series(path)
         if isinstance(path, (str, os.PathLike)):

@@ -21,7 +21,7 @@ FORMATS = ("nii.gz", "png")
 
 
 def list_latents(count: int, style_dim: int, seed: int = 0) -> list[dict[str, object]]:
-    """Latents from N(0, I) as a MONAI data list: ``[{"latent": [style_dim], "name": "seed0_0000"}, ...]``.
+    """Draw latents from N(0, I), a MONAI data list: ``[{"latent": [style_dim], "name": "seed0_0000"}, ...]``.
 
     Number k of a seed is the same whatever the count.
 

@@ -13,7 +13,7 @@ from monai.data import MetaTensor
 __all__ = ["CHUNK_BYTES", "StoredVolume"]
 
 CHUNK_BYTES = 2**25
-"""Of what is read at a time to be written again."""
+"""So many bytes are read at a time to be written again."""
 
 
 class StoredVolume:
@@ -55,14 +55,14 @@ class StoredVolume:
         self.close()
 
     def close(self) -> None:
-        """Remove the file; the metadata stay."""
+        """Remove the file. The metadata stay."""
         self.file.close()
 
     def numel(self) -> int:
         return self.shape.numel()
 
     def narrow(self, axis: int, start: int, length: int) -> torch.Tensor:
-        """A part along one axis, 0 to 3."""
+        """Read a part along one axis, 0 to 3."""
         return self[(slice(None),) * axis + (slice(start, start + length),)]
 
     def __getitem__(self, position: tuple[slice, ...]) -> torch.Tensor:
@@ -90,7 +90,7 @@ class StoredVolume:
         self.greatest = torch.maximum(self.greatest, torch.from_numpy(part.max(rest)))
 
     def chunks(self) -> Iterator[tuple[int, torch.Tensor]]:
-        """Parts of whole planes along Z, in order: where each begins, and its voxels [C, X, Y, n]."""
+        """Read parts of whole planes along Z, in order: where each begins, and its voxels [C, X, Y, n]."""
         thickness = max(1, CHUNK_BYTES * self.shape[3] // (4 * self.numel()))
         for start in range(0, self.shape[3], thickness):
             yield start, self.narrow(3, start, min(thickness, self.shape[3] - start))

@@ -29,7 +29,7 @@ from medsr_monai.transforms.geometry import describe_grid, format_edges, spacing
 __all__ = ["NiftiWriter", "SaveVolumed", "describe_volume", "write_stored", "write_volume", "write_voxels"]
 
 NIFTI1_LONGEST = 32767
-"""The most voxels a side that NIfTI-1 holds."""
+"""NIfTI-1 holds no side of more voxels."""
 
 
 class NiftiWriter(NibabelWriter):
@@ -50,7 +50,7 @@ class NiftiWriter(NibabelWriter):
             self.data_obj = self.data_obj[..., 0]
 
     def image(self, **kwargs: object) -> nibabel.Nifti1Image:
-        """What is written, with its header."""
+        """Make the image that is written, with its header."""
         affine = np.eye(4) if self.affine is None else np.asarray(self.affine, dtype=float)
         kind = nibabel.Nifti2Image if max(self.data_obj.shape) > NIFTI1_LONGEST else nibabel.Nifti1Image
         image = kind(np.asarray(self.data_obj, dtype=self.output_dtype), affine, **kwargs)
@@ -167,14 +167,14 @@ def write_stored(volume: StoredVolume, path: str | os.PathLike) -> None:
 
 
 def write_volume(volume: MetaTensor, path: Path) -> None:
-    """Write a volume as the path's suffix says, folders too; errors name the file."""
+    """Write a volume as the path's suffix says. Missing folders are made, and errors name the file."""
     with naming(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_voxels(volume, path)
 
 
 def write_voxels(volume: MetaTensor | StoredVolume, path: Path) -> None:
-    """Write a volume as the path's suffix says; errors do not name the file, which may be a temporary one."""
+    """Write a volume as the path's suffix says. Errors do not name the file, which may be a temporary one."""
     if isinstance(volume, StoredVolume):
         write_stored(volume, path)
         return
@@ -188,6 +188,7 @@ def write_voxels(volume: MetaTensor | StoredVolume, path: Path) -> None:
 
 
 def describe_volume(volume: MetaTensor | StoredVolume) -> str:
+    """Say in words how many voxels of which size a volume has, or pixels of a picture."""
     if "picture" in volume.meta:
         size = f" of {format_edges(spacing(volume.affine)[:2])} mm" if volume.meta["picture_spacing"] == "file" else ""
         return f"{volume.shape[1]}x{volume.shape[2]} pixels{size}"
