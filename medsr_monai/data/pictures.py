@@ -65,7 +65,7 @@ def find_pictures(folder: str | os.PathLike) -> list[str]:
 
 
 def output_suffix(path: str | os.PathLike) -> str:
-    """Give the suffix of a picture that is made of the picture ``path`` if the user names none; it is one without loss."""
+    """Give the suffix, of a format without loss, of a picture that is made of the picture ``path``."""
     suffix = Path(path).suffix.lower()
     return suffix if suffix in (".png", ".tif", ".tiff") else ".png"
 

@@ -36,7 +36,7 @@ QFORM_PRECISION = 5e-4
 MAX_INFLATION = 1100
 """No gzip file grows by more than this factor when it is unpacked."""
 MILLIMETRES = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}
-"""Millimetres in a NIfTI file's unit of length, by the unit's code in the header: unknown, metre, millimetre, micrometre."""
+"""The length in mm of a NIfTI file's unit by its code in the header: unknown, metre, millimetre, micrometre."""
 MAX_FORM_CODE = 5
 """The largest code of a qform or sform that the NIfTI standard defines."""
 MAX_SHEAR = 0.01
