@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-__all__ = ["NIFTI_SUFFIXES", "PAIR_SUFFIX", "PICTURE_SUFFIXES", "QUALITY_SUFFIX", "VOLUME_SUFFIXES"]
+__all__ = ["GZIP_SUFFIXES", "NIFTI_SUFFIXES", "PAIR_SUFFIX", "PICTURE_SUFFIXES", "QUALITY_SUFFIX", "VOLUME_SUFFIXES"]
 
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
 VOLUME_SUFFIXES = (*NIFTI_SUFFIXES, ".mgz", ".mgh")
 """Of NIfTI and FreeSurfer volumes. DICOM files are known by their content."""
+GZIP_SUFFIXES = (".gz", ".mgz")
+"""Of files that gzip compresses."""
 PAIR_SUFFIX = ".img"
 """Of the file that holds the voxels of an Analyze or NIfTI pair. It is read where it is named, never searched for."""
 PICTURE_SUFFIXES = (".png", ".tif", ".tiff", ".jpg", ".jpeg")

@@ -20,9 +20,10 @@ from medsr_monai.data.dicom.images import is_dicom_file, is_dicom_folder
 from medsr_monai.data.dicom.series import DicomSeries, one_series
 from medsr_monai.data.dicom.slices import is_zip
 from medsr_monai.data.find import holds_volumes
+from medsr_monai.data.gzip_stream import check_gzip
 from medsr_monai.data.pictures import is_picture, load_picture
 from medsr_monai.errors import is_out_of_memory
-from medsr_monai.suffixes import PAIR_SUFFIX, VOLUME_SUFFIXES
+from medsr_monai.suffixes import GZIP_SUFFIXES, PAIR_SUFFIX, VOLUME_SUFFIXES
 from medsr_monai.transforms.geometry import implausible_grid, outer_corners, spacing
 
 __all__ = ["MAX_FORMS_APART", "LoadVolumed", "check_nifti", "check_same_grid", "forms_apart", "read_grid"]
@@ -98,7 +99,7 @@ def _check_size(path: Path, image: nibabel.spatialimages.SpatialImage) -> None:
     voxels = image.dataobj
     promised = math.prod(map(int, voxels.shape)) * voxels.dtype.itemsize
     file = Path(image.file_map["image"].filename)
-    held = file.stat().st_size * (MAX_INFLATION if file.name.lower().endswith((".gz", ".mgz")) else 1) - voxels.offset
+    held = file.stat().st_size * (MAX_INFLATION if file.name.lower().endswith(GZIP_SUFFIXES) else 1) - voxels.offset
     if held < promised:
         raise ValueError(
             f"{path}: cannot be read to its end ({tuple(voxels.shape)} voxels are {promised} bytes, the file holds "
@@ -262,8 +263,8 @@ class LoadVolumed(MapTransform):
 
     Raises:
         FileNotFoundError, ValueError: see :func:`check_nifti` and :func:`medsr_monai.data.one_series`; also for
-            truncated files, Analyze files without a stated orientation, and files of a list that do not lie in the
-            grid of its first.
+            files that are truncated or whose checksum is wrong, Analyze files without a stated orientation, and files
+            of a list that do not lie in the grid of its first.
     """
 
     labels = False
@@ -313,6 +314,8 @@ class LoadVolumed(MapTransform):
             return self._load_series(one_series(path))
         check_nifti(path, self.frame)
         try:
+            if Path(path).name.lower().endswith(GZIP_SUFFIXES):
+                check_gzip(path)
             volume = self.loader(str(path), reader=NibabelReader(squeeze_non_spatial_dims=True))
         except Exception as error:  # gzip, zlib and nibabel raise many kinds
             if is_out_of_memory(error):

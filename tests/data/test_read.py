@@ -79,6 +79,48 @@ def test_truncated_files(tmp_path, name, kept):
     refused(path, "cannot be read to its end", "damaged file?")
 
 
+def flips(path, count, seed=0):
+    """Copies of a file, each with one bit changed: evenly spread, and the last eight bytes among them."""
+    raw = path.read_bytes()
+    places = [*np.linspace(10, len(raw) - 9, count).astype(int), *range(len(raw) - 8, len(raw))]
+    for place, bit in zip(places, np.random.default_rng(seed).integers(0, 8, len(places)), strict=True):
+        changed = bytearray(raw)
+        changed[place] ^= 1 << int(bit)
+        yield changed
+
+
+@pytest.mark.parametrize("name", ["a.nii.gz", "a.mgz"])
+@pytest.mark.parametrize("frames", [(), (3,)])
+def test_a_changed_bit_of_a_compressed_file_never_passes(tmp_path, name, frames):
+    """The checksum stands behind the last voxel, where readers of voxels do not come by themselves."""
+    data = values((12, 12, 12, *frames))
+    kind = nibabel.MGHImage if name.endswith("mgz") else nibabel.Nifti1Image
+    nibabel.save(kind(data, AFFINE), tmp_path / name)
+    frame = 0 if frames else None  # which lies at the beginning of the file
+    before = load(tmp_path / name, frame=frame)
+    assert np.array_equal(before[0].numpy(), data[..., 0] if frames else data)
+    refusals = 0
+    for changed in flips(tmp_path / name, 60):
+        (tmp_path / name).write_bytes(changed)
+        try:
+            volume = load(tmp_path / name, frame=frame)
+        except ValueError as error:
+            assert str(error).startswith(f"{tmp_path / name}: ") and "\n" not in str(error)
+            refusals += 1
+        else:
+            assert torch.equal(volume, before) and np.array_equal(volume.affine, before.affine)
+    assert refusals > 60
+
+
+@pytest.mark.parametrize("place", [-8, -1])
+def test_checksum_and_length_of_a_compressed_file(tmp_path, place):
+    path = save(tmp_path / "a.nii.gz")
+    raw = bytearray(path.read_bytes())
+    raw[place] ^= 1
+    path.write_bytes(raw)
+    refused(path, "cannot be read to its end", "damaged file?")
+
+
 def test_header_cut_short(tmp_path):
     path = save(tmp_path / "a.nii")
     path.write_bytes(path.read_bytes()[:200])
