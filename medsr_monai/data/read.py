@@ -40,6 +40,10 @@ MILLIMETRES = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}
 """The length in mm of a NIfTI file's unit by its code in the header: unknown, metre, millimetre, micrometre."""
 MAX_FORM_CODE = 5
 """The largest code of a qform or sform that the NIfTI standard defines."""
+MAX_STEP = 0.02
+"""Networks compute in float32, whose steps may be this share of a volume's range at most; a tenth of it is told."""
+EXACT = 2**24
+"""Up to here float32 holds all whole numbers."""
 MAX_SHEAR = 0.01
 """Two voxel axes may have this cosine at most. Beyond it slices are skewed, and finer planes shift the anatomy."""
 
@@ -263,8 +267,9 @@ class LoadVolumed(MapTransform):
 
     Raises:
         FileNotFoundError, ValueError: see :func:`check_nifti` and :func:`medsr_monai.data.one_series`; also for
-            files that are truncated or whose checksum is wrong, Analyze files without a stated orientation, and files
-            of a list that do not lie in the grid of its first.
+            files that are truncated or whose checksum is wrong, values whose offset leaves float32 too few steps for
+            their range, Analyze files without a stated orientation, and files of a list that do not lie in the grid of
+            its first.
     """
 
     labels = False
@@ -326,16 +331,35 @@ class LoadVolumed(MapTransform):
         # of an Analyze file and of other units than mm the reader does not know it
         volume.affine = torch.as_tensor(read_grid(path, orientation)[1])
         volume.meta["original_affine"] = volume.affine.numpy().copy()
-        return volume.to(torch.float32)
+        volume = volume.to(torch.float32)
+        if not self.labels:
+            _check_steps(path, volume.as_tensor().numpy())
+        return volume
 
     def _load_series(self, series: DicomSeries) -> MetaTensor:
         if self.frame not in (None, 0):
             raise ValueError(f"{series.source}: frame {self.frame} asked for, a DICOM series is read as frame 0 only")
-        voxels = torch.from_numpy(series.read())[None]
+        voxels = series.read()
+        _check_steps(series.source, voxels)
+        voxels = torch.from_numpy(voxels)[None]
         meta = {"filename_or_obj": series.source, "spatial_shape": np.array(series.shape), "space": SpaceKeys.RAS}
         meta["original_affine"] = series.affine.copy()
         meta["original_channel_dim"] = float("nan")  # without it MONAI's writers take a single slice for 2D
         return MetaTensor(voxels, affine=torch.from_numpy(series.affine), meta=meta)
+
+
+def _check_steps(path: str | os.PathLike, voxels: np.ndarray) -> None:
+    """Refuse values so far from zero that float32 holds too few of them; zeros, such as a mask's, are not counted."""
+    counted = np.isfinite(voxels) & (voxels != 0)
+    low, high = (float(f(voxels, where=counted, initial=start)) for f, start in ((np.min, np.inf), (np.max, -np.inf)))
+    if low > high or (low == high and abs(low) < EXACT):
+        return
+    step = float(np.spacing(np.float32(max(abs(low), abs(high)))))
+    told = f"{path}: values from {low:.9g} to {high:.9g}, where float32 has steps of {step:g}"
+    if step > MAX_STEP * (high - low):
+        raise ValueError(f"{told}, too coarse for their range: subtract an offset, and add it to the result in float64")
+    if step > MAX_STEP / 10 * (high - low):
+        logger.warning("%s, to which they are rounded: subtract the offset if this matters", told)
 
 
 def _is_dicom(path: str | os.PathLike) -> bool:

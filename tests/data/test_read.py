@@ -250,6 +250,32 @@ def test_slope_and_intercept(tmp_path):
     np.testing.assert_allclose(load(path)[0].numpy(), stored * 0.5 - 1024)
 
 
+@pytest.mark.parametrize("dtype", ["f8", "f4", "i4"])
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("masked", [False, True])
+def test_an_offset_that_eats_the_range(tmp_path, dtype, sign, masked, caplog):
+    """float32 has steps of 64 at 1e9, and of 1/16 at 1e6."""
+    signal = np.linspace(0, 10, 7 * 6 * 5).reshape(7, 6, 5)
+    outside = np.arange(7)[:, None, None] < (3 if masked else 0)
+
+    def made(offset, scale=1):
+        data = np.where(outside, 0, sign * (offset + scale * signal))
+        return save(tmp_path / "a.nii", data.round().astype(dtype) if dtype == "i4" else data.astype(dtype))
+
+    np.testing.assert_allclose(load(made(1e6))[0].numpy(), np.asarray(nibabel.load(made(1e6)).dataobj), atol=0.032)
+    assert "steps of 0.0625, to which they are rounded" in caplog.text
+    for offset, scale in ((1e9, 1), (1e9, 20), (3e7, 1)):
+        refused(made(offset, scale), "where float32 has steps of", "subtract an offset")
+    caplog.clear()
+    assert load(made(1e9, 5e6)).isfinite().all() and "rounded" not in caplog.text  # the steps are small for this range
+
+
+@pytest.mark.parametrize("value", [0.1, 1e-12, 1.0])
+def test_masks_are_no_matter_of_steps(tmp_path, value):
+    mask = value * (values() > 100)
+    np.testing.assert_array_equal(load(save(tmp_path / "a.nii", mask))[0].numpy(), mask.astype(np.float32))
+
+
 def test_freesurfer(tmp_path):
     data = values(dtype=np.uint8)
     nibabel.save(nibabel.MGHImage(data, AFFINE), tmp_path / "a.mgz")
