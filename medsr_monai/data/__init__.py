@@ -17,13 +17,21 @@ from .dicom.images import is_dicom_file, is_dicom_folder, is_flat_image, read_di
 from .dicom.series import DicomSeries, find_series, one_series
 from .dicom.slices import DicomSlice, is_zip
 from .dicom.writer import check_series_folder, save_dicom_slices, write_dicom_series
-from .find import find_volumes, holds_volumes, list_volumes, sample_volume, volume_name
+from .find import (
+    find_pictures,
+    find_volumes,
+    holds_volumes,
+    list_volumes,
+    pair_of,
+    sample_volume,
+    tell_left_out,
+    volume_name,
+)
 from .label_maps import LoadLabeld
 from .pictures import (
     PICTURE_SUFFIXES,
     QUALITY_SUFFIX,
     check_format,
-    find_pictures,
     is_picture,
     load_picture,
     output_suffix,

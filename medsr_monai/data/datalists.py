@@ -12,7 +12,8 @@ import numpy as np
 from monai.data import load_decathlon_datalist
 
 from medsr_monai.atomic import written_atomically
-from medsr_monai.data.find import find_volumes, volume_name
+from medsr_monai.data.find import find_volumes, pair_of, volume_name
+from medsr_monai.data.folder import files_below
 from medsr_monai.data.pictures import is_picture, with_slices
 from medsr_monai.suffixes import VOLUME_SUFFIXES
 
@@ -154,11 +155,10 @@ def _files(folder: Path) -> dict[str, Path]:
         raise FileNotFoundError(
             f"{folder}: no such folder: expected images/ and labels/ with equal file names, or give a datalist"
         )
-    found = {p.relative_to(folder).as_posix(): p for p in sorted(folder.rglob("*")) if p.is_file()}
     return {
-        name: path
-        for name, path in found.items()
-        if (name.lower().endswith(VOLUME_SUFFIXES) or is_picture(path)) and not re.search(r"(^|/)\.", name)
+        path.relative_to(folder).as_posix(): path
+        for path in sorted(files_below(folder), key=str)
+        if path == pair_of(path)[-1] and (path.name.lower().endswith(VOLUME_SUFFIXES) or is_picture(path))
     }
 
 

@@ -15,7 +15,7 @@ from monai.data import MetaTensor
 from PIL import Image, ImageOps
 
 from medsr_monai.atomic import written_atomically
-from medsr_monai.data.dicom.images import is_dicom_file, is_flat_image, read_dicom_image
+from medsr_monai.data.dicom.images import is_dicom_file, read_dicom_image
 from medsr_monai.suffixes import PICTURE_SUFFIXES, QUALITY_SUFFIX
 from medsr_monai.transforms.geometry import spacing
 
@@ -23,7 +23,6 @@ __all__ = [
     "PICTURE_SUFFIXES",
     "QUALITY_SUFFIX",
     "check_format",
-    "find_pictures",
     "is_picture",
     "load_picture",
     "output_suffix",
@@ -46,22 +45,6 @@ JPEG_DENSITY = 65535
 def is_picture(path: str | os.PathLike) -> bool:
     """Say whether a path has the suffix of a picture, or is a DICOM file."""
     return Path(path).name.lower().endswith(PICTURE_SUFFIXES) or is_dicom_file(path)
-
-
-def find_pictures(folder: str | os.PathLike) -> list[str]:
-    """List the pictures below a folder, sorted.
-
-    Hidden files, quality pictures and DICOM slices of a volume are left out.
-    """
-    root = Path(folder)
-    files = (p for p in sorted(root.rglob("*")) if not any(n.startswith(".") for n in p.relative_to(root).parts))
-    return [
-        str(p)
-        for p in files
-        if p.is_file()
-        and not p.name.endswith(QUALITY_SUFFIX)
-        and (p.name.lower().endswith(PICTURE_SUFFIXES) or (is_dicom_file(p) and is_flat_image(p)))
-    ]
 
 
 def output_suffix(path: str | os.PathLike) -> str:

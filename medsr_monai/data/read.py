@@ -19,11 +19,11 @@ from monai.utils import SpaceKeys
 from medsr_monai.data.dicom.images import is_dicom_file, is_dicom_folder
 from medsr_monai.data.dicom.series import DicomSeries, one_series
 from medsr_monai.data.dicom.slices import is_zip
-from medsr_monai.data.find import holds_volumes
+from medsr_monai.data.find import holds_volumes, pair_of
 from medsr_monai.data.gzip_stream import check_gzip
 from medsr_monai.data.pictures import is_picture, load_picture
 from medsr_monai.errors import is_out_of_memory
-from medsr_monai.suffixes import GZIP_SUFFIXES, PAIR_SUFFIX, VOLUME_SUFFIXES
+from medsr_monai.suffixes import GZIP_SUFFIXES, UNREAD_SUFFIXES, VOLUME_SUFFIXES
 from medsr_monai.transforms.geometry import implausible_grid, outer_corners, spacing
 
 __all__ = ["MAX_FORMS_APART", "LoadVolumed", "check_nifti", "check_same_grid", "forms_apart", "read_grid"]
@@ -52,7 +52,7 @@ def check_nifti(path: str | os.PathLike, frame: int | None = None) -> None:
     """Refuse a file that is no 3D volume with a sound geometry; only its header is read.
 
     Args:
-        path: NIfTI or FreeSurfer file, or the ``.img`` of an Analyze or NIfTI pair.
+        path: NIfTI or FreeSurfer file, or either file of an Analyze or NIfTI pair.
         frame: taken from a 4D file, counted from 0; None for 3D files.
 
     Raises:
@@ -66,10 +66,15 @@ def check_nifti(path: str | os.PathLike, frame: int | None = None) -> None:
         raise ValueError(f"{path}: neither a file nor a folder (a pipe?), save what it holds to a file first")
     if path.is_dir():
         raise ValueError(f"{path}: a folder without DICOM images, give a volume file or the folder of a DICOM series")
-    if not path.name.lower().endswith((*VOLUME_SUFFIXES, PAIR_SUFFIX)):
-        raise ValueError(f"{path}: not a volume file, expected {', '.join(VOLUME_SUFFIXES)} or a DICOM folder")
-    if path.stat().st_size == 0:
-        raise ValueError(f"{path}: the file is empty")
+    if not path.name.lower().endswith(VOLUME_SUFFIXES):
+        remedy = ": convert it to NIfTI first" if path.name.lower().endswith(UNREAD_SUFFIXES) else ""
+        remedy = ": rename it to .mgz" if path.name.lower().endswith(".mgh.gz") else remedy
+        raise ValueError(f"{path}: not a volume file, expected {', '.join(VOLUME_SUFFIXES)} or a DICOM folder{remedy}")
+    for part in pair_of(path):
+        if not part.is_file():
+            raise FileNotFoundError(f"{path}: a pair of two files, {part.name} is not there")
+        if part.stat().st_size == 0:
+            raise ValueError(f"{path}: the file is empty" if part == path else f"{path}: {part.name} is empty")
     try:
         image = nibabel.load(path)
         dtype, shape = image.get_data_dtype(), image.shape
@@ -319,8 +324,9 @@ class LoadVolumed(MapTransform):
             return self._load_series(one_series(path))
         check_nifti(path, self.frame)
         try:
-            if Path(path).name.lower().endswith(GZIP_SUFFIXES):
-                check_gzip(path)
+            for part in pair_of(path):
+                if part.name.lower().endswith(GZIP_SUFFIXES):
+                    check_gzip(part)
             volume = self.loader(str(path), reader=NibabelReader(squeeze_non_spatial_dims=True))
         except Exception as error:  # gzip, zlib and nibabel raise many kinds
             if is_out_of_memory(error):
