@@ -19,7 +19,9 @@ from monai.transforms import (
 )
 from monai.utils import ensure_tuple_rep
 
-from medsr_monai.data.volumes import LoadLabeld, LoadVolumed, SaveVolumed
+from medsr_monai.data.label_maps import LoadLabeld
+from medsr_monai.data.read import LoadVolumed
+from medsr_monai.data.write import SaveVolumed
 from medsr_monai.transforms.colour import MergeChromad, SplitLumad
 from medsr_monai.transforms.degradation import RandDegraded, describe_degradation
 from medsr_monai.transforms.geometry import MatchCornersd, SyncRefMetad
@@ -54,7 +56,7 @@ def load_volume(
     A list of files, such as modalities, gives [C, X, Y, Z], each channel with its own range.
 
     Voxels stay where they are: no reorientation, no resampling, no padding. Bad input raises the one-line errors of
-    :mod:`medsr_monai.data.volumes`.
+    :mod:`medsr_monai.data.read`.
 
     Args:
         key: dictionary key that holds the path or paths.

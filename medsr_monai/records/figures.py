@@ -13,8 +13,8 @@ from monai.data import MetaTensor
 from monai.transforms import Compose
 
 from medsr_monai.data.datasets import SliceDataset
+from medsr_monai.data.find import volume_name
 from medsr_monai.data.pictures import is_picture
-from medsr_monai.data.volumes import volume_name
 from medsr_monai.records.training_data import FIGURES, TrainingGroup
 from medsr_monai.transforms.geometry import plane_axis, spacing
 from medsr_monai.transforms.intensity import intensity_range

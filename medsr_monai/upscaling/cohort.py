@@ -27,7 +27,8 @@ from medsr_monai.records.sidecar import (
     why_redo,
     without_folders,
 )
-from medsr_monai.upscaling.cases import NIFTI_SUFFIXES, Case, find_cases
+from medsr_monai.suffixes import NIFTI_SUFFIXES
+from medsr_monai.upscaling.cases import Case, find_cases
 from medsr_monai.upscaling.dicom_output import find_dicom_cases
 from medsr_monai.upscaling.memory import parse_size
 from medsr_monai.upscaling.quality import check_pictures

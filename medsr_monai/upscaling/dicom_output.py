@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from medsr_monai.atomic import check_input
-from medsr_monai.upscaling.cases import NIFTI_SUFFIXES, Case
+from medsr_monai.suffixes import NIFTI_SUFFIXES
+from medsr_monai.upscaling.cases import Case
 
 if TYPE_CHECKING:
     import pydicom

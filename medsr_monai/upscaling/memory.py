@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from medsr_monai.upscaling.cases import VOLUME_SUFFIXES
+from medsr_monai.suffixes import VOLUME_SUFFIXES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

@@ -15,10 +15,11 @@ from monai.transforms import Compose
 from skimage.filters import threshold_otsu
 
 from medsr_monai.atomic import check_output, written_atomically
-from medsr_monai.data import QUALITY_SUFFIX, stored_values, volume_name
+from medsr_monai.data import stored_values, volume_name
 from medsr_monai.inferers import DataConsistency, Residual
 from medsr_monai.metrics import PlaneRow, estimate_noise, quality_grid
 from medsr_monai.records.sidecar import is_ours
+from medsr_monai.suffixes import QUALITY_SUFFIX
 from medsr_monai.transforms import (
     EDGES,
     MergeChromad,

@@ -10,6 +10,8 @@ import pydicom
 import pydicom.misc
 from pydicom.errors import InvalidDicomError
 
+from medsr_monai.data.dicom.pixels import decoded_pixels
+
 __all__ = ["is_dicom_file", "is_dicom_folder", "is_flat_image", "read_dicom_image"]
 
 
@@ -77,13 +79,7 @@ def read_dicom_image(path: str | os.PathLike) -> tuple[np.ndarray, tuple[float, 
     photometric = str(header.get("PhotometricInterpretation"))
     if photometric == "PALETTE COLOR":
         raise ValueError(f"{path}: DICOM with a colour palette, convert it to RGB first")
-    try:
-        pixels = _pixels(header)
-    except MemoryError:
-        raise
-    except Exception as error:  # codecs raise many kinds
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"{path}: the DICOM image cannot be decoded ({reason})") from error
+    pixels = decoded_pixels(header, path)
     if pixels.dtype.kind not in "ui" or header.BitsStored > 16:
         raise ValueError(f"{path}: DICOM with {header.BitsStored} bits a pixel, expected up to 16")
     if photometric == "MONOCHROME1":
@@ -92,11 +88,3 @@ def read_dicom_image(path: str | os.PathLike) -> tuple[np.ndarray, tuple[float, 
         pixels = pixels.astype(np.uint8 if header.BitsAllocated == 8 else np.uint16)
     edges = header.get("PixelSpacing")
     return pixels, (float(edges[1]), float(edges[0])) if edges and min(map(float, edges)) > 0 else None
-
-
-def _pixels(header: pydicom.Dataset) -> np.ndarray:
-    if header.get("SamplesPerPixel", 1) == 1:
-        return header.pixel_array
-    from pydicom.pixels import pixel_array  # of pydicom 3, which turns YBR to RGB
-
-    return pixel_array(header)

@@ -16,6 +16,8 @@ from typing import Any, BinaryIO
 import pydicom
 from pydicom.errors import InvalidDicomError
 
+from medsr_monai.data.folder import files_below
+
 __all__ = ["DicomFiles", "DicomSlice", "is_zip", "read_slices"]
 
 PREAMBLE = 132
@@ -112,11 +114,7 @@ class DicomFiles:
         if self.archive is not None:
             names = [info.filename for info in self.archive.infolist() if not info.is_dir()]
         elif self.root.is_dir():
-            names = [
-                os.path.relpath(os.path.join(folder, name), self.root)
-                for folder, _, files in os.walk(self.root)
-                for name in files
-            ]
+            names = [os.path.relpath(path, self.root) for path in files_below(self.root) if path.is_file()]
         else:
             return [self.root.name]
         hidden = (".", "__MACOSX")

@@ -32,7 +32,7 @@ def find_study(
     Raises:
         ValueError: no series, none that is taken, or no such series.
     """
-    from medsr_monai.data import find_series, holds_volumes, is_dicom_folder, one_series
+    from medsr_monai.data import find_series, holds_volumes, is_dicom_folder, one_series, tell_left_out
 
     path = Path(source)
     if path.is_dir() and holds_volumes(path):
@@ -43,6 +43,8 @@ def find_study(
     if not found:
         one_series(path)  # says why
     names = [Path(path.name)] if len(found) == 1 and is_dicom_folder(path) else output_names(found)
+    if path.is_dir():
+        tell_left_out(path)
     chosen = choose_series(found, series, all_series)
     return [(one, str(name)) for one, name in zip(found, names, strict=True) if one in chosen]
 
