@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import numpy as np
 import torch
 from monai.data import CacheDataset, DistributedSampler
-from monai.transforms import CenterSpatialCrop, Compose, SelectItemsd
+from monai.transforms import CenterSpatialCrop, Compose, Randomizable, SelectItemsd
 from monai.utils import convert_to_tensor
 from torch.utils.data import Dataset
 
@@ -229,8 +229,8 @@ class SliceDataset(Dataset):
         return item
 
 
-def _composed(transform: Callable) -> Compose:
-    return transform if isinstance(transform, Compose) else Compose([transform])
+def _composed(transform: Callable) -> Randomizable:
+    return transform if isinstance(transform, Randomizable) else Compose([transform])
 
 
 def _towards(affine: torch.Tensor, axis: int, along: str) -> str:
