@@ -26,7 +26,17 @@ from medsr_monai.errors import is_out_of_memory
 from medsr_monai.suffixes import GZIP_SUFFIXES, UNREAD_SUFFIXES, VOLUME_SUFFIXES
 from medsr_monai.transforms.geometry import implausible_grid, outer_corners, spacing
 
-__all__ = ["MAX_FORMS_APART", "LoadVolumed", "check_nifti", "check_same_grid", "forms_apart", "read_grid"]
+__all__ = [
+    "MAX_FORMS_APART",
+    "LoadVolumed",
+    "check_grid",
+    "check_image",
+    "check_nifti",
+    "check_same_grid",
+    "forms_apart",
+    "image_affine",
+    "read_grid",
+]
 
 logger = logging.getLogger(__name__)
 
