@@ -23,7 +23,7 @@ from monai.utils import SpaceKeys
 
 from medsr_monai.atomic import written_atomically
 from medsr_monai.data.dicom.images import is_dicom_file, is_dicom_folder, is_flat_image
-from medsr_monai.data.dicom.series import DicomSeries, find_series, one_series
+from medsr_monai.data.dicom.series import DicomSeries, one_series, read_study
 from medsr_monai.data.dicom.slices import is_zip
 from medsr_monai.data.gzip_stream import write_gzip
 from medsr_monai.data.pictures import (
@@ -135,12 +135,14 @@ def list_volumes(dataset_dir: str | os.PathLike) -> list[dict[str, str]]:
     root = Path(dataset_dir)
     if not root.is_dir():
         raise FileNotFoundError(f"{root}: no such folder")
-    if is_dicom_folder(root) and not is_flat_image(root):
+    found, study = _volumes_below(root), read_study(root)
+    if found:
+        if study.beside_volumes_line:
+            logger.warning(study.beside_volumes_line)
+    elif any(series.has_positions for series in study.series) or (is_dicom_folder(root) and not is_flat_image(root)):
         return [{"image": str(dataset_dir)}]
-    found = _volumes_below(root)
-    if not found and any(series.has_positions for series in find_series(root)):
-        return [{"image": str(dataset_dir)}]
-    found = found or find_pictures(root)
+    else:
+        found = find_pictures(root)
     if not found:
         remedy = ", give its zip file itself" if any(root.glob("*.zip")) else ""
         raise FileNotFoundError(
@@ -443,12 +445,10 @@ class LoadVolumed(MapTransform):
 
 
 def _is_dicom(path: str | os.PathLike) -> bool:
-    """Whether a path is a DICOM or zip file, or a folder with DICOM files and without volumes of other kinds."""
+    """Whether a path is a DICOM or zip file, or a folder with DICOM files."""
     if not Path(path).is_dir():
         return is_dicom_file(path) or is_zip(path)
-    return is_dicom_folder(path) or (
-        not holds_volumes(path) and any(is_dicom_file(file) for file in Path(path).rglob("*"))
-    )
+    return any(is_dicom_file(file) for file in Path(path).rglob("*"))
 
 
 class LoadLabeld(LoadVolumed):
