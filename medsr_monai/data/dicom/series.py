@@ -35,6 +35,12 @@ THICKNESS_RANGE = 1.1
 """Ratio of the thickest to the thinnest slice of a stack."""
 WIDE = 1.5
 """Slices that lie farther apart than this times their stated distance or thickness may not be all there are."""
+SAME_SLICE = 0.6
+"""Slices of two parts that lie farther apart than this share of their distance are not at one position."""
+SAME_SPAN = 0.4
+"""Share of the shorter of two stacks along which the other lies, from which on they take the same place."""
+ACQUIRED_IN_TURNS = ("trigger", "acquisition", "acquisition time")
+"""Marks that may differ between the slices of one volume that lie beside each other."""
 NAMED = 4
 """Files or positions that a message names."""
 
@@ -528,22 +534,50 @@ def _places(distances: np.ndarray) -> int:
 
 
 def _by_marks(slices: list[DicomSlice]) -> list[tuple[str, list[DicomSlice]]]:
-    """Slices at the same positions told apart: a name and the slices of each part.
+    """Slices of several volumes told apart: a name and the slices of each part.
 
-    A mark tells them apart if each of its values occurs at half of the positions or more; so a slice that was sent
-    twice is no part of its own.
+    Where slices lie at the same positions, a mark tells them apart if each of its values occurs at half of the
+    positions or more; so a slice that was sent twice is no part of its own. Where they lie between each other, it does
+    if its values are volumes that take the same place.
     """
     count = _places(_distances(slices))
-    if count < len(slices):
-        for mark in slices[0].marks:
-            groups = _grouped(slices, lambda item, mark=mark: item.marks[mark])
-            if len(groups) > 1 and all(2 * _places(_distances(g)) >= count for g in groups.values()):
-                return [
-                    (", ".join(word for word in (f"{mark} {value or 'none'}", name) if word), part)
-                    for value, group in sorted(groups.items(), key=lambda pair: _natural(pair[0]))
-                    for name, part in _by_marks(group)
-                ]
+    for mark in slices[0].marks:
+        groups = _grouped(slices, lambda item, mark=mark: item.marks[mark])
+        if len(groups) > 1 and (
+            (count < len(slices) and all(2 * _places(_distances(group)) >= count for group in groups.values()))
+            or _within_each_other(mark, slices, list(groups.values()))
+        ):
+            return [
+                (", ".join(word for word in (f"{mark} {value or 'none'}", name) if word), part)
+                for value, group in sorted(groups.items(), key=lambda pair: _natural(pair[0]))
+                for name, part in _by_marks(group)
+            ]
     return [("", slices)]
+
+
+def _within_each_other(mark: str, slices: list[DicomSlice], groups: list[list[DicomSlice]]) -> bool:
+    """Whether groups of slices are volumes that take the same place."""
+    edge = _stated_edge(slices[0])
+    # slices of one volume may be acquired in turns, at their stated distance
+    if mark in ACQUIRED_IN_TURNS and not 0 < np.median(np.diff(np.sort(_distances(slices)))) * WIDE < edge:
+        return False
+    longest = max(map(len, groups))
+    spans = []
+    for group in groups:
+        if 2 * len(group) < longest:
+            return False
+        distances = _distances(group)
+        spans.append((distances.min() - edge / 2, distances.max() + edge / 2))
+    return all(
+        min(high, other_high) - max(low, other_low) > SAME_SPAN * min(high - low, other_high - other_low)
+        for number, (low, high) in enumerate(spans)
+        for other_low, other_high in spans[:number]
+    )
+
+
+def _stated_edge(item: DicomSlice) -> float:
+    """The distance of slices, in mm, by a header; 0 where it states none."""
+    return abs(item.gap or 0) or item.thickness or 0
 
 
 def _natural(value: str) -> tuple[float, str]:
@@ -574,7 +608,8 @@ def _problem_of_stack(slices: list[DicomSlice], siblings: list[DicomSlice]) -> s
         problems = [_tilt(positions, _normal(slices)), _unevenness(slices, distances, gap) or _sparse(slices[0], gap)]
         if any(problems):
             return "; ".join(problem for problem in problems if problem)
-    lost = _lost(_distances(slices), _distances(siblings))
+    edge = float(np.median(np.diff(_distances(slices)))) if len(slices) > 1 else _stated_edge(slices[0])
+    lost = _lost(_distances(slices), _distances(siblings), edge)
     if lost:
         return f"slices are missing that other parts of the series have, at {_some(lost)}"
     thicknesses = [item.thickness for item in slices if item.thickness]
@@ -641,9 +676,10 @@ def _sparse(item: DicomSlice, gap: float) -> str | None:
     )
 
 
-def _lost(distances: np.ndarray, others: np.ndarray) -> list[str]:
+def _lost(distances: np.ndarray, others: np.ndarray, edge: float) -> list[str]:
+    """Positions of other parts, which may lie half a slice aside, at which there is no slice."""
     places = np.unique(np.round(others, 2))
-    return [f"{p:.2f} mm" for p in places if np.abs(distances - p).min() > 2 * SAME_PLACE]
+    return [f"{p:.2f} mm" for p in places if np.abs(distances - p).min() > max(2 * SAME_PLACE, SAME_SLICE * edge)]
 
 
 def _affine(slices: Sequence[DicomSlice]) -> np.ndarray | None:

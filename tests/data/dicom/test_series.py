@@ -446,8 +446,8 @@ def test_volume_loader_takes_the_one_usable_series(tmp_path):
     assert one_series(zipped(folder)).number == 1
 
 
-def write_phases(folder, mark, values, drop=()):
-    """A series with the same 8 positions once for each value of a tag."""
+def write_phases(folder, mark, values, drop=(), offset=0, count=8):
+    """A series with the same positions, or some that are offset, once for each value of a tag."""
     uid, study = generate_uid(), generate_uid()
     for index, value in enumerate(values):
 
@@ -458,9 +458,10 @@ def write_phases(folder, mark, values, drop=()):
                 8 * index + number + 1,
             )
             setattr(header, mark, value)
+            header.ImagePositionPatient = (ORIGIN + STEP * number + [0, 0, offset * (index % 2)]).tolist()
             header.PixelData = (pixels(number) + index).tobytes()
 
-        write_series(folder / str(index), edit)
+        write_series(folder / str(index), edit, count)
         for number in drop if index == 1 else ():
             (folder / str(index) / f"{number * 5 % 8:03}.dcm").unlink()
     return folder
@@ -486,6 +487,41 @@ def test_repeated_positions_are_told_apart(tmp_path, mark, values, name):
         expected = np.stack([pixels(n).T + index for n in range(8)], axis=-1)
         np.testing.assert_array_equal(one.read(), expected)
     refused(tmp_path / "s", f"{len(values)} DICOM series mixed", name)
+
+
+@pytest.mark.parametrize("offset", [0.05, 2.0], ids=["0.05 mm", "half a slice"])
+@pytest.mark.parametrize("count", [1, 8])
+@pytest.mark.parametrize(
+    ("mark", "values", "name"),
+    [
+        ("EchoNumbers", [1, 2], "echo"),
+        ("EchoTime", [10.0, 9.0], "echo time"),
+        ("DiffusionBValue", [0.0, 1000.0], "b-value"),
+        ("TemporalPositionIdentifier", [1, 2, 3], "time"),
+        ("ImageType", [["ORIGINAL", "PRIMARY", "M"], ["ORIGINAL", "PRIMARY", "P"]], "type"),
+        ("AcquisitionTime", ["101010", "101020"], "acquisition time"),
+    ],
+)
+def test_volumes_that_lie_within_each_other(tmp_path, mark, values, name, offset, count):
+    """Half a slice or less apart they are volumes each, never one in which they alternate."""
+    folder = write_phases(tmp_path / "s", mark, values, offset=offset, count=count)
+    series = find_series(folder)
+    assert [one.shape for one in series] == [(16, 16, count)] * len(values)
+    for one in series:
+        assert one.part.startswith(name + " ") and one.problem is None
+        ((first, *_), *_) = one.read().T[0]
+        assert (one.read() == np.stack([pixels(n).T + first for n in range(count)], axis=-1)).all()
+
+
+@pytest.mark.parametrize("mark", ["AcquisitionTime", "AcquisitionNumber", "TriggerTime"])
+def test_slices_that_are_acquired_in_turns_are_one_volume(tmp_path, mark):
+    folder = write_series(tmp_path / "s", setting(mark, lambda n: "101010" if n % 2 else "101030"))
+    assert one_series(folder).shape == (16, 16, 8)
+
+
+def test_an_echo_time_that_is_not_the_same_in_all_slices(tmp_path):
+    folder = write_series(tmp_path / "s", setting("EchoTime", lambda n: 10 + 0.001 * n))
+    assert one_series(folder).shape == (16, 16, 8)
 
 
 def test_a_slice_that_only_the_other_echo_has(tmp_path):
@@ -669,7 +705,7 @@ def test_distance_against_what_is_stated(tmp_path, caplog, gap, stated, thicknes
     """A distance that the headers do not explain is a warning, since there are scans with gaps."""
 
     def edit(number, header):
-        header.ImagePositionPatient = (ORIGIN + [0, 0, gap * number]).tolist()
+        header.ImagePositionPatient = (ORIGIN + STEP / EDGES[2] * gap * number).tolist()
         header.SpacingBetweenSlices, header.SliceThickness = stated, thickness
 
     one_series(write_series(tmp_path / "s", edit)).read()
