@@ -1,6 +1,8 @@
 """DICOM series: made on the fly, and the real ones of ../shared/data."""
 
+import copy
 import io
+import json
 import os
 import subprocess
 import sys
@@ -19,13 +21,23 @@ from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.encaps import encapsulate
 from pydicom.uid import (
     CTImageStorage,
+    EncapsulatedPDFStorage,
     EnhancedMRImageStorage,
+    EnhancedSRStorage,
     ExplicitVRLittleEndian,
+    GrayscaleSoftcopyPresentationStateStorage,
     JPEGBaseline8Bit,
     JPEGLSLossless,
+    KeyObjectSelectionDocumentStorage,
     MRImageStorage,
+    MRSpectroscopyStorage,
+    RawDataStorage,
     RLELossless,
+    RTDoseStorage,
+    RTPlanStorage,
+    RTStructureSetStorage,
     SecondaryCaptureImageStorage,
+    SegmentationStorage,
     generate_uid,
 )
 
@@ -635,6 +647,63 @@ def test_damaged_and_encrypted_zips(tmp_path):
     with zipfile.ZipFile(archive, "w") as empty:
         empty.writestr("notes.txt", "x")
     refused(archive, "a zip without a DICOM image")
+
+
+WITHOUT_IMAGE = {
+    "XX_1": ("1.3.46.670589.11.0.0.12.2", "MR", ("Rows", "Columns"), "1.3.46.670589.11.0.0.12.2, no image"),
+    "raw": (RawDataStorage, "MR", ("Rows", "Columns"), "Raw Data Storage, no image"),
+    "spectra": (MRSpectroscopyStorage, "MR", ("Rows", "Columns"), "MR Spectroscopy Storage, no image"),
+    "dose": (RTDoseStorage, "RTDOSE", ("Rows", "Columns", "PixelData"), "RT Dose Storage"),
+    "plan": (RTPlanStorage, "RTPLAN", (), "RT Plan Storage"),
+    "contours": (RTStructureSetStorage, "RTSTRUCT", (), "RT Structure Set Storage"),
+    "mask": (SegmentationStorage, "SEG", ("Rows", "Columns", "PixelData"), "Segmentation Storage"),
+    "shown": (GrayscaleSoftcopyPresentationStateStorage, "PR", (), "Grayscale Softcopy Presentation State Storage"),
+    "report": (EnhancedSRStorage, "SR", (), "Enhanced SR Storage"),
+    "key": (KeyObjectSelectionDocumentStorage, "KO", (), "Key Object Selection Document Storage"),
+    "pdf": (EncapsulatedPDFStorage, "DOC", (), "Encapsulated PDF Storage, no image"),
+}
+"""Objects that hold no intensities of a volume: class, modality, what they hold all the same, what they are called."""
+
+
+def write_without_image(folder):
+    """Each of them in the series that lies there, as some scanners write them."""
+    template = pydicom.dcmread(sorted(folder.iterdir())[0])
+    for name, (uid, modality, held, _) in WITHOUT_IMAGE.items():
+        header = copy.deepcopy(template)
+        for keyword in ("Rows", "Columns", "PixelData", "ImagePositionPatient", "PixelSpacing"):
+            if keyword not in held:
+                delattr(header, keyword)
+        header.SOPClassUID = header.file_meta.MediaStorageSOPClassUID = uid
+        header.SOPInstanceUID = header.file_meta.MediaStorageSOPInstanceUID = generate_uid()
+        header.Modality = modality
+        header.save_as(folder / name)
+
+
+def test_objects_without_image(tmp_path, capsys, caplog):
+    """They are no series: one line names them, and the one series is read as if they were not there."""
+    folder = write_series(tmp_path / "s")
+    expected = one_series(folder).read()
+    write_without_image(folder)
+    study = read_study(folder)
+    assert study.left_out == {name: told for name, (*_, told) in WITHOUT_IMAGE.items()}
+    assert [one.problem for one in study.series] == [None]
+    (case,) = find_cases(str(folder), str(tmp_path / "x.nii.gz"), False)
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith(f"{folder}: of 19 files 8 read, 11 left out (") and "RT Dose Storage: dose" in line
+    assert list_volumes(folder) == [{"image": str(folder)}]
+    assert (LoadVolumed("image").load(folder)[0].numpy() == expected).all() and (case.series.read() == expected).all()
+    assert line in caplog.text
+    for path in folder.glob("*.dcm"):
+        path.unlink()
+    refused(folder, "without an image", "dose (RT Dose Storage)")
+
+
+def test_inspect_names_what_is_left_out(tmp_path):
+    folder = write_series(tmp_path / "s")
+    write_without_image(folder)
+    result = run_medsr("inspect", folder, "--json")
+    assert result.returncode == 0 and len(json.loads(result.stdout)["items"]) == 1
+    assert "11 left out (" in result.stderr
 
 
 def everything(study):
