@@ -24,7 +24,6 @@ from .find import (
     list_volumes,
     pair_of,
     sample_volume,
-    tell_left_out,
     volume_name,
 )
 from .label_maps import LoadLabeld

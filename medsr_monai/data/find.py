@@ -12,7 +12,7 @@ from pathlib import Path
 import nibabel
 
 from medsr_monai.data.dicom.images import is_dicom_file, is_dicom_folder, is_flat_image
-from medsr_monai.data.dicom.series import find_series
+from medsr_monai.data.dicom.series import read_study
 from medsr_monai.data.folder import files_below
 from medsr_monai.suffixes import PAIR_SUFFIXES, PICTURE_SUFFIXES, QUALITY_SUFFIX, UNREAD_SUFFIXES, VOLUME_SUFFIXES
 
@@ -23,7 +23,6 @@ __all__ = [
     "list_volumes",
     "pair_of",
     "sample_volume",
-    "tell_left_out",
     "volume_name",
 ]
 
@@ -132,12 +131,6 @@ def _tell(root: Path, left_out: dict[str, Sequence[str]]) -> None:
             logger.warning("%s: %d left out, %s: %s", root, len(paths), reason, ", ".join([*names, *more]))
 
 
-def tell_left_out(folder: str | os.PathLike) -> None:
-    """Log what lies in a DICOM study and is no DICOM file: one warning a reason, with the files' number and names."""
-    found = _search(Path(folder))
-    _tell(Path(folder), found.left_out | {"beside DICOM series": [*found.volumes, *found.pictures]})
-
-
 def find_volumes(folder: str | os.PathLike, pictures: bool = False) -> list[str]:
     """List the volumes below a folder, sorted: NIfTI, also as pairs of ``.hdr`` and ``.img``, and FreeSurfer's.
 
@@ -190,17 +183,15 @@ def list_volumes(dataset_dir: str | os.PathLike) -> list[dict[str, str]]:
     root = Path(dataset_dir)
     if not root.is_dir():
         raise FileNotFoundError(f"{root}: no such folder")
-    found = _search(root)
-    if (is_dicom_folder(root) and not is_flat_image(root)) or (
-        not found.volumes and found.dicom and any(series.has_positions for series in find_series(root))
+    found, study = _search(root), read_study(root)
+    if not found.volumes and (
+        any(series.has_positions for series in study.series) or (is_dicom_folder(root) and not is_flat_image(root))
     ):
-        tell_left_out(root)
-        return [{"image": str(dataset_dir)}]
+        return [{"image": str(dataset_dir)}]  # whoever reads it tells what is left out
     paths = found.volumes or found.all_pictures()
-    beside = {"DICOM beside other images, give its own folder": found.dicom}
-    if found.volumes:
-        beside["pictures beside volumes"] = found.pictures
-    _tell(root, found.left_out | beside)
+    _tell(root, found.left_out | ({"pictures beside volumes": found.pictures} if found.volumes else {}))
+    if found.volumes and study.beside_volumes_line:
+        logger.warning(study.beside_volumes_line)
     if not paths:
         remedy = ", give its zip file itself" if any(root.glob("*.zip")) else ""
         volumes, pictures = ", ".join((*VOLUME_SUFFIXES, "DICOM")), ", ".join(PICTURE_SUFFIXES)

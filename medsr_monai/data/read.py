@@ -16,10 +16,10 @@ from monai.data import MetaTensor, NibabelReader
 from monai.transforms import LoadImage, MapTransform
 from monai.utils import SpaceKeys
 
-from medsr_monai.data.dicom.images import is_dicom_file, is_dicom_folder
+from medsr_monai.data.dicom.images import is_dicom_file
 from medsr_monai.data.dicom.series import DicomSeries, one_series
 from medsr_monai.data.dicom.slices import is_zip
-from medsr_monai.data.find import holds_volumes, pair_of
+from medsr_monai.data.find import pair_of
 from medsr_monai.data.gzip_stream import check_gzip
 from medsr_monai.data.pictures import is_picture, load_picture
 from medsr_monai.errors import is_out_of_memory
@@ -425,9 +425,7 @@ def _check_steps(path: str | os.PathLike, voxels: np.ndarray) -> None:
 
 
 def _is_dicom(path: str | os.PathLike) -> bool:
-    """Whether a path is a DICOM or zip file, or a folder with DICOM files and without volumes of other kinds."""
+    """Whether a path is a DICOM or zip file, or a folder with DICOM files."""
     if not Path(path).is_dir():
         return is_dicom_file(path) or is_zip(path)
-    return is_dicom_folder(path) or (
-        not holds_volumes(path) and any(is_dicom_file(file) for file in Path(path).rglob("*"))
-    )
+    return any(is_dicom_file(file) for file in Path(path).rglob("*"))

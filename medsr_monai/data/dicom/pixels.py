@@ -86,7 +86,7 @@ def read_stack(files: DicomFiles, slices: Sequence[DicomSlice]) -> np.ndarray:
     for number, item in enumerate(slices):
         if read != item.file:
             with files.open(item.file) as file:
-                pixels, read = decoded_pixels(pydicom.dcmread(file), item.file), item.file
+                pixels, read = decoded_pixels(pydicom.dcmread(file, force=True), item.file), item.file
         plane = pixels[item.frame] if item.frame is not None and pixels.ndim == 3 else pixels
         stated = (item.rows, item.columns)
         if plane.shape != stated:  # pydicom takes surplus pixels for further frames
