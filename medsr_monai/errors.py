@@ -59,8 +59,8 @@ def reason_of(error: BaseException) -> str:
 
 
 @contextlib.contextmanager
-def naming(path: str | Path) -> Iterator[None]:
-    """Errors raised inside name the file, as checks of voxels cannot do."""
+def naming(path: str | Path = "") -> Iterator[None]:
+    """Errors raised inside that a user can mend become a ``MedsrError``, which names the file, if one is given."""
     try:
         yield
     except ERRORS as error:

@@ -664,7 +664,7 @@ def test_libraries_speak_only_with_verbose(tmp_path, bundle):
     assert code == 0 and err == "" and "nvImageCodec" not in out
     code, out, err = process("upscale", "lr.nii.gz", "sr.nii.gz", "--bundle", bundle, cwd=tmp_path)
     assert code == 0 and err == "" and "nvImageCodec" not in out
-    code, _, err = process("degrade", "lr.nii.gz", "lower.nii.gz", "--verbose", cwd=tmp_path)
+    code, _, err = process("degrade", "--verbose", sample_volume(), "again.nii.gz", cwd=tmp_path)
     assert code == 0 and "nvImageCodec" in err
 
 
