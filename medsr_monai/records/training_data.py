@@ -9,7 +9,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["FIGURES", "FILE_NAME", "UNKNOWN", "TrainingData", "TrainingGroup", "find_training_data", "path_beside"]
+from medsr_monai.weights.stated import file_hash
+
+__all__ = [
+    "FIGURES",
+    "FILE_NAME",
+    "UNKNOWN",
+    "TrainingData",
+    "TrainingGroup",
+    "find_training_data",
+    "packed_training_data",
+    "path_beside",
+]
 
 FILE_NAME = "training_data.json"
 """The record's name in a bundle's docs; beside weights elsewhere it is ``<name of the weights>.training_data.json``."""
@@ -156,3 +167,12 @@ def path_beside(weights: str | os.PathLike) -> Path:
     """Of the record beside a weights file: ``model.pt`` has ``model.training_data.json``."""
     path = Path(weights)
     return path.with_name(f"{path.stem}.{FILE_NAME}")
+
+
+def packed_training_data(weights: str | os.PathLike) -> bytes | None:
+    """The record beside a weights file as it goes into a package with them: it states their sum. None if none lies there."""
+    path = path_beside(weights)
+    if not path.is_file():
+        return None
+    record = dataclasses.replace(TrainingData.read(path), weights_sha256=file_hash(Path(weights)))
+    return (json.dumps(record.content(), indent=2) + "\n").encode()

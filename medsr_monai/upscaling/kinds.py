@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     Volume = str | os.PathLike | SpatialImage | MetaTensor | tuple[np.ndarray | torch.Tensor, np.ndarray | torch.Tensor]
 
-__all__ = ["NAME", "like", "to_volume"]
+__all__ = ["like", "name_of", "to_volume"]
 
 NAME = "the volume"
 """What messages call a volume that has no file."""
@@ -44,27 +44,34 @@ def to_volume(volume: Volume, frame: int | None = None, *, pictures: bool = Fals
     Raises:
         MedsrError: one line: another kind, no 3D volume, or a geometry that no scan has.
     """
-    if isinstance(volume, (str, os.PathLike)):
-        with naming(volume):
+    name = name_of(volume)
+    with naming(name):
+        if isinstance(volume, (str, os.PathLike)):
             return LoadVolumed("image", frame=frame, pictures=pictures).load(volume)
+        if isinstance(volume, nibabel.spatialimages.SpatialImage):
+            return _of_image(volume, frame, name)
+        if frame not in (None, 0):
+            raise MedsrError(f"frame {frame} asked for, an array is a volume of frame 0 only")
+        if isinstance(volume, MetaTensor):
+            space = volume.meta.get("space", SpaceKeys.RAS)
+            if space != SpaceKeys.RAS:
+                raise MedsrError(f"its affine is in {space}, expected RAS: load it with affine_lps_to_ras=True")
+            return _of_array(volume.as_tensor(), volume.affine, volume.meta, name)
+        if isinstance(volume, tuple) and len(volume) == 2:
+            return _of_array(*volume, {}, name)
+        kind = type(volume).__name__
+        raise MedsrError(
+            f"it is of type {kind}, expected a path, a nibabel image, a MetaTensor or a pair (array, affine)"
+        )
+
+
+def name_of(volume: Volume) -> str:
+    """What messages call a volume: its path, that of the file that it was read from, or "the volume"."""
+    if isinstance(volume, (str, os.PathLike)):
+        return os.fspath(volume)
     if isinstance(volume, nibabel.spatialimages.SpatialImage):
-        with naming(NAME):
-            return _of_image(volume, frame)
-    if frame not in (None, 0):
-        raise MedsrError(f"{NAME}: frame {frame} asked for, an array is a volume of frame 0 only")
-    if isinstance(volume, MetaTensor):
-        space = volume.meta.get("space", SpaceKeys.RAS)
-        if space != SpaceKeys.RAS:
-            raise MedsrError(f"{NAME}: its affine is in {space}, expected RAS: load it with affine_lps_to_ras=True")
-        with naming(NAME):
-            return _of_array(volume.as_tensor(), volume.affine, volume.meta)
-    if isinstance(volume, tuple) and len(volume) == 2:
-        with naming(NAME):
-            return _of_array(*volume, {})
-    raise MedsrError(
-        f"{NAME}: it is a {type(volume).__name__}, expected a path, a nibabel image, a MetaTensor, or a pair "
-        "(array, affine)"
-    )
+        return volume.get_filename() or NAME
+    return str(volume.meta.get("filename_or_obj", NAME)) if isinstance(volume, MetaTensor) else NAME
 
 
 def like(result: MetaTensor, volume: Volume) -> Any:
@@ -91,18 +98,18 @@ def like(result: MetaTensor, volume: Volume) -> Any:
     return writer.image()
 
 
-def _of_image(image: SpatialImage, frame: int | None) -> MetaTensor:
+def _of_image(image: SpatialImage, frame: int | None, name: str) -> MetaTensor:
     """A nibabel image, read as a file of it is."""
     if isinstance(image.header, nibabel.AnalyzeHeader) and not isinstance(image.header, nibabel.Nifti1Header):
         raise MedsrError("an Analyze image does not hold its orientation: convert it to NIfTI with the right one")
-    check_image(image, NAME, frame)
+    check_image(image, name, frame)
     voxels = np.asanyarray(image.dataobj)
     # further axes have one entry each, and that of the frames as many as there are
     voxels = voxels.reshape(*voxels.shape[:3], -1)[..., frame or 0]
-    return _of_array(voxels, image_affine(image), {})
+    return _of_array(voxels, image_affine(image), {} if name == NAME else {"filename_or_obj": name}, name)
 
 
-def _of_array(array: np.ndarray | torch.Tensor, affine: np.ndarray | torch.Tensor, meta: dict) -> MetaTensor:
+def _of_array(array: np.ndarray | torch.Tensor, affine: np.ndarray | torch.Tensor, meta: dict, name: str) -> MetaTensor:
     """Voxels [X, Y, Z] or [1, X, Y, Z] with their affine, checked and copied."""
     voxels = array.detach().cpu() if isinstance(array, torch.Tensor) else np.asanyarray(array)
     affine = np.array(affine.detach().cpu().numpy() if isinstance(affine, torch.Tensor) else affine, dtype=np.float64)
@@ -112,15 +119,16 @@ def _of_array(array: np.ndarray | torch.Tensor, affine: np.ndarray | torch.Tenso
         raise MedsrError(f"an array of shape {tuple(array.shape)}, expected [X, Y, Z] or [1, X, Y, Z]")
     if affine.shape != (4, 4):
         raise MedsrError(f"an affine of shape {affine.shape}, expected 4x4")
+    # laid out as the voxels of a file: sums are rounded in the order in which numbers lie
     if isinstance(voxels, np.ndarray):
         if voxels.dtype.kind not in "biuf":
             raise MedsrError(f"voxels are {voxels.dtype}, expected real numbers")
-        voxels = torch.from_numpy(np.array(voxels, dtype=np.float32))
+        voxels = torch.from_numpy(np.array(voxels, dtype=np.float32, order="C"))
     elif voxels.is_complex():
         raise MedsrError(f"voxels are {voxels.dtype}, expected real numbers")
     else:
-        voxels = voxels.to(torch.float32, copy=True)
-    check_grid(affine, voxels.shape[1:], NAME)
+        voxels = voxels.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
+    check_grid(affine, voxels.shape[1:], name)
     meta = {name: value for name, value in meta.items() if name != "affine"}
     meta |= {"spatial_shape": np.array(voxels.shape[1:]), "original_affine": affine.copy(), "space": SpaceKeys.RAS}
     meta["original_channel_dim"] = float("nan")  # without it MONAI's writers take a single slice for 2D

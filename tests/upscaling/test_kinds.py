@@ -9,7 +9,7 @@ from monai.data import MetaTensor
 from medsr_monai.data import LoadVolumed, write_volume
 from medsr_monai.errors import MedsrError
 from medsr_monai.transforms import outer_corners
-from medsr_monai.upscaling.kinds import like, to_volume
+from medsr_monai.upscaling.kinds import like, name_of, to_volume
 
 OBLIQUE = nibabel.affines.from_matvec(
     nibabel.eulerangles.euler2mat(0.3, -0.2, 0.1) @ np.diag([-0.7, 0.9, 3.0]), [-40.5, 17.25, 8.0]
@@ -39,6 +39,7 @@ def test_an_image_is_what_its_file_is(tmp_path, name):
     for volume in (path, str(path), nibabel.load(path)):
         made = to_volume(volume)
         assert made.dtype == torch.float32 and made.shape == (1, *VOXELS.shape)
+        assert made.stride() == expected.stride()  # sums are rounded in the order in which numbers lie
         assert torch.equal(made.as_tensor(), expected.as_tensor()) and torch.equal(made.affine, expected.affine)
         back = like(made, volume)
         assert isinstance(back, nibabel.Nifti1Image) and back.shape == VOXELS.shape
@@ -69,6 +70,7 @@ def test_pairs_come_back_as_they_were(kind, channel, dtype):
     array, affine = kind(voxels.copy()), kind(OBLIQUE.copy())
     volume = to_volume((array, affine))
     assert isinstance(volume, MetaTensor) and volume.dtype == torch.float32
+    assert volume.is_contiguous() and to_volume((array.swapaxes(-1, -2), affine)).is_contiguous()
     np.testing.assert_array_equal(volume[0].numpy(), VOXELS)
     np.testing.assert_array_equal(volume.affine.numpy(), OBLIQUE)
     volume += 1
@@ -104,8 +106,8 @@ def sheared():
 @pytest.mark.parametrize(
     ("volume", "reason"),
     [
-        (VOXELS, "it is a ndarray, expected a path"),
-        (torch.from_numpy(VOXELS), "it is a Tensor, expected a path"),
+        (VOXELS, "it is of type ndarray, expected a path"),
+        (torch.from_numpy(VOXELS), "it is of type Tensor, expected a path"),
         ((VOXELS[0], OBLIQUE), r"shape \(6, 7\), expected \[X, Y, Z\]"),
         ((np.zeros((2, 5, 6, 7)), OBLIQUE), r"shape \(2, 5, 6, 7\), expected"),
         ((VOXELS[:0], OBLIQUE), r"shape \(0, 6, 7\), expected"),
@@ -131,3 +133,12 @@ def test_an_array_has_no_frames():
     with pytest.raises(MedsrError, match="frame 1 asked for"):
         to_volume((VOXELS, OBLIQUE), 1)
     assert to_volume((VOXELS, OBLIQUE), 0).shape == (1, *VOXELS.shape)
+
+
+def test_messages_name_the_file_of_a_volume(tmp_path):
+    path = tmp_path / "a.nii"
+    nibabel.Nifti1Image(VOXELS, OBLIQUE).to_filename(path)
+    for volume in (path, str(path), nibabel.load(path), LoadVolumed("image").load(path)):
+        assert name_of(volume) == str(path) == name_of(to_volume(volume))
+    for volume in ((VOXELS, OBLIQUE), nibabel.Nifti1Image(VOXELS, OBLIQUE), MetaTensor(VOXELS)):
+        assert name_of(volume) == "the volume" == name_of(to_volume(volume))
