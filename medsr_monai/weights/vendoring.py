@@ -17,7 +17,7 @@ from pathlib import Path
 __all__ = ["PACKAGE", "SCRIPTS", "imports_of", "needed_modules", "renamed_config", "renamed_source"]
 
 PACKAGE, SCRIPTS = "medsr_monai", "scripts"
-ROOT = Path(__file__).parent
+ROOT = Path(__file__).parents[1]
 NAME = re.compile(rf"\b{PACKAGE}((?:\.\w+)*)")
 
 

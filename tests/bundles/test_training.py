@@ -18,7 +18,7 @@ from monai.bundle import ConfigWorkflow
 
 from medsr_monai.weights.load import load_weights
 
-CONFIGS = Path(__file__).parents[1] / "bundles" / "rdst_e" / "configs"
+CONFIGS = Path(__file__).parents[2] / "bundles" / "rdst_e" / "configs"
 COSINE = CONFIGS / "cosine.json"
 TINY = {
     "network_def#embed_dim": 12,

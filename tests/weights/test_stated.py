@@ -25,7 +25,7 @@ from medsr_monai.networks.segmentation_unet import SegmentationUNet
 from medsr_monai.weights.load import load_network, load_trained_part, load_weights
 from medsr_monai.weights.stated import examine, stated_files
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SOURCES = sorted((ROOT / "medsr_monai").rglob("*.py"))
 
 

@@ -27,7 +27,7 @@ from medsr_monai.weights import vendoring
 from medsr_monai.weights.load import load_network
 from medsr_monai.weights.stated import examine
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 BUNDLES = sorted(p.parent.parent for p in ROOT.glob("bundles/*/configs/metadata.json"))
 VERSION = {b.name: json.loads((b / "configs" / "metadata.json").read_text())["version"] for b in BUNDLES}
 FEW_SAMPLES = {"transmrsr_prior": {"count": 2}}
