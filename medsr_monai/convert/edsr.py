@@ -1,4 +1,4 @@
-"""EDSR (arXiv 1707.02921): checkpoints of the RDST paper's code, and others of the authors' names without MeanShift."""
+"""Reads EDSR (arXiv 1707.02921): checkpoints of the RDST paper's code, and others whose MeanShift changes nothing."""
 
 from __future__ import annotations
 
@@ -21,18 +21,13 @@ TABLE = {
 }
 
 
-def table(state: Mapping[str, Tensor]) -> Mapping[str, str | None]:
-    """Return their names and ours: `TABLE` for every checkpoint."""
-    return TABLE
-
-
 def build(state: Mapping[str, Tensor], *, negative_slope: float = 0.0, res_scale: float = 0.1) -> EDSR:
     """Build the network that these tensors belong to.
 
     Args:
         state: their tensors.
-        negative_slope: of the leaky ReLU; by default a plain ReLU. 0.2 in EDSR-lite of the RDST paper.
-        res_scale: weight of a block's convolutions; by default that of the large network. 1 in EDSR-lite.
+        negative_slope: slope of the leaky ReLU: 0, a plain ReLU, or 0.2 for EDSR-lite of the RDST paper.
+        res_scale: factor of a block's convolutions: 0.1 as in the large network, or 1 for EDSR-lite.
 
     Raises:
         ValueError: the checkpoint's MeanShift layers change intensities.

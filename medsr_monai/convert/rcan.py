@@ -1,4 +1,4 @@
-"""RCAN (arXiv 1807.02758), the RDST paper's adaptive variant of it, and HAN (arXiv 2008.08767), built on it."""
+"""Reads RCAN (arXiv 1807.02758), the RDST paper's adaptive variant of it, and HAN (arXiv 2008.08767) built on it."""
 
 from __future__ import annotations
 
@@ -42,18 +42,11 @@ ADA_TABLE = {
 }
 
 
-def table(state: Mapping[str, Tensor]) -> Mapping[str, str | None]:
-    """Return RCAN's names and ours: `TABLE` for every checkpoint."""
-    return TABLE
-
-
-def table_ada(state: Mapping[str, Tensor]) -> Mapping[str, str | None]:
-    """Return the adaptive variant's names and ours: `ADA_TABLE` for every checkpoint."""
-    return ADA_TABLE
-
-
 def table_han(state: Mapping[str, Tensor]) -> Mapping[str, str | None]:
-    """Return HAN's names and ours: RCAN's body is a part of its own, and the last convolution in it has a name."""
+    """Return HAN's names and ours.
+
+    In HAN RCAN's body is a module of its own, and the convolution after its groups has a name instead of a number.
+    """
     after_groups = f"body.{count('body.', state) - 1}.*"
     body = {name: ours and ours.replace("body.", "body.groups.", 1) for name, ours in TABLE.items() if "body" in name}
     return {

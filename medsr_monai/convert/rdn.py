@@ -1,4 +1,4 @@
-"""RDN (arXiv 1802.08797): checkpoints of the RDST paper's code."""
+"""Reads RDN (arXiv 1802.08797): checkpoints of the RDST paper's code."""
 
 from __future__ import annotations
 
@@ -22,17 +22,12 @@ TABLE = {
 }
 
 
-def table(state: Mapping[str, Tensor]) -> Mapping[str, str | None]:
-    """Return their names and ours: `TABLE` for every checkpoint."""
-    return TABLE
-
-
 def build(state: Mapping[str, Tensor], *, negative_slope: float = 0.2) -> RDN:
     """Build the network that these tensors belong to.
 
     Args:
         state: their tensors.
-        negative_slope: of the leaky ReLU; by default that of the RDST paper's code. 0 is a plain ReLU.
+        negative_slope: slope of the leaky ReLU: 0.2 as in the RDST paper's code, or 0 for a plain ReLU.
 
     Raises:
         ValueError: the checkpoint's MeanShift layers change intensities.

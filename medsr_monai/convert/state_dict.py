@@ -1,4 +1,4 @@
-"""Reading hyper-parameters off the names and shapes of a state dict."""
+"""Hyper-parameters read off the names and shapes of a state dict's tensors."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def count(prefix: str, state: Mapping[str, Tensor]) -> int:
-    """Return the number of different parts that follow a prefix such as "body."."""
+    """Return how many different parts, such as numbers of blocks, follow a prefix such as "body."."""
     return len({name[len(prefix) :].split(".")[0] for name in state if name.startswith(prefix)})
 
 
@@ -24,7 +24,7 @@ def require_identity_mean_shift(state: Mapping[str, Tensor]) -> None:
     """Check that the layers sub_mean and add_mean, which no network here has, leave intensities as they are.
 
     Raises:
-        ValueError: they do not.
+        ValueError: such a layer changes intensities.
     """
     for name in ("sub_mean", "add_mean"):
         weight, bias = state.get(f"{name}.weight"), state.get(f"{name}.bias")

@@ -1,4 +1,4 @@
-"""What a generator has learnt, to look at."""
+"""Generated images in TensorBoard, which show what a generator has learnt."""
 
 from __future__ import annotations
 
@@ -14,19 +14,17 @@ __all__ = ["SampleGrid"]
 
 
 class SampleGrid(TensorBoardHandler):
-    """Write a grid of generated images to TensorBoard, always from the same latents.
+    """Write a grid of generated images to TensorBoard, always from the same latents. Only the first process writes.
 
     Args:
         network: latents [B, style_dim] -> images [B, C, H, W] in [0, 1], such as the moving average of a generator.
-        style_dim: channels of a latent.
-        log_dir: folder of the events.
-        count: images.
-        columns: images in a row.
-        interval: epochs between two grids.
-        seed: of the latents.
-        tag: name of the images.
-
-    Only the first process writes.
+        style_dim: number of channels of a latent.
+        log_dir: folder of TensorBoard's event files.
+        count: number of images.
+        columns: number of images in a row of the grid.
+        interval: number of epochs from one grid to the next.
+        seed: seed of the latents.
+        tag: name of the grid in TensorBoard.
     """
 
     def __init__(
@@ -51,7 +49,7 @@ class SampleGrid(TensorBoardHandler):
         self.tag = tag
 
     def attach(self, engine: Engine) -> None:
-        """Write after every ``interval``-th epoch."""
+        """Write a grid after every ``interval``-th epoch."""
         if self.enabled:
             engine.add_event_handler(Events.EPOCH_COMPLETED(every=self.interval), self)
             engine.add_event_handler(Events.COMPLETED, lambda _: self.close())

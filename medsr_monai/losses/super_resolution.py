@@ -1,4 +1,4 @@
-"""The loss of a super-resolution network: pixels plus a weighted perceptual term."""
+"""The loss of a super-resolution network: a pixel loss plus a weighted perceptual loss."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ class SuperResolutionLoss(nn.Module):
     """``alpha`` times the pixel loss plus ``lambda_`` times the perceptual loss (RDST, arXiv 2302.11184).
 
     Args:
-        perceptual: of (pred, label), such as :class:`SegmentationPerceptualLoss`; None for pixels alone.
+        perceptual: loss of (pred, label), such as :class:`SegmentationPerceptualLoss`; None for the pixel loss alone.
         alpha: weight of the pixel loss, 1 in the paper.
         lambda_: weight of the perceptual loss, 10 in the paper.
-        pixel: of (pred, label), by default the mean absolute difference.
+        pixel: loss of (pred, label); by default the mean absolute difference.
 
     Raises:
-        ValueError: a negative weight.
+        ValueError: a weight is negative.
     """
 
     def __init__(
