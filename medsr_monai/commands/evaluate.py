@@ -64,7 +64,7 @@ def evaluate(
     replaced = _label_map(label_map)
     from medsr_monai.data import LoadLabeld, LoadVolumed, check_same_grid, match_results
     from medsr_monai.evaluation.tables import compare_volumes
-    from medsr_monai.metrics import EVALUATION_FILES, SliceEvaluation, json_text, markdown_table
+    from medsr_monai.metrics import EVALUATION_FILES, SliceEvaluation, json_text, markdown_table, write_rows
     from medsr_monai.networks import load_inception_features
     from medsr_monai.transforms import intensity_range
     from medsr_monai.weights.load import load_network
@@ -103,7 +103,7 @@ def evaluate(
     plain = len(cases) == 1 and unet is None and inception is None
     if csv is not None:
         Path(csv).parent.mkdir(parents=True, exist_ok=True)
-        evaluation.table().write_csv(csv, ("plane", "slice", "psnr", "ssim") if plain else None)
+        write_rows(evaluation.rows, csv, ("plane", "slice", "psnr", "ssim") if plain else None)
     pooled = evaluation.pooled()
     if output is not None:
         evaluation.write(output, pooled)

@@ -74,5 +74,5 @@ class BalancedConsistencyLoss(nn.Module):
         return self.transform.count
 
     def forward(self, network: nn.Module, images: Tensor, logits: Tensor, numbers: Tensor) -> Tensor:
-        """Return the loss of the discriminator ``network`` for ``images`` with known ``logits`` and random ``numbers``."""
+        """Return the loss of the discriminator ``network`` for ``images``, their ``logits`` and random ``numbers``."""
         return self.weight * F.mse_loss(network(self.transform(images, numbers)), logits)

@@ -93,7 +93,7 @@ def _padded(image: torch.Tensor | np.ndarray, size: int, data_range: float) -> n
 def padded_psnr(
     pred: torch.Tensor | np.ndarray, label: torch.Tensor | np.ndarray, size: int = 256, data_range: float = 1.0
 ) -> float:
-    """Return the peak signal-to-noise ratio in dB of one slice padded with zeros to a square; ``inf`` if both are equal.
+    """Return the peak signal-to-noise ratio in dB of one slice padded with zeros to a square; ``inf`` for equal ones.
 
     The zeros, equal in both, count: a slice of 181 x 217 in a square of 256 gains 2.2 dB. Use this for the comparison
     with published figures, and :func:`psnr` for the slice alone.
@@ -128,7 +128,7 @@ def padded_ssim(
 
 
 class _SliceMetric(CumulativeIterationMetric):
-    """The mean over the slices of all processes of a function of two slices and an ``extent``: border or padded size."""
+    """The mean over all processes' slices of a function of two slices and an ``extent``: border or padded size."""
 
     measure: Callable[..., float]
 

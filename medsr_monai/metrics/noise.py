@@ -17,7 +17,7 @@ MOST_SLICES = 64
 FEWEST = 256
 """A region needs at least this many wavelet coefficients, or no deviation is taken from it."""
 FLAT = 1e-6
-"""Wavelet coefficients below this part of the volume's range belong to a masked background and do not count as noise."""
+"""Wavelet coefficients below this part of the volume's range come from a masked background and are no noise."""
 RAYLEIGH = float(rice.mean(0) / rice.std(0))
 """The mean of pure noise in a magnitude image divided by its standard deviation: 1.91."""
 
