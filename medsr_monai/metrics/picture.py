@@ -281,7 +281,7 @@ def quality_grid(
         figure.text(x / size[0], 1 - y / size[1], text, size=fitting, va="center", parse_math=False, **options)
 
     def mark(ax: Axes, letter: str, edge: int, length: float) -> None:
-        """Write a letter at the left, right, upper or lower edge, beside an image if that is too thin, never below it."""
+        """Write a letter at an edge (left, right, upper, lower): inside, or beside a thin image, but never below it."""
         inside = length > 2 * THINNEST
         if not inside and edge >= 2:
             return

@@ -155,7 +155,7 @@ def format_edges(edges: Sequence[float]) -> str:
 
 
 def axis_factors(axis: int, scale: int | Sequence[int]) -> tuple[int, int, int]:
-    """Return the factor of each array axis for a 2D ``scale`` of slices across ``axis``: (1, 1, 4) for axis 0, (1, 4)."""
+    """Return the factor of each array axis for a 2D ``scale`` of slices across ``axis``; (1, 4), axis 0: (1, 1, 4)."""
     factors = list(ensure_tuple_rep(scale, 2))
     factors.insert(axis, 1)
     return tuple(factors)
