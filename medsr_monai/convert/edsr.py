@@ -6,18 +6,14 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from medsr_monai.convert.state_dict import count, require_identity_mean_shift, upsampling_scale
+from medsr_monai.convert.state_dict import HEAD_AND_TAIL, count, head_and_tail
 from medsr_monai.networks.comparison.edsr import EDSR
 
 TABLE = {
-    "sub_mean.*": None,  # identity, checked by build
-    "add_mean.*": None,  # identity, checked by build
-    "head.0.*": "head.*",
+    **HEAD_AND_TAIL,
     "body.*.body.0.*": "body.*.conv1.*",
     "body.*.body.2.*": "body.*.conv2.*",
     "body.*.*": "body.*.*",  # the convolution after the blocks
-    "tail.0.*.*": "upsample.*.*",
-    "tail.1.*": "last.*",
 }
 
 
@@ -33,13 +29,8 @@ def build(state: Mapping[str, Tensor], *, negative_slope: float = 0.0, res_scale
         ValueError: the checkpoint's MeanShift layers change intensities.
         KeyError: a tensor that tells a hyper-parameter is missing.
     """
-    require_identity_mean_shift(state)
-    channels, in_channels = state["head.0.weight"].shape[:2]
     return EDSR(
-        in_channels=in_channels,
-        out_channels=state["tail.1.weight"].shape[0],
-        scale=upsampling_scale("tail.0.", state),
-        channels=channels,
+        **head_and_tail(state),
         num_blocks=count("body.", state) - 1,
         negative_slope=negative_slope,
         res_scale=res_scale,

@@ -38,6 +38,10 @@ class Family:
     table: Mapping[str, str | None] | Callable[[Mapping[str, Tensor]], Mapping[str, str | None]]
     wrappers: tuple[str, ...] = ()
 
+    def table_for(self, state: Mapping[str, Tensor]) -> Mapping[str, str | None]:
+        """Return the table of names for a checkpoint's tensors."""
+        return self.table(state) if callable(self.table) else self.table
+
 
 FAMILIES: dict[str, Family] = {  # by the name that `medsr convert --family` takes
     "rdst": Family(rdst.build, rdst.table),
@@ -92,8 +96,7 @@ def load_official(source: str | os.PathLike | Mapping[str, Any], family: str, **
     accepted = list(inspect.signature(FAMILIES[family].build).parameters)[1:]  # without the tensors
     if not options.keys() <= set(accepted):
         raise ValueError(f"arguments are {sorted(options)}: {family!r} takes tensors and {accepted or 'nothing else'}.")
-    table = FAMILIES[family].table
-    table = table(source) if callable(table) else table
+    table = FAMILIES[family].table_for(source)
     renamed = {name: _rename(name, table) for name in source}
     _refuse(
         [name for name, ours in renamed.items() if ours == ""],

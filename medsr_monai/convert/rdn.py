@@ -6,19 +6,15 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from medsr_monai.convert.state_dict import count, require_identity_mean_shift, upsampling_scale
+from medsr_monai.convert.state_dict import HEAD_AND_TAIL, count, head_and_tail
 from medsr_monai.networks.comparison.rdn import RDN
 
 TABLE = {
-    "sub_mean.*": None,  # identity, checked by build
-    "add_mean.*": None,  # identity, checked by build
-    "head.0.*": "head.*",
+    **HEAD_AND_TAIL,
     "F0.*": "body.first.*",
     "body.*.body.*.body.0.*": "body.blocks.*.layers.*.0.*",
     "body.*.bottle_neck.*": "body.blocks.*.fusion.*",
     "bottleneck.*.*": "body.fusion.*.*",
-    "tail.0.*.*": "upsample.*.*",
-    "tail.1.*": "last.*",
 }
 
 
@@ -33,13 +29,8 @@ def build(state: Mapping[str, Tensor], *, negative_slope: float = 0.2) -> RDN:
         ValueError: the checkpoint's MeanShift layers change intensities.
         KeyError: a tensor that tells a hyper-parameter is missing.
     """
-    require_identity_mean_shift(state)
-    channels, in_channels = state["head.0.weight"].shape[:2]
     return RDN(
-        in_channels=in_channels,
-        out_channels=state["tail.1.weight"].shape[0],
-        scale=upsampling_scale("tail.0.", state),
-        channels=channels,
+        **head_and_tail(state),
         growth_rate=state["body.0.body.0.body.0.weight"].shape[0],
         num_layers=count("body.0.body.", state),
         num_blocks=count("body.", state),

@@ -8,6 +8,15 @@ from math import isqrt, prod
 import torch
 from torch import Tensor
 
+HEAD_AND_TAIL = {
+    "sub_mean.*": None,  # identity, checked by head_and_tail
+    "add_mean.*": None,  # identity, checked by head_and_tail
+    "head.0.*": "head.*",
+    "tail.0.*.*": "upsample.*.*",
+    "tail.1.*": "last.*",
+}
+"""Their names and ours around the body of the convolutional networks in the RDST paper's code."""
+
 
 def count(prefix: str, state: Mapping[str, Tensor]) -> int:
     """Return how many different parts, such as numbers of blocks, follow a prefix such as "body."."""
@@ -18,6 +27,22 @@ def upsampling_scale(prefix: str, state: Mapping[str, Tensor]) -> int:
     """Return the scale of an up-sampler of convolutions and pixel shuffles, whose names start with the prefix."""
     weights = [value for name, value in state.items() if name.startswith(prefix) and name.endswith(".weight")]
     return prod(isqrt(weight.shape[0] // weight.shape[1]) for weight in weights)
+
+
+def head_and_tail(state: Mapping[str, Tensor]) -> dict[str, int]:
+    """Return the arguments that the layers of `HEAD_AND_TAIL` tell: channels and scale.
+
+    Raises:
+        ValueError: the checkpoint's MeanShift layers change intensities.
+    """
+    require_identity_mean_shift(state)
+    channels, in_channels = state["head.0.weight"].shape[:2]
+    return {
+        "in_channels": in_channels,
+        "out_channels": state["tail.1.weight"].shape[0],
+        "scale": upsampling_scale("tail.0.", state),
+        "channels": channels,
+    }
 
 
 def require_identity_mean_shift(state: Mapping[str, Tensor]) -> None:

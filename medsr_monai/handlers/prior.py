@@ -10,6 +10,7 @@ import torch
 from ignite.engine import Engine, Events
 from monai.utils import ensure_tuple
 
+from medsr_monai.errors import naming
 from medsr_monai.weights.load import read_weights
 
 __all__ = ["PriorLoader"]
@@ -59,8 +60,6 @@ class PriorLoader:
                     f"{self.path}: a prior without centroids: cluster its latents first (the last step of bundle "
                     "transmrsr_prior), or train with truncation 'none' (configs/ablation_no_truncation.json)"
                 )
-            try:
+            with naming(self.path):
                 network.load_prior(content["model"], None if network.centroids is None else centroids)
-            except ValueError as error:
-                raise ValueError(f"{self.path}: {error}") from error
         logger.info("loaded prior %s", self.path)

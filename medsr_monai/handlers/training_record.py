@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from ignite.engine import Engine
 
-from medsr_monai.atomic import written_atomically
 from medsr_monai.handlers.process_group import process_count
 from medsr_monai.metrics.report import json_values
 from medsr_monai.records.sidecar import (
@@ -28,6 +27,7 @@ from medsr_monai.records.sidecar import (
     source_record,
     versions,
 )
+from medsr_monai.weights.load import save_atomically
 from medsr_monai.weights.stated import METADATA
 
 __all__ = ["TrainingRecord", "extend_record"]
@@ -137,8 +137,7 @@ def extend_record(path: str | os.PathLike, content: object, facts: Mapping[str, 
     path = Path(path)
     record = read_sidecar(path)
     if record is None:  # the weights come from elsewhere
-        with written_atomically(path) as partial:
-            torch.save(content, partial)
+        save_atomically(content, path)
         return
     record["Training"] |= facts
     with recorded(path, record) as (partial,):

@@ -165,7 +165,7 @@ class ThroughPlaneInferer(Inferer):
         return self.slices.prepare(network, device)
 
     def planes(self, image: MetaTensor) -> list[str]:
-        """Return the planes whose slices the network gets from a volume [C, X, Y, Z]; errors are those of :meth:`plan`."""
+        """Return the planes whose slices the network gets of a volume; errors are those of :meth:`plan`."""
         return list(self.plan(image.affine, image.shape[1:]).planes)
 
     def describe(self, image: MetaTensor) -> str:

@@ -112,7 +112,6 @@ def failure_grid(failures: Sequence[Failure], title: str, foot: str) -> Figure:
         failures: one slice or more, all with the same number of images.
         title, foot: the lines above and below the panels.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.patches import Rectangle
 
@@ -123,7 +122,6 @@ def failure_grid(failures: Sequence[Failure], title: str, foot: str) -> Figure:
     columns = len(names) + 2
     size = (columns * (PANEL + GAP) + GAP + BAR, HEAD + len(failures) * (PANEL + TEXT) + FOOT)
     figure = Figure(figsize=size, dpi=150, facecolor="white")
-    FigureCanvasAgg(figure)
 
     def write(x: float, y: float, text: str, points: float, room: float, **options: object) -> None:
         """Write text at a place in inches from the upper left corner, smaller if it is too long for its room."""

@@ -130,15 +130,14 @@ def padded_ssim(
 class _SliceMetric(CumulativeIterationMetric):
     """The mean over all processes' slices of a function of two slices and an ``extent``: border or padded size."""
 
-    measure: Callable[..., float]
-
-    def __init__(self, extent: int, data_range: float) -> None:
+    def __init__(self, measure: Callable[..., float], extent: int, data_range: float) -> None:
         super().__init__()
+        self.measure = measure
         self.extent = extent
         self.data_range = data_range
 
     def _compute_tensor(self, y_pred: torch.Tensor, y: torch.Tensor | None = None) -> torch.Tensor:
-        values = [type(self).measure(p, t, self.extent, self.data_range) for p, t in zip(y_pred, y, strict=True)]
+        values = [self.measure(p, t, self.extent, self.data_range) for p, t in zip(y_pred, y, strict=True)]
         return torch.tensor(values, dtype=torch.float64, device=y_pred.device).unsqueeze(1)
 
     def aggregate(self) -> torch.Tensor:
@@ -149,34 +148,26 @@ class _SliceMetric(CumulativeIterationMetric):
 class PSNRSlices(_SliceMetric):
     """The mean of :func:`psnr` over slices [B, C, H, W]."""
 
-    measure = staticmethod(psnr)
-
     def __init__(self, border: int = 4, data_range: float = 1.0) -> None:
-        super().__init__(border, data_range)
+        super().__init__(psnr, border, data_range)
 
 
 class SSIMSlices(_SliceMetric):
     """The mean of :func:`ssim` over slices [B, C, H, W]."""
 
-    measure = staticmethod(ssim)
-
     def __init__(self, border: int = 4, data_range: float = 1.0) -> None:
-        super().__init__(border, data_range)
+        super().__init__(ssim, border, data_range)
 
 
 class PaddedPSNRSlices(_SliceMetric):
     """The mean of :func:`padded_psnr` over slices [B, C, H, W]."""
 
-    measure = staticmethod(padded_psnr)
-
     def __init__(self, size: int = 256, data_range: float = 1.0) -> None:
-        super().__init__(size, data_range)
+        super().__init__(padded_psnr, size, data_range)
 
 
 class PaddedSSIMSlices(_SliceMetric):
     """The mean of :func:`padded_ssim` over slices [B, C, H, W]."""
 
-    measure = staticmethod(padded_ssim)
-
     def __init__(self, size: int = 256, data_range: float = 1.0) -> None:
-        super().__init__(size, data_range)
+        super().__init__(padded_ssim, size, data_range)

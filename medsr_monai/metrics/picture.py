@@ -48,7 +48,6 @@ def comparison_picture(
         window: intensities shown as black and white, the same for all slices.
         spacing: edges (rows, columns) of the finest slice's pixels, for the aspect.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.patches import Rectangle
 
@@ -58,7 +57,6 @@ def comparison_picture(
     aspect = spacing[0] / spacing[1]
     width = 3.2
     figure = Figure(figsize=(width * len(slices), width * (rows * aspect / columns + 1) + 0.4), dpi=120)
-    FigureCanvasAgg(figure)
     axes = figure.subplots(2, len(slices), squeeze=False, gridspec_kw={"height_ratios": [rows * aspect / columns, 1]})
     for column, (title, image) in enumerate(slices.items()):
         for row in range(2):
@@ -141,7 +139,6 @@ def comparison_grid(
         note: text in the empty panel below the input, which says what the picture shows.
         left_edge: letter of the direction that the slice's left edge points to.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.patches import Rectangle
     from matplotlib.patheffects import withStroke
@@ -156,7 +153,6 @@ def comparison_grid(
     bottoms = np.cumsum([LEGEND, whole + GAP, part + GAP])[::-1]
     size = (len(images) * (PANEL + GAP) + GAP, bottoms[0] + whole + GAP)
     figure = Figure(figsize=size, dpi=300, facecolor="white")
-    FigureCanvasAgg(figure)
 
     def panel(row: int, column: int) -> Axes:
         x, y, h = GAP + column * (PANEL + GAP), bottoms[row], (whole, part, whole)[row]
@@ -258,7 +254,6 @@ def quality_grid(
         foot: line below all panels.
         unit: unit of the rows' sizes.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.patheffects import withStroke
 
@@ -268,7 +263,6 @@ def quality_grid(
     cell = max(width, 2.4)  # a volume of narrow slices, too, has room for its title
     size = (MARGIN + 3 * (cell + GAP) + BAR, HEAD + sum(heights) + GAP * len(rows) + FOOT)
     figure = Figure(figsize=size, dpi=150, facecolor="white")
-    FigureCanvasAgg(figure)
     known = [np.abs(row.difference).ravel() for row in rows if row.difference is not None]
     values = np.concatenate(known) if known else np.zeros(1)
     span = window[1] - window[0]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import torch
+from numpy.typing import ArrayLike
 from scipy.ndimage import uniform_filter, uniform_filter1d
 
 __all__ = ["AxisSpectrum", "axis_spectrum"]
@@ -74,7 +74,7 @@ class AxisSpectrum:
         return round(self.share * size)
 
 
-def axis_spectrum(volume: np.ndarray | torch.Tensor, axis: int) -> AxisSpectrum:
+def axis_spectrum(volume: ArrayLike, axis: int) -> AxisSpectrum:
     """Find the share of k-space that holds signal along one axis of a magnitude image.
 
     A matrix that was zero-filled on the scanner, or a volume that was interpolated with a good filter, has a spectrum
@@ -93,9 +93,8 @@ def axis_spectrum(volume: np.ndarray | torch.Tensor, axis: int) -> AxisSpectrum:
         The spectrum. Its share is exact to about one part in the length of the stretches, a few percent. Linear
         interpolation leaves no empty part and is not found.
     """
-    array = volume.detach().cpu().numpy() if isinstance(volume, torch.Tensor) else np.asarray(volume)
     frequency = np.arange(BINS // 2 + 1) / BINS
-    lines, starts, lengths = _tissue_lines(array, axis)
+    lines, starts, lengths = _tissue_lines(np.asarray(volume), axis)
     if not len(lines):
         return AxisSpectrum(False, 1.0, 0.0, 0.0, frequency, np.full(len(frequency), -np.inf))
     power = _mean_power(lines, starts, lengths)

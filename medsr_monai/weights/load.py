@@ -141,10 +141,7 @@ def load_trained_part(network: torch.nn.Module, path: str | os.PathLike | None, 
     """
     if path is None or not Path(path).is_file():
         raise FileNotFoundError(f"{path}: expected the last.pt of a training with a {part}")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # pickle, zip and torch raise many kinds
-        raise ValueError(f"{path}: not a PyTorch file, or a damaged one") from error
+    content = _read(path)
     if not isinstance(content, Mapping) or part not in content.get("state", {}):
         raise ValueError(f"{path}: no {part} in it, expected the last.pt of a training with one")
     try:
@@ -163,16 +160,19 @@ def read_weights(path: Path) -> tuple[Path, Mapping]:
         raise ValueError(f"{found.file}: {found.reason}")
     if found.state == "own":
         logger.warning("%s: %s", found.file, found.reason)
-    path = found.file
+    content = _read(found.file)
+    if not isinstance(content, Mapping) or not {"model", "network"} <= set(content):
+        raise ValueError(f'{found.file}: no {{"model", "network"}} dictionary; official weights: `medsr convert` first')
+    return found.file, content
+
+
+def _read(path: str | os.PathLike) -> object:
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # pickle, zip and torch raise many kinds
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # pickle, zip and torch have no common class
         if is_out_of_memory(error):
             raise
         raise ValueError(f"{path}: not a PyTorch weights file, or a damaged one") from error
-    if not isinstance(content, Mapping) or not {"model", "network"} <= set(content):
-        raise ValueError(f'{path}: no {{"model", "network"}} dictionary; official weights: `medsr convert` first')
-    return path, content
 
 
 def _missing(path: Path, stated: StatedFile | None) -> str:
