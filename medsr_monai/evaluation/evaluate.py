@@ -12,7 +12,7 @@ from medsr_monai.atomic import check_input, check_output
 from medsr_monai.data import LoadLabeld, check_same_grid, match_results, volume_name
 from medsr_monai.errors import MedsrError, naming
 from medsr_monai.evaluation.tables import compare_volumes
-from medsr_monai.metrics import EVALUATION_FILES, SliceEvaluation
+from medsr_monai.metrics import EVALUATION_FILES, SliceEvaluation, write_rows
 from medsr_monai.networks import load_inception_features
 from medsr_monai.transforms import intensity_range
 from medsr_monai.upscaling.bundles import choose_device
@@ -117,7 +117,7 @@ def evaluate(
         if csv is not None:
             plain = len(cases) == 1 and unet is None and inception is None
             Path(csv).parent.mkdir(parents=True, exist_ok=True)
-            evaluation.table().write_csv(csv, ("plane", "slice", "psnr", "ssim") if plain else None)
+            write_rows(evaluation.rows, csv, ("plane", "slice", "psnr", "ssim") if plain else None)
         if output is not None:
             evaluation.write(output, pooled)
     rows = [row | (whole[row["case"]] if row["method"] == RESULT else {}) for row in evaluation.groups()]

@@ -1,4 +1,4 @@
-"""Inferers that run 2D networks over volumes, and generators on latents; consistency of results with their inputs."""
+"""Inferers that run 2D networks over volumes and generators on latents, and the consistency of results with inputs."""
 
 from .data_consistency import DataConsistency, Residual
 from .fast_network import FastNetwork

@@ -1,4 +1,4 @@
-"""Thick slices made thin: interpolation across them, and a 2D network on the slices that contain the thick axis."""
+"""Makes thick slices thin: interpolation across them, and a 2D network on the slices that contain the thick axis."""
 
 from __future__ import annotations
 
@@ -52,16 +52,17 @@ class ThroughPlaneInferer(Inferer):
     Args:
         thick_axis: ``left-right``, ``posterior-anterior``, ``inferior-superior``, or ``auto`` for the axis of the
             longest voxel edge (see :func:`medsr_monai.transforms.geometry.thick_axis`).
-        target_spacing: slice thickness wanted, in mm; None for the smaller one of the other two voxel edges.
-        refine: ``both`` planes that contain the thick axis, averaged, or one of them by name (half the time).
+        target_spacing: wanted slice thickness in mm; None for the smaller one of the other two voxel edges.
+        refine: ``both`` for the mean of the two planes that contain the thick axis, or one of them by name, which takes
+            half the time.
         sw_batch_size, roi_size, overlap: see :class:`PlaneInferer`.
-        scale: of the network.
-        force: take volumes whose slices are less than THICK_RATIO times as thick as the target, too.
+        scale: scale of the network, 1 or [1, k].
+        force: whether volumes are taken whose slices are less than THICK_RATIO times as thick as the target.
         precision, compile, progress, sw_device, device: see :class:`PlaneInferer`.
 
     Raises:
-        ValueError: an unknown axis or plane, a plane across the thick axis, a target that is no positive number, or a
-            scale that is neither 1 nor [1, k].
+        ValueError: the axis or plane is unknown, the plane runs across the thick axis, the target is no positive
+            number, or the scale is neither 1 nor [1, k].
     """
 
     takes_pictures = False
@@ -124,8 +125,8 @@ class ThroughPlaneInferer(Inferer):
             scale: that of the network is known here already; the argument is that of :class:`PlaneInferer`.
 
         Raises:
-            ValueError: no thick axis, or two, and none named; slices not thick enough for the target; a plane to refine
-                that does not contain the thick axis.
+            ValueError: no thick axis is named and the volume has none or two, its slices are not thick enough for the
+                target, or the plane to refine does not contain the thick axis.
         """
         axis_name = self.thick_axis
         if axis_name == "auto":
@@ -186,16 +187,17 @@ class ThroughPlaneInferer(Inferer):
         """Refine a batch of volumes.
 
         Args:
-            inputs: ``MetaTensor`` [N, C, X, Y, Z], voxels alike in the whole batch.
-            network: [B, C, H, W] to [B, C', H, W * k], with the k of ``scale``; the thick axis runs along W.
+            inputs: ``MetaTensor`` [N, C, X, Y, Z], whose voxels are alike in the whole batch.
+            network: [B, C, H, W] -> [B, C', H, W * k], with the k of ``scale``; the thick axis runs along W.
 
         Returns:
-            [N, C', X', Y', Z'], axes in the order of the input, larger along the thick axis only, with the input's
-            metadata (its affine is that of the input: :class:`medsr_monai.transforms.geometry.MatchCornersd` mends it).
+            [N, C', X', Y', Z'], larger along the thick axis only, with axes in the order of the input and the input's
+            metadata. The affine is the input's, too, which :class:`medsr_monai.transforms.geometry.MatchCornersd`
+            corrects.
 
         Raises:
-            ValueError: see :meth:`plan`; a plain tensor; volumes of one batch that differ in their voxels; a network of
-                another scale.
+            ValueError: see :meth:`plan`; or the input is a plain tensor, the volumes of a batch differ in their voxels,
+                or the network is of another scale.
         """
         if not isinstance(inputs, MetaTensor):
             raise ValueError("the volume has no affine, by which the thick axis is found: give a MetaTensor")
@@ -228,7 +230,7 @@ class ThroughPlaneInferer(Inferer):
         *args,
         **kwargs,
     ) -> torch.Tensor:
-        """The network's output on the slices of one plane, in the grid that the network makes."""
+        """Return the network's output on the slices of one plane, in the grid that the network makes."""
         # one object for all planes and volumes: it has learnt how many slices fit into memory
         self.slices.plane, self.slices.through = plane, PLANE_ACROSS[plan.thick_axis]
         refined = self.slices(volume, network, *args, **kwargs).as_tensor()
@@ -243,7 +245,7 @@ class ThroughPlaneInferer(Inferer):
 
 
 def _planes(axis_name: str, refine: str) -> tuple[str, ...]:
-    """Planes to be refined, all of which contain the axis."""
+    """Return the planes that are refined, all of which contain the axis."""
     across = PLANE_ACROSS[axis_name]
     planes = tuple(plane for plane in PLANES if plane != across)
     if refine == across:

@@ -9,7 +9,7 @@ from .degradation import (
     sampling_matrices,
     sampling_matrix,
 )
-from .display import EDGES, LEFT_EDGE, displayed_slice, pixel_edges
+from .display import EDGES, displayed_slice, pixel_edges
 from .geometry import (
     AXES,
     PLANE_ACROSS,

@@ -119,7 +119,7 @@ def official(network, family, parts, parts_of_part):
     names = {f"body.{i}.": None for i in range(parts)} | {f"body.0.body.{i}.": None for i in range(parts_of_part)}
     state = {}
     for name, value in network.state_dict().items():
-        for theirs, ours in FAMILIES[family].table(names).items():
+        for theirs, ours in FAMILIES[family].table_for(names).items():
             match = ours and re.fullmatch(ours.replace(".", r"\.").replace("*", "([^.]+)"), name)
             if match:
                 state[theirs.replace("*", "{}").format(*match.groups())] = value
