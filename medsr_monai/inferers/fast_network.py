@@ -13,7 +13,7 @@ __all__ = ["PRECISIONS", "FastNetwork", "check_compiler", "chosen_precision"]
 
 PRECISIONS = ("float32", "bfloat16", "float16")
 GPU_PRECISION = "float16"
-"""By default on CUDA: of the two half precisions the one with the smaller error, see README's "Your own volumes"."""
+"""By default on CUDA: of the two half precisions the one with the smaller error, which upscaling/README.md states."""
 SIZES = 64
 """Sizes of slices that one process compiles for; torch's own limit of 8 is soon reached by a folder of volumes."""
 COMPILER_ERRORS = ("torch._dynamo", "torch._inductor")
