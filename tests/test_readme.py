@@ -59,10 +59,16 @@ SNIPPETS = [
 
 
 def write_study(folder):
-    """A CT series of five slices."""
-    folder.mkdir()
-    study, series, frame = generate_uid(), generate_uid(), generate_uid()
-    rng = np.random.default_rng(1)
+    """Two CT series of five slices."""
+    study, frame = generate_uid(), generate_uid()
+    for series_number in (3, 4):
+        (folder / f"series{series_number}").mkdir(parents=True)
+        write_series(folder / f"series{series_number}", series_number, study, frame)
+
+
+def write_series(folder, series_number, study, frame):
+    series = generate_uid()
+    rng = np.random.default_rng(series_number)
     for number in range(5):
         d = pydicom.Dataset()
         d.file_meta = pydicom.dataset.FileMetaDataset()
@@ -70,7 +76,7 @@ def write_study(folder):
         d.SOPClassUID, d.SOPInstanceUID = CTImageStorage, generate_uid()
         d.StudyInstanceUID, d.SeriesInstanceUID, d.FrameOfReferenceUID = study, series, frame
         d.Modality, d.PatientName, d.PatientID, d.InstanceNumber = "CT", "Doe^Jane", "4711", number + 1
-        d.SeriesNumber, d.SeriesDescription, d.ImageType = 3, "thin", ["ORIGINAL", "PRIMARY", "AXIAL"]
+        d.SeriesNumber, d.SeriesDescription, d.ImageType = series_number, "thin", ["ORIGINAL", "PRIMARY", "AXIAL"]
         d.ImagePositionPatient, d.ImageOrientationPatient = [0.0, 0.0, 5.0 * number], [1, 0, 0, 0, 1, 0]
         d.PixelSpacing, d.SliceThickness, d.Rows, d.Columns = [1.0, 1.0], 5.0, 24, 24
         d.SamplesPerPixel, d.PhotometricInterpretation, d.RescaleSlope, d.RescaleIntercept = 1, "MONOCHROME2", 1, -1024
@@ -151,8 +157,8 @@ def test_results_are_there(folder):
     assert nib.load(folder / "sr.nii.gz").shape == nib.load(folder / "demo_out" / "reference.nii.gz").shape
     assert nib.load(folder / "thin.nii.gz").shape == (48, 48, 16)
     assert Image.open(folder / "image_sr.png").size == (144, 160)
-    assert len(list((folder / "derived").glob("*.dcm"))) == 5
-    assert len(list((folder / "sr").glob("*_sr.nii.gz"))) == 1
+    assert len(list((folder / "derived").glob("*/*.dcm"))) == 10
+    assert {p.name for p in (folder / "sr").glob("*.nii.gz")} == {"003_thin_sr.nii.gz", "004_thin_sr.nii.gz"}
     assert len(list((folder / "runs" / "sr").glob("*_sr.nii.gz"))) == 4
     assert {p.name for p in (folder / "runs" / "scans").iterdir()} >= {"index.html", "status.csv", "status.json"}
     for name in ("models", "models2"):

@@ -2,8 +2,8 @@
 
 `chunk_plan` divides the work, `attend` and `swin_layer` do a part of it, `in_chunks` all; RDST puts them together.
 
-What was tried with torch 2.15 on an AMD EPYC (Zen 4), RDST-E x4 beside `tests/networks/plain_rdst.py`. The guide
-of the networks has the figures of `medsr benchmark --reference` for all that was kept; the rest was timed operation by operation:
+What was tried with torch 2.15 on an AMD EPYC (Zen 4), RDST-E x4 beside `tests/networks/plain_rdst.py`. README has
+the figures of `medsr benchmark --reference` for all that was kept; the rest was timed operation by operation:
 
 | tried | brought | kept |
 |---|---|---|
@@ -15,7 +15,7 @@ of the networks has the figures of `medsr benchmark --reference` for all that wa
 | attention's products transposed, as heads are narrow | faster in training, with bfloat16, with two threads | yes |
 | moved windows of all kinds at once, each with its mask | some, where there are few windows | in inference |
 | oneDNN's linear layer, or a 1x1 convolution, for MKL's | now slower, now faster | no |
-| bfloat16 by autocast (`--precision bfloat16`) | faster where the CPU has it; its error is in upscaling's guide | option |
+| bfloat16 by autocast (`--precision bfloat16`) | faster where the CPU has it; its error is in README | option |
 
 At 40x32 all windows are one chunk, and with float32 and one thread nothing brought more than the merged convolutions.
 """
