@@ -170,7 +170,7 @@ def path_beside(weights: str | os.PathLike) -> Path:
 
 
 def packed_training_data(weights: str | os.PathLike) -> bytes | None:
-    """The record beside a weights file as it goes into a package with them: it states their sum. None if none lies there."""
+    """The record beside a weights file as it goes into a package, with their sum; None if none lies there."""
     path = path_beside(weights)
     if not path.is_file():
         return None
