@@ -17,6 +17,7 @@ def degrade(
     plane: str = "auto",
     method: str | None = None,
     fwhm: float | None = None,
+    psf: str | None = None,
     noise: float = 0.0,
     seed: int = 0,
     frame: int | None = None,
@@ -30,8 +31,11 @@ def degrade(
         scale: integer factor.
         direction: in-plane (larger pixels) or through-plane (thicker slices, as `upscale --bundle rdst_e_thick` takes).
         plane: axial, coronal or sagittal, auto for the one with the finest pixels.
-        method: bicubic (default in-plane), gaussian (default through-plane), box or kspace.
+        method: bicubic (default in-plane), gaussian (default through-plane), box or kspace, or another kind, see psf.
         fwhm: width of the Gaussian slice profile in voxels, default the scale.
+        psf: point spread of the scanner in place of method and fwhm, as KIND or KIND:FWHM_MM, such as box:4.5. KIND is
+            gaussian, box, rounded, kspace, kspace_hamming, kspace_fermi, ct (ct:FWHM_MM:SHARPNESS) or bicubic; the
+            width is the output's spacing where it is left out. A width below the spacing leaves gaps between slices.
         noise: standard deviation of Gaussian noise as a fraction of the intensity range.
         seed: of the noise.
         frame: of a 4D file, counted from 0.
@@ -45,10 +49,23 @@ def degrade(
         raise ValueError(f"scale is {scale}, expected at least 2")
     if not 0 <= noise < math.inf:
         raise ValueError(f"noise is {noise}, expected a fraction of the intensity range such as 0.02")
+    if psf is not None and (method is not None or fwhm is not None):
+        raise ValueError("psf states the point spread alone: drop method and fwhm")
     from medsr_monai.data import LoadVolumed, describe_volume, write_volume
-    from medsr_monai.transforms import AXES, PLANES, axis_factors, intensity_range, plane_axis, sharp_plane
+    from medsr_monai.transforms import (
+        AXES,
+        PLANES,
+        axis_factors,
+        intensity_range,
+        parse_point_spread,
+        plane_axis,
+        sharp_plane,
+        spacing,
+    )
     from medsr_monai.transforms import degrade as degrade_volume
 
+    if psf is not None:
+        parse_point_spread(psf, 1.0)  # before anything is read
     with naming(input):
         volume = LoadVolumed("image", frame=frame).load(input)
         low, high = intensity_range(volume, "minmax")
@@ -58,10 +75,14 @@ def degrade(
         factors = axis_factors(axis, scale)
     else:
         factors = tuple(scale if a == axis else 1 for a in range(3))
+    chosen_method = method or ("bicubic" if direction == "in-plane" else "gaussian")
+    if psf is not None:
+        edges = spacing(volume.affine).tolist()
+        chosen_method = [parse_point_spread(psf, factor * edge) for factor, edge in zip(factors, edges, strict=True)]
     result = degrade_volume(
         volume,
         factors,
-        method or ("bicubic" if direction == "in-plane" else "gaussian"),
+        chosen_method,
         fwhm=fwhm,
         noise_std=noise * (high - low),
         noise_seed=seed,

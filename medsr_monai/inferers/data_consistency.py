@@ -1,7 +1,7 @@
 """Whether a super-resolved volume shows what its input shows, and what makes it do so.
 
 A volume x is consistent with its input y where D(x), the volume degraded again, is y. D is linear and separable, one
-matrix an axis (:func:`medsr_monai.transforms.degradation.sampling_matrix`), so that its singular vectors are at hand,
+matrix an axis (:func:`medsr_monai.transforms.sampling_matrix`), so that its singular vectors are at hand,
 and what iterative back-projection, x + D'(y - D(x)) again and again, comes to in the end can be computed at once.
 """
 
@@ -15,7 +15,7 @@ import torch
 from monai.data import MetaTensor
 from scipy.optimize import brentq
 
-from medsr_monai.transforms.degradation import METHODS, sampling_matrix
+from medsr_monai.transforms.point_spread import METHODS, PointSpread, sampling_matrix
 
 __all__ = ["DataConsistency", "Residual"]
 
@@ -43,16 +43,17 @@ class DataConsistency:
     Memory: a few float64 copies of a slab of the output, and for `project` the result.
 
     Args:
-        method: of the degradation, see :func:`medsr_monai.transforms.degradation.sampling_matrix`.
-        fwhm: width of the Gaussian profile in fine samples; by default the thick sample's.
+        method: of the degradation along every axis that has grown: a :class:`medsr_monai.transforms.PointSpread` or
+            its kind.
+        fwhm: of the kind "gaussian", its width in fine samples; by default the thick sample's.
         slab_voxels: voxels of the output in a slab, at least one slice.
 
     Raises:
         ValueError: an unknown method.
     """
 
-    def __init__(self, method: str, *, fwhm: float | None = None, slab_voxels: int = SLAB_VOXELS) -> None:
-        if method not in METHODS:
+    def __init__(self, method: str | PointSpread, *, fwhm: float | None = None, slab_voxels: int = SLAB_VOXELS) -> None:
+        if isinstance(method, str) and method not in METHODS:
             raise ValueError(f"degradation method is {method!r}, expected one of {', '.join(METHODS)}")
         self.method = method
         self.fwhm = fwhm
