@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["ERRORS", "MedsrError", "is_out_of_memory", "naming", "reason_of"]
+__all__ = ["ERRORS", "MedsrError", "cause_of", "is_out_of_memory", "naming", "reason_of"]
 
 
 class MedsrError(ValueError):
@@ -16,7 +16,7 @@ class MedsrError(ValueError):
 
 
 ERRORS = (ValueError, OSError, RuntimeError, MemoryError)
-"""Errors that a user can mend and gets in one line. Any other is a bug of this package and shows its traceback."""
+"""What a user can mend: told in one line. Anything else is a bug of ours, of which the line names the type."""
 
 
 # by CUDA and MPS, torch on the CPU of several systems, C++, cuBLAS and oneDNN
@@ -40,13 +40,19 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and bool(PHRASES.search(str(error)))
 
 
+def cause_of(error: BaseException) -> BaseException:
+    """The innermost cause of an error: MONAI's Compose wraps what a transform raises."""
+    while error.__cause__ is not None and isinstance(error, RuntimeError):
+        error = error.__cause__
+    return error
+
+
 def reason_of(error: BaseException) -> str:
-    """Return the innermost cause of an error in one line, since MONAI's Compose wraps what a transform raises.
+    """The innermost cause in one line.
 
     If memory has run out, which libraries tell in their own words, the line says what to do.
     """
-    while error.__cause__ is not None and isinstance(error, RuntimeError):
-        error = error.__cause__
+    error = cause_of(error)
     reason = " ".join(str(error).split()) or type(error).__name__
     if is_out_of_memory(error) and "--tile" not in reason:
         return f"out of memory ({reason}): end other programs, or take a smaller volume, or a computer with more memory"
@@ -54,8 +60,8 @@ def reason_of(error: BaseException) -> str:
 
 
 @contextlib.contextmanager
-def naming(path: str | Path) -> Iterator[None]:
-    """Turn errors that are raised inside, such as those of checks of voxels, into a MedsrError that names the file."""
+def naming(path: str | Path = "") -> Iterator[None]:
+    """Errors raised inside that a user can mend become a ``MedsrError``, which names the file, if one is given."""
     try:
         yield
     except ERRORS as error:

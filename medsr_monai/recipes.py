@@ -6,20 +6,12 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 
 import numpy as np
 import torch
-from monai.transforms import (
-    AsDiscreted,
-    CastToTyped,
-    Compose,
-    RandFlipd,
-    RandRotate90d,
-    RandScaleIntensityd,
-    RandSpatialCropd,
-    SpatialPadd,
-    Transform,
-)
+from monai.transforms import AsDiscreted, CastToTyped, Compose
 from monai.utils import ensure_tuple_rep
 
-from medsr_monai.data.volumes import LoadLabeld, LoadVolumed, SaveVolumed
+from medsr_monai.data.label_maps import LoadLabeld
+from medsr_monai.data.read import LoadVolumed
+from medsr_monai.data.write import SaveVolumed
 from medsr_monai.transforms.colour import MergeChromad, SplitLumad
 from medsr_monai.transforms.degradation import RandDegraded, describe_degradation
 from medsr_monai.transforms.geometry import MatchCornersd, SyncRefMetad
@@ -54,7 +46,7 @@ def load_volume(
     A list of files, such as modalities, gives [C, X, Y, Z], each channel with its own range.
 
     Voxels stay where they are: no reorientation, no resampling, no padding. Bad input raises the one-line errors of
-    :mod:`medsr_monai.data.volumes`.
+    :mod:`medsr_monai.data.read`.
 
     Args:
         key: dictionary key that holds the path or paths.
@@ -121,14 +113,6 @@ def label_map_postprocessing(
     return Compose([*label, MatchCornersd(key, ref_key), *save, SyncRefMetad(ref_key, key)])
 
 
-def _flips(keys: Sequence[str], patch_size: int | Sequence[int]) -> list[Transform]:
-    """Random mirror images along both axes, and quarter turns of square patches."""
-    steps = [RandFlipd(keys, prob=0.5, spatial_axis=axis) for axis in (0, 1)]
-    if len(set(np.broadcast_to(patch_size, 2))) == 1:
-        steps.append(RandRotate90d(keys, prob=0.5, max_k=1))
-    return steps
-
-
 def _range(value: float | Sequence[float] | None) -> tuple[float, float] | None:
     """Both ends; a number is its own range."""
     return None if value is None else ensure_tuple_rep(value, 2)
@@ -144,16 +128,15 @@ def labelled_patches(
         flips: mirror and turn them at random. Not where left and right are different labels, such as the two lungs.
         intensity_factor: see :func:`training_patches`; a network that judges super-resolved patches sees such ones.
     """
-    keys = ("image", "label")
-    steps = [
-        SpatialPadd(keys, spatial_size=ensure_tuple_rep(patch_size, 2), mode="edge"),
-        RandSpatialCropd(keys, roi_size=patch_size, random_size=False),
-    ]
-    if flips:
-        steps += _flips(keys, patch_size)
-    if intensity_factor:
-        steps.append(RandScaleIntensityd("image", factors=(-intensity_factor, 0.2), prob=1.0))
-    return PatchBatches([*steps, CastToTyped("label", torch.int64)])
+    return PatchBatches(
+        ("image", "label"),
+        patch_size,
+        padding="replicate",
+        poses=8 if flips else 1,
+        intensity_factor=intensity_factor,
+        brightened="image",
+        dtypes={"label": torch.int64},
+    )
 
 
 def training_patches(
@@ -175,13 +158,9 @@ def training_patches(
         noise_std: range of the LR noise level, or one level, as a fraction of the volume's intensity range.
         fwhm: range of the Gaussian's width in HR pixels, or one, with the method "gaussian" only; None for the factor.
     """
-    steps = [RandSpatialCropd("label", roi_size=patch_size, random_size=False), *_flips(["label"], patch_size)]
-    if intensity_factor:
-        steps.append(RandScaleIntensityd("label", factors=(-intensity_factor, 0.2), prob=1.0))
     widths, levels = _range(fwhm), _range(noise_std)
-    return PatchBatches(
-        [*steps, RandDegraded("label", "image", factors=scale, method=method, fwhm=widths, noise_std=levels)]
-    )
+    degrade = RandDegraded("label", "image", factors=scale, method=method, fwhm=widths, noise_std=levels)
+    return PatchBatches("label", patch_size, poses=8, intensity_factor=intensity_factor, pairs=degrade)
 
 
 def image_patches(patch_size: int | Sequence[int] = 64, flips: bool = True, key: str = "image") -> PatchBatches:
@@ -192,9 +171,7 @@ def image_patches(patch_size: int | Sequence[int] = 64, flips: bool = True, key:
         flips: mirror and turn them at random.
         key: of the slice.
     """
-    size = ensure_tuple_rep(patch_size, 2)
-    steps = [SpatialPadd(key, spatial_size=size), RandSpatialCropd(key, roi_size=size, random_size=False)]
-    return PatchBatches([*steps, *(_flips([key], patch_size) if flips else [])])
+    return PatchBatches(key, patch_size, padding="constant", poses=8 if flips else 1)
 
 
 def slice_pairs(
@@ -279,16 +256,12 @@ def thick_slice_patches(
         patch_size: of the patch; smaller slices get zeros, the scaled intensity of air, on both sides.
         intensity_factor: see :func:`training_patches`.
     """
-    size, keys = ensure_tuple_rep(patch_size, 2), ("image", "label")
-    steps = [
-        *thick_slice_pairs(factor, thick_axis, method, fwhm, noise_std).transforms,
-        SpatialPadd(keys, spatial_size=size),
-        RandSpatialCropd(keys, roi_size=size, random_size=False),
-        *(RandFlipd(keys, prob=0.5, spatial_axis=axis) for axis in (0, 1)),
-    ]
-    if intensity_factor:
-        steps.append(RandScaleIntensityd(keys, factors=(-intensity_factor, 0.2), prob=1.0))
-    return PatchBatches(steps)
+    thick = RandThickSliced(
+        factor=factor, thick_axis=thick_axis, method=method, fwhm=_range(fwhm), noise_std=_range(noise_std)
+    )
+    return PatchBatches(
+        "label", patch_size, padding="constant", poses=4, intensity_factor=intensity_factor, pairs=thick
+    )
 
 
 def thick_slice_pairs(

@@ -1,4 +1,4 @@
-"""README's scripts for Slurm, run as they are on two CPU processes, with Slurm's commands and variables simulated."""
+"""The bundles' guide's scripts for Slurm, run as they are on two CPU processes, with a simulated Slurm."""
 
 import json
 import os
@@ -17,7 +17,7 @@ import pytest
 import torch
 
 ROOT = Path(__file__).parents[1]
-SCRIPTS = re.findall(r"```slurm\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+SCRIPTS = re.findall(r"```slurm\n(.*?)```", (ROOT / "bundles" / "README.md").read_text(), re.S)
 TINY = {
     "network_def#embed_dim": 12,
     "network_def#growth_rate": 6,
@@ -48,7 +48,7 @@ esac
 
 @pytest.fixture
 def cluster(tmp_path):
-    """Start a script in a folder with what README's commands find in a checkout; returns the folder and the starter."""
+    """Start a script in a folder with what commands find in a checkout; returns the folder and the starter."""
     shutil.copytree(ROOT / "bundles", tmp_path / "bundles", ignore=shutil.ignore_patterns("eval"))
     volumes = tmp_path / "path" / "to" / "volumes"
     rng = np.random.default_rng(0)

@@ -1,7 +1,11 @@
-"""README's commands, run as they are written, in order."""
+"""README and the guides of the rooms: commands run as they are written, in order; links, options and paths exist."""
 
+import configparser
+import inspect
+import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -9,43 +13,135 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import pydicom
 import pytest
+from PIL import Image
+from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 from scipy.ndimage import gaussian_filter
 
+from medsr_monai.cli import COMMANDS as MEDSR
+
 ROOT = Path(__file__).parents[1]
-COMMANDS = [
-    line
-    for block in re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
-    for line in block.strip().splitlines()
-]
+FRONT_PAGE = ROOT / "README.md"
+TEXTS = sorted(path for room in ("bundles", "medsr_monai", "tests") for path in (ROOT / room).rglob("README.md"))
+CARDS = [path for path in TEXTS if path.parent.name == "docs"]
+GUIDES = [FRONT_PAGE, *(path for path in TEXTS if path not in CARDS)]
 INSTALL = 'pip install -e ".[test]" && '
 TESTS = "pytest -q -n 2 --dist loadfile"
+SLOW = {
+    # 18 networks, each in a process of its own; tests/test_cli.py counts those of the paper without this command
+    "medsr benchmark --networks all --size 40x32 --runs 0": pytest.mark.slow,
+}
+# options of other programs, and those that every command has
+ELSEWHERE = {"bundle_root", "config_file", "nodes", "max_restarts", "verbose", "help"}
+
+
+def name_of(path):
+    return str(path.relative_to(ROOT))
+
+
+def blocks(path, language):
+    return re.findall(rf"^```{language}\n(.*?)^```", path.read_text(), re.S | re.M)
+
+
+def lines(path):
+    return [line for block in blocks(path, "bash") for line in block.strip().splitlines()]
+
+
+def code_spans(path):
+    """What stands in `backticks` outside of blocks, on one line each, and the lines of the shell blocks."""
+    text = re.sub(r"^```.*?^```", "", path.read_text(), flags=re.S | re.M)
+    return [" ".join(span.split()) for span in re.findall(r"`([^`]+)`", text)] + lines(path)
+
+
+COMMANDS = [
+    pytest.param(guide, line, id=f"{name_of(guide)}: {line}", marks=SLOW.get(line, ()))
+    for guide in GUIDES
+    for line in lines(guide)
+]
+SNIPPETS = [
+    pytest.param(code, id=f"{name_of(guide)} {number}")
+    for guide in GUIDES
+    for number, code in enumerate(blocks(guide, "python"))
+]
+
+
+def write_study(folder):
+    """Two CT series of five slices."""
+    study, frame = generate_uid(), generate_uid()
+    for series_number in (3, 4):
+        (folder / f"series{series_number}").mkdir(parents=True)
+        write_series(folder / f"series{series_number}", series_number, study, frame)
+
+
+def write_series(folder, series_number, study, frame):
+    series = generate_uid()
+    rng = np.random.default_rng(series_number)
+    for number in range(5):
+        d = pydicom.Dataset()
+        d.file_meta = pydicom.dataset.FileMetaDataset()
+        d.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+        d.SOPClassUID, d.SOPInstanceUID = CTImageStorage, generate_uid()
+        d.StudyInstanceUID, d.SeriesInstanceUID, d.FrameOfReferenceUID = study, series, frame
+        d.Modality, d.PatientName, d.PatientID, d.InstanceNumber = "CT", "Doe^Jane", "4711", number + 1
+        d.SeriesNumber, d.SeriesDescription, d.ImageType = series_number, "thin", ["ORIGINAL", "PRIMARY", "AXIAL"]
+        d.ImagePositionPatient, d.ImageOrientationPatient = [0.0, 0.0, 5.0 * number], [1, 0, 0, 0, 1, 0]
+        d.PixelSpacing, d.SliceThickness, d.Rows, d.Columns = [1.0, 1.0], 5.0, 24, 24
+        d.SamplesPerPixel, d.PhotometricInterpretation, d.RescaleSlope, d.RescaleIntercept = 1, "MONOCHROME2", 1, -1024
+        d.BitsAllocated, d.BitsStored, d.HighBit, d.PixelRepresentation = 16, 16, 15, 0
+        d.PixelData = (2000 * gaussian_filter(rng.random((24, 24)), 1)).astype(np.uint16).tobytes()
+        pydicom.dcmwrite(folder / f"IM{number}", d, enforce_file_format=True)
+
+
+def write_volume(path, shape, spacing, seed):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = gaussian_filter(np.random.default_rng(seed).random(shape), (2, 2, 0)).astype(np.float32)
+    nib.save(nib.Nifti1Image(image, np.diag([*spacing, 1])), path)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A folder that holds what README's commands find in a checkout, and four small volumes."""
+    """A folder with what a checkout has, and with small files of the names that the guides use for the reader's own."""
     here = tmp_path_factory.mktemp("readme")
     shutil.copytree(ROOT / "bundles", here / "bundles")
-    volumes = here / "path" / "to" / "volumes"
-    volumes.mkdir(parents=True)
-    rng = np.random.default_rng(0)
     for number in range(4):
-        image = gaussian_filter(rng.random((96, 96, 4)), (2, 2, 0)).astype(np.float32)
-        nib.save(nib.Nifti1Image(image, np.diag([1, 1, 5, 1])), volumes / f"case{number}.nii.gz")
+        write_volume(here / "path" / "to" / "volumes" / f"case{number}.nii.gz", (96, 96, 4), (1, 1, 5), number)
+    for number in range(2):
+        write_volume(here / "path" / "to" / "scans" / f"scan{number}.nii.gz", (32, 34, 3), (1, 1, 5), number)
+    write_volume(here / "thick.nii.gz", (40, 40, 4), (1, 1, 4), 0)
+    write_study(here / "study")
+    picture = 255 * gaussian_filter(np.random.default_rng(0).random((40, 36)), 1)
+    Image.fromarray(picture.astype(np.uint8)).save(here / "image.png")
     return here
 
 
 def test_both_main_commands_install_first():
-    assert [c for c in COMMANDS if c.startswith(INSTALL)] == [INSTALL + "medsr demo", INSTALL + TESTS]
+    assert [c for c in lines(FRONT_PAGE) if c.startswith(INSTALL)] == [INSTALL + "medsr demo", INSTALL + TESTS]
     assert f'pip install -q -e ".[test]"\n{TESTS}\n' in (ROOT / ".ci" / "run").read_text()
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_command(command, folder):
+def test_the_front_page_is_short_and_names_every_guide():
+    text = FRONT_PAGE.read_text()
+    assert len(text.splitlines()) <= 150
+    for path in (*GUIDES[1:], *CARDS):
+        assert f"]({name_of(path)})" in text, path
+
+
+@pytest.mark.parametrize("guide, command", COMMANDS)
+def test_command(guide, command, folder, monkeypatch):
+    """The front page's in a shell, those of medsr in guides in this process, which saves the imports."""
     command = command.removeprefix(INSTALL)
     if command == TESTS:
         pytest.skip("this is it")
+    if guide != FRONT_PAGE and command.startswith("medsr "):
+        from medsr_monai import cli
+
+        monkeypatch.chdir(folder)
+        try:
+            cli.main(shlex.split(command)[1:])
+        except SystemExit as end:
+            assert not end.code
+        return
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     done = subprocess.run(
         command, shell=True, cwd=folder, env=os.environ | {"PATH": path}, capture_output=True, text=True, timeout=600
@@ -53,14 +149,84 @@ def test_command(command, folder):
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
 
 
+@pytest.mark.parametrize("code", SNIPPETS)
+def test_python(code, folder, monkeypatch):
+    """With the reader's volume."""
+    monkeypatch.chdir(folder)
+    exec(compile(code, "snippet", "exec"), {"volume": "thick.nii.gz"})
+
+
 def test_results_are_there(folder):
     """Runs after the commands above: pytest keeps the order of a file."""
-    if not (folder / "runs").is_dir():
+    if not (folder / "runs" / "log").is_dir():
         pytest.skip("the commands did not run")
     assert (folder / "demo_out" / "demo.png").stat().st_size > 20_000
     assert (folder / "compare_out" / "compare.png").stat().st_size > 100_000
     assert nib.load(folder / "sr.nii.gz").shape == nib.load(folder / "demo_out" / "reference.nii.gz").shape
-    assert len(list((folder / "runs" / "sr").glob("*_sr.nii.gz"))) == 4
+    assert nib.load(folder / "thin.nii.gz").shape == (40, 40, 16)
+    assert Image.open(folder / "image_sr.png").size == (144, 160)
+    assert len(list((folder / "derived").glob("*/*.dcm"))) == 10
+    assert {p.name for p in (folder / "sr").glob("*.nii.gz")} == {"003_thin_sr.nii.gz", "004_thin_sr.nii.gz"}
+    assert len(list((folder / "runs" / "sr").glob("*_sr.nii.gz"))) == 2
+    assert {p.name for p in (folder / "runs" / "scans").iterdir()} >= {"index.html", "status.csv", "status.json"}
     for name in ("models", "models2"):
         assert {p.name for p in (folder / "runs" / name).iterdir()} >= {"last.pt", "model.pt"}
     assert "| axial |" in (folder / "runs" / "evaluation" / "summary.md").read_text()
+
+
+def slug(heading):
+    """GitHub's anchor of a heading."""
+    return re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-")
+
+
+@pytest.mark.parametrize("path", [*GUIDES, *CARDS], ids=name_of)
+def test_links_lead_somewhere(path):
+    text = re.sub(r"^```.*?^```", "", path.read_text(), flags=re.S | re.M)
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if target.startswith("https://"):
+            continue
+        file, _, anchor = target.partition("#")
+        file = path.parent / file if file else path
+        assert file.exists(), target
+        if anchor:
+            assert anchor in map(slug, re.findall(r"^#+ (.*)$", file.read_text(), re.M)), target
+
+
+@pytest.mark.parametrize("path", [*GUIDES, *CARDS], ids=name_of)
+def test_commands_and_their_options_exist(path):
+    """Also of those that are not run: what stands behind `medsr NAME` in one piece of code."""
+    for span in code_spans(path):
+        for name, rest in re.findall(r"\bmedsr ([a-z]+)\b([^|;]*)", span):
+            assert name in MEDSR, span
+            parameters = set(inspect.signature(MEDSR[name]).parameters)
+            for option in re.findall(r"(?<=\s)--([\w-]+)", rest):
+                option = option.replace("-", "_")
+                assert {option, option.removeprefix("no")} & (parameters | {"verbose", "help"}), span
+
+
+def ids(value):
+    """All keys of a bundle's configuration, which are options of monai.bundle run."""
+    if isinstance(value, dict):
+        return set(value).union(*map(ids, value.values()))
+    return set().union(*map(ids, value)) if isinstance(value, list) else set()
+
+
+@pytest.mark.parametrize("path", GUIDES, ids=name_of)
+def test_options_paths_and_extras_exist(path):
+    """What is named alone: `--option`, `tests/file.py`, `configs/overlay.json` and "medsr_monai[extra]"."""
+    known = ELSEWHERE.union(*(inspect.signature(f).parameters for f in MEDSR.values()))
+    configurations = sorted(ROOT.glob("bundles/*/configs/*.json"))
+    known |= set().union(*(ids(json.loads(file.read_text())) for file in configurations))
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    for span in code_spans(path):
+        if span.startswith("--"):
+            for option in re.findall(r"(?:^|\s)--([\w-]+)", span):
+                option = option.replace("-", "_")
+                assert {option, option.removeprefix("no")} & known, span
+        for file in re.findall(r"(?<![\w./<])((?:tests|medsr_monai|bundles)/[\w./-]+)", span):
+            assert (ROOT / file).exists(), span
+        if re.match(r"configs/\w", span):
+            assert any(file.match(f"*/{span}") for file in configurations), span
+        for extra in re.findall(r"medsr_monai\[(\w+)\]", span):
+            assert extra in setup["options.extras_require"], span

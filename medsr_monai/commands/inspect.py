@@ -79,13 +79,17 @@ def _found(path: str) -> list[tuple[dict[str, Any], str | DicomSeries | None]]:
     root = Path(path)
     if root.is_file() and root.name.lower().endswith(VOLUME_SUFFIXES):
         return [(_entry(path, "volume"), path)]
-    from medsr_monai.data import find_series, holds_volumes, is_dicom_file, is_picture, list_volumes
+    from medsr_monai.data import holds_volumes, is_dicom_file, is_picture, list_volumes
+    from medsr_monai.data.dicom.series import read_study
 
     several = root.is_dir()
     if root.is_file() and not zipfile.is_zipfile(root) and not is_dicom_file(root):
         return [(_entry(path, "picture" if is_picture(path) else "volume"), path)]
     beside = several and holds_volumes(root)
-    series = find_series(path)
+    study = read_study(path)
+    series = study.series
+    if series and study.left_out_line and not beside:
+        print(study.left_out_line, file=sys.stderr)
     flat = not any(one.has_positions for one in series)
     found = []
     if beside or not series or (flat and not zipfile.is_zipfile(root)):

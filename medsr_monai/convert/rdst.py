@@ -9,7 +9,7 @@ from torch import Tensor
 
 from medsr_monai.convert.state_dict import count, require_identity_mean_shift, upsampling_scale
 from medsr_monai.convert.swin_layer import swin_layer_table
-from medsr_monai.networks.rdst import RDST
+from medsr_monai.networks.fast_rdst import RDST
 
 TABLE = {
     "sub_mean.*": None,  # identity, checked by build

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from medsr_monai.data.dicom.images import is_dicom_folder
-from medsr_monai.data.volumes import find_volumes, volume_name
+from medsr_monai.data.find import find_volumes, volume_name
 
 __all__ = ["match_results"]
 

@@ -175,7 +175,8 @@ def _write_onnx(network: nn.Module, path: Path, record: Mapping[str, Any]) -> No
             )
     except torch.onnx.OnnxExporterError as error:
         raise ValueError(
-            f"{_name(record)} has no ONNX form for images of any size, see README for those that have"
+            f"{_name(record)} has no ONNX form for images of any size, "
+            "see medsr_monai/networks/README.md for those that have"
         ) from error
     model = program.model
     for node in model.graph.all_nodes():
@@ -201,7 +202,7 @@ def _write_torchscript(network: nn.Module, path: Path, record: Mapping[str, Any]
     except Exception as error:  # what torch.jit raises has no common class
         raise ValueError(
             f"{_name(record)} has no TorchScript form: it is made of another library's parts, which torch.jit.script "
-            "does not compile, see README"
+            "does not compile, see medsr_monai/networks/README.md"
         ) from error
     with zipfile.ZipFile(archive) as source, zipfile.ZipFile(path, "w") as target:
         for name in source.namelist():

@@ -3,6 +3,7 @@
 from .data_consistency import DataConsistency, Residual
 from .fast_network import FastNetwork
 from .latent import TruncationInferer
+from .plan import InferencePlan, SlicePass
 from .plane import PlaneInferer
 from .slabs import Slab, slab_passes
 from .slice_batches import to_device

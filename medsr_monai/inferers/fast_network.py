@@ -14,7 +14,7 @@ __all__ = ["PRECISIONS", "FastNetwork", "check_compiler", "chosen_precision"]
 PRECISIONS = ("float32", "bfloat16", "float16")
 """The precisions in which convolutions and matrix products may be computed."""
 GPU_PRECISION = "float16"
-"""The precision of ``auto`` on CUDA: of both half precisions the one with the smaller error, as README reports it."""
+"""The precision of ``auto`` on CUDA: of both half precisions the one with the smaller error (upscaling/README.md)."""
 SIZES = 64
 """Number of sizes of slices that one process compiles for; a folder of volumes soon exceeds torch's limit of 8."""
 COMPILER_ERRORS = ("torch._dynamo", "torch._inductor")

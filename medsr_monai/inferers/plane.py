@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Callable, Sequence
 
@@ -12,6 +13,7 @@ from monai.utils import BlendMode, PytorchPadMode
 
 from medsr_monai.errors import is_out_of_memory
 from medsr_monai.inferers.fast_network import FastNetwork, chosen_precision
+from medsr_monai.inferers.plan import InferencePlan, SlicePass
 from medsr_monai.inferers.slice_batches import enlarge_slices
 from medsr_monai.transforms.geometry import PLANES, plane_axis, sharp_plane
 
@@ -98,6 +100,9 @@ class PlaneInferer(SliceInferer):
             progress=progress,
         )
 
+    takes_pictures = True
+    """2D images are volumes of one slice."""
+
     @property
     def slices(self) -> PlaneInferer:
         """The part that cuts volumes into slices: itself, as other inferers name theirs."""
@@ -112,13 +117,32 @@ class PlaneInferer(SliceInferer):
             return plane
         return next(name for name in PLANES if name != self.through)
 
-    def planes(self, image: MetaTensor) -> list[str]:
-        """Return the planes whose slices the network gets from a volume [C, X, Y, Z]."""
-        return [self.resolve(image.affine, image.shape[1:])]
+    def plan(self, affine: torch.Tensor, shape: Sequence[int], scale: Sequence[int] = (1, 1)) -> InferencePlan:
+        """What will be done to a volume with this 4x4 affine and shape (X, Y, Z).
 
-    def describe(self, image: MetaTensor) -> str:
-        """Say in words what will be done to a volume [C, X, Y, Z]."""
-        return f"plane {self.resolve(image.affine, image.shape[1:])}{' (auto)' if self.plane == 'auto' else ''}"
+        Args:
+            scale: by which the network enlarges rows and columns of a slice.
+        """
+        shape = tuple(int(n) for n in shape)
+        plane = self.resolve(affine, shape)
+        across, rows, columns = self.axes(affine, shape)
+        new_shape = list(shape)
+        new_shape[rows] *= scale[0]
+        new_shape[columns] *= scale[1]
+        seen = SlicePass(plane, across, shape[across], shape[rows], shape[columns])
+        sentence = f"plane {plane}{' (auto)' if self.plane == 'auto' else ''}"
+        return InferencePlan(shape, tuple(new_shape), (seen,), sentence, tiled=self.tiled)
+
+    @property
+    def tiled(self) -> bool:
+        """Whether slices are computed in tiles."""
+        return min(self.orig_roi_size) > 0
+
+    def of_plane(self, plane: str, image: MetaTensor) -> PlaneInferer:
+        """A copy that cuts parts of a volume in a plane that was chosen for the whole; it shows no progress."""
+        fixed = copy.copy(self)
+        fixed.plane, fixed.progress = plane, False
+        return fixed
 
     def axes(self, affine: torch.Tensor, shape: Sequence[int] | None = None) -> tuple[int, int, int]:
         """Return three array axes: the one across the slices, that of their rows and that of their columns."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -12,7 +11,6 @@ from tqdm import tqdm
 
 from medsr_monai.inferers.plane import PlaneInferer
 from medsr_monai.inferers.through_plane import ThroughPlaneInferer
-from medsr_monai.transforms.geometry import plane_axis
 
 __all__ = ["Slab", "slab_passes"]
 
@@ -53,32 +51,22 @@ def slab_passes(
     Raises:
         ValueError, MemoryError: what the inferer raises when called.
     """
-    if not isinstance(inferer, ThroughPlaneInferer):
-        fixed = copy.copy(inferer)
-        fixed.plane = inferer.resolve(image.affine, image.shape[1:])  # that of the volume, not of a slab
-        fixed.progress = False
-        return [_slabs(fixed, fixed, inferer, fixed.plane, image, network, device)]
     plan = inferer.plan(image.affine, image.shape[1:])
-    passes = []
-    for plane in plan.planes:
-        fixed = copy.copy(inferer)
-        fixed.thick_axis, fixed.refine = plan.thick_axis, plane
-        fixed.slices = copy.copy(inferer.slices)
-        fixed.slices.progress = False
-        passes.append(_slabs(fixed, fixed.slices, inferer.slices, plane, image, network, device))
-    return passes
+    return [
+        _slabs(inferer.of_plane(one.plane, image), inferer.slices, one.axis, image, network, device)
+        for one in plan.passes
+    ]
 
 
 def _slabs(
     inferer: PlaneInferer | ThroughPlaneInferer,
-    slices: PlaneInferer,
     learner: PlaneInferer,
-    plane: str,
+    axis: int,
     image: MetaTensor,
     network: Callable[..., torch.Tensor],
     device: torch.device | str,
 ) -> Iterator[Slab]:
-    axis = plane_axis(image.affine, plane)
+    slices = inferer.slices
     count, start = image.shape[axis + 1], 0
     slices.sw_batch_size = learner.sw_batch_size
     with tqdm(total=count, unit="slice", disable=not learner.progress) as bar:

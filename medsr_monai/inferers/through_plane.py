@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from monai.inferers import Inferer
 from monai.utils import ensure_tuple_rep
 
 from medsr_monai.inferers.fast_network import FastNetwork
+from medsr_monai.inferers.plan import InferencePlan, SlicePass
 from medsr_monai.inferers.plane import WHOLE_SLICES, PlaneInferer
 from medsr_monai.transforms.geometry import (
     AXES,
@@ -28,28 +29,7 @@ from medsr_monai.transforms.geometry import (
 )
 from medsr_monai.transforms.interpolation import resample
 
-__all__ = ["ThroughPlaneInferer", "ThroughPlanePlan"]
-
-
-@dataclass(frozen=True)
-class ThroughPlanePlan:
-    """What is done to one volume.
-
-    Attributes:
-        thick_axis: the thick axis: left-right, posterior-anterior or inferior-superior.
-        array_axis: the array axis nearest to it, 0 to 2.
-        planes: planes whose slices the network refines; their results are averaged.
-        size, edge: number of the input's slices and their thickness in mm.
-        new_size, new_edge: the same of the output; ``new_size * new_edge`` is ``size * edge``.
-    """
-
-    thick_axis: str
-    array_axis: int
-    planes: tuple[str, ...]
-    size: int
-    edge: float
-    new_size: int
-    new_edge: float
+__all__ = ["ThroughPlaneInferer"]
 
 
 class ThroughPlaneInferer(Inferer):
@@ -84,6 +64,8 @@ class ThroughPlaneInferer(Inferer):
         ValueError: the axis or plane is unknown, the plane runs across the thick axis, the target is no positive
             number, or the scale is neither 1 nor [1, k].
     """
+
+    takes_pictures = False
 
     def __init__(
         self,
@@ -134,8 +116,13 @@ class ThroughPlaneInferer(Inferer):
             device=device,
         )
 
-    def plan(self, affine: np.ndarray | torch.Tensor, shape: Sequence[int]) -> ThroughPlanePlan:
-        """Return what will be done to a volume with this 4x4 affine and shape (X, Y, Z).
+    def plan(
+        self, affine: np.ndarray | torch.Tensor, shape: Sequence[int], scale: Sequence[int] | None = None
+    ) -> InferencePlan:
+        """What will be done to a volume with this 4x4 affine and shape (X, Y, Z).
+
+        Args:
+            scale: that of the network is known here already; the argument is that of :class:`PlaneInferer`.
 
         Raises:
             ValueError: no thick axis is named and the volume has none or two, its slices are not thick enough for the
@@ -158,25 +145,41 @@ class ThroughPlaneInferer(Inferer):
                 f"{voxels}, below {THICK_RATIO:g} times the target spacing of {target:.3g} mm: nothing to do, "
                 "unless you give --force"
             )
-        return ThroughPlanePlan(axis_name, axis, planes, size, edge, new_size, size * edge / new_size)
+        shape = tuple(int(n) for n in shape)
+        new_shape = tuple(new_size if a == axis else n for a, n in enumerate(shape))
+        seen = new_shape if self.factor == 1 else shape
+        passes = []
+        for plane in planes:
+            across, rows, columns = PlaneInferer(plane, through=PLANE_ACROSS[axis_name]).axes(affine, seen)
+            passes.append(SlicePass(plane, across, seen[across], seen[rows], seen[columns]))
+        work = "refined" if self.factor == 1 else f"made x{self.factor} by the network"
+        new_edge = size * edge / new_size
+        sentence = (
+            f"thick axis {axis_name}{' (auto)' if self.thick_axis == 'auto' else ''}: {size} slices of {edge:.3g} mm "
+            f"become {new_size} of {new_edge:.4g} mm, {work} in {' and '.join(planes)} slices"
+        )
+        return InferencePlan(
+            *(shape, new_shape, tuple(passes), sentence),
+            volumes=1 + len(planes),
+            tiled=self.slices.tiled,
+            thick_axis=axis_name,
+            array_axis=axis,
+            edge=edge,
+            new_edge=new_edge,
+            interpolated=self.factor == 1,
+        )
 
     def prepare(self, network: Callable[..., torch.Tensor], device: torch.device | str) -> FastNetwork:
         """See :meth:`PlaneInferer.prepare`."""
         return self.slices.prepare(network, device)
 
-    def planes(self, image: MetaTensor) -> list[str]:
-        """Return the planes whose slices the network gets of a volume; errors are those of :meth:`plan`."""
-        return list(self.plan(image.affine, image.shape[1:]).planes)
-
-    def describe(self, image: MetaTensor) -> str:
-        """Say in words what will be done to a volume [C, X, Y, Z]; errors are those of :meth:`plan`."""
-        plan = self.plan(image.affine, image.shape[1:])
-        work = "refined" if self.factor == 1 else f"made x{self.factor} by the network"
-        return (
-            f"thick axis {plan.thick_axis}{' (auto)' if self.thick_axis == 'auto' else ''}: "
-            f"{plan.size} slices of {plan.edge:.3g} mm become {plan.new_size} of {plan.new_edge:.4g} mm, "
-            f"{work} in {' and '.join(plan.planes)} slices"
-        )
+    def of_plane(self, plane: str, image: MetaTensor) -> ThroughPlaneInferer:
+        """A copy that refines parts of a volume [C, X, Y, Z] in a plane chosen for the whole; it shows no progress."""
+        fixed = copy.copy(self)
+        fixed.thick_axis, fixed.refine = self.plan(image.affine, image.shape[1:]).thick_axis, plane
+        fixed.slices = copy.copy(self.slices)
+        fixed.slices.progress = False
+        return fixed
 
     def __call__(
         self, inputs: torch.Tensor, network: Callable[..., torch.Tensor], *args: object, **kwargs: object
@@ -221,7 +224,7 @@ class ThroughPlaneInferer(Inferer):
     def _refine(
         self,
         volume: MetaTensor,
-        plan: ThroughPlanePlan,
+        plan: InferencePlan,
         plane: str,
         network: Callable[..., torch.Tensor],
         *args,

@@ -14,19 +14,22 @@ import torch
 import torch.nn.functional as F
 from monai.config import KeysCollection
 from monai.data import MetaTensor
-from monai.transforms import MapTransform, RandomizableTransform
+from monai.transforms import MapTransform, Randomizable
 from monai.utils import convert_to_tensor, ensure_tuple, ensure_tuple_rep
 
 from medsr_monai.transforms.geometry import with_corners_of
+from medsr_monai.transforms.windows import to_device
 
 __all__ = [
     "METHODS",
     "RandDegraded",
     "degradation_matrix",
     "degrade",
+    "degrade_batch",
     "describe_degradation",
     "sampling_matrices",
     "sampling_matrix",
+    "white_noise",
 ]
 
 METHODS = ("bicubic", "gaussian", "box", "kspace")
@@ -117,16 +120,14 @@ def _slice_profiles(size: int, small: int, fwhms: torch.Tensor) -> torch.Tensor:
 
 
 @lru_cache(maxsize=64)
-def _sampling_matrix_on(
-    size: int, small: int, method: str, fwhm: float | None, device: torch.device, dtype: torch.dtype
-) -> torch.Tensor:
-    return sampling_matrix(size, small, method, fwhm).to(device, dtype)
+def _sampling_matrix_on(size: int, small: int, method: str, fwhm: float | None, device: torch.device) -> torch.Tensor:
+    return sampling_matrix(size, small, method, fwhm).to(device)
 
 
 def sampling_matrices(
     size: int, small: int, methods: Sequence[str], fwhms: Sequence[float | None], device: torch.device | str
 ) -> torch.Tensor:
-    """:func:`sampling_matrix` for each image of a batch: [B, small, size], float32; [1, small, size] if all are alike.
+    """:func:`sampling_matrix` for each image of a batch: [B, small, size], float64; [1, small, size] if all are alike.
 
     Args:
         methods: of each image.
@@ -139,16 +140,16 @@ def sampling_matrices(
     device = torch.device(device)
     pairs = list(zip(methods, fwhms, strict=True))
     if len(set(pairs)) == 1:
-        pairs = pairs[:1]
-    matrices = torch.empty(len(pairs), small, size, device=device)
+        return _sampling_matrix_on(size, small, *pairs[0], device)[None]
+    matrices = torch.empty(len(pairs), small, size, dtype=torch.float64, device=device)
     for b, (method, fwhm) in enumerate(pairs):
         if fwhm is None:
-            matrices[b] = _sampling_matrix_on(size, small, method, None, device, torch.float32)
+            matrices[b] = _sampling_matrix_on(size, small, method, None, device)
         elif method != "gaussian" or fwhm <= 0 or not 1 <= small <= size:
             sampling_matrix(size, small, method, fwhm)  # which says what is wrong
     if drawn := [b for b, (_, fwhm) in enumerate(pairs) if fwhm is not None]:
         widths = torch.tensor([pairs[b][1] for b in drawn], dtype=torch.float64)
-        matrices[drawn] = _slice_profiles(size, small, widths.to(device)).float()
+        matrices[drawn] = _slice_profiles(size, small, widths.to(device))
     return matrices
 
 
@@ -192,28 +193,63 @@ def degrade(
     Source: RDST (arXiv 2302.11184), equation 13 and the authors' code for ``bicubic``; the slice profiles are those of
     thick-slice simulation in the literature.
     """
-    factors = ensure_tuple_rep(factors, image.ndim - 1)
-    if not image.is_floating_point():
-        raise ValueError(f"image is {image.dtype}: degraded intensities are no integers, convert it to float32 first")
+    plain = image.as_tensor() if isinstance(image, MetaTensor) else image
+    drawn = {"method": method, "fwhm": fwhm, "noise_std": noise_std, "noise_seed": noise_seed}
+    out = degrade_batch(plain[None], factors, [drawn])[0]
+    if not isinstance(image, MetaTensor):
+        return out
+    return with_corners_of(image, out, _kept(image.shape[1:], ensure_tuple_rep(factors, image.ndim - 1)))
+
+
+def degrade_batch(
+    images: torch.Tensor, factors: int | Sequence[int], drawn: Sequence[Mapping[str, object]]
+) -> torch.Tensor:
+    """Low-resolution versions of a batch of images, each degraded in its own way.
+
+    Args:
+        images: [B, C, *spatial], float, on any device, where the result is made.
+        factors: see :func:`degrade`; the same for all images.
+        drawn: the ``method``, ``fwhm``, ``noise_std`` and ``noise_seed`` of each image, see :func:`degrade`.
+
+    Returns:
+        [B, C, *(spatial // factors)]. The noise is made of the CPU's random numbers wherever the images are, so that a
+        seed gives the same everywhere.
+
+    Raises:
+        ValueError: see :func:`degrade`.
+    """
+    factors = ensure_tuple_rep(factors, images.ndim - 2)
+    if not images.is_floating_point():
+        raise ValueError(f"image is {images.dtype}: degraded intensities are no integers, convert it to float32 first")
     if min(factors) < 1:
         raise ValueError(f"factors are {factors}: expected integers of at least 1, 1 to leave an axis alone")
-    out = image.as_tensor() if isinstance(image, MetaTensor) else image
-    kept = []
-    for axis, factor in enumerate(factors, start=1):
-        size = out.shape[axis] // factor * factor
-        if size == 0:
-            raise ValueError(
-                f"image of shape {tuple(image.shape[1:])} is smaller than the factors {factors}: use smaller factors"
-            )
-        kept.append(size)
+    kept = _kept(images.shape[2:], factors)
+    if min(kept) == 0:
+        raise ValueError(
+            f"image of shape {tuple(images.shape[2:])} is smaller than the factors {factors}: use smaller factors"
+        )
+    methods, fwhms = [one["method"] for one in drawn], [one["fwhm"] for one in drawn]
+    out = images
+    for axis, (size, factor) in enumerate(zip(kept, factors, strict=True), start=2):
         if factor > 1:
-            matrix = degradation_matrix(size, factor, method, fwhm).to(out)
-            out = torch.movedim(torch.movedim(out.narrow(axis, 0, size), axis, -1) @ matrix.T, -1, axis)
-    if noise_std:
-        noise = torch.randn(out.shape, generator=torch.Generator().manual_seed(noise_seed), dtype=torch.float64)
-        out = out + noise_std * noise.to(out)
-    out = out.contiguous()
-    return with_corners_of(image, out, kept) if isinstance(image, MetaTensor) else out
+            matrices = sampling_matrices(size, size // factor, methods, fwhms, out.device).to(out).mT
+            matrices = matrices[0] if len(matrices) == 1 else matrices.unflatten(0, (-1, *[1] * (out.ndim - 3)))
+            out = torch.movedim(torch.movedim(out.narrow(axis, 0, size), axis, -1) @ matrices, -1, axis)
+    if any(one["noise_std"] for one in drawn):
+        noise = torch.stack([white_noise(one, out.shape[1:]) for one in drawn])
+        out = out + to_device(noise.to(out.dtype), out.device)
+    return out.contiguous()
+
+
+def _kept(sizes: Sequence[int], factors: Sequence[int]) -> list[int]:
+    """The sizes cropped to multiples of the factors."""
+    return [size // factor * factor for size, factor in zip(sizes, factors, strict=True)]
+
+
+def white_noise(drawn: Mapping[str, object], shape: Sequence[int]) -> torch.Tensor:
+    """Gaussian noise (float64, on the CPU) of the ``noise_std`` and ``noise_seed`` that were drawn."""
+    generator = torch.Generator().manual_seed(drawn["noise_seed"])
+    return drawn["noise_std"] * torch.randn(tuple(shape), generator=generator, dtype=torch.float64)
 
 
 def describe_degradation(
@@ -228,13 +264,14 @@ def describe_degradation(
     return ", ".join(parts)
 
 
-class RandDegraded(RandomizableTransform, MapTransform):
+class RandDegraded(Randomizable, MapTransform):
     """Make a training pair: crop ``label`` to multiples of the factors and write its degraded version to ``image``.
 
     Pairs must be made this way round: cropping an HR and an LR volume at the same voxels shows two different places.
 
     What was drawn lies in ``params``, keyword arguments of :func:`degrade`; calling with ``randomize=False`` replays
-    it. Both images are plain tensors: for a volume with its affine, call :func:`degrade`.
+    it. Both images are plain tensors: for a volume with its affine, call :func:`degrade`. An item is a batch of one,
+    see :meth:`pairs`.
 
     Args:
         keys: the high-resolution image (one key), [C, *spatial].
@@ -255,10 +292,9 @@ class RandDegraded(RandomizableTransform, MapTransform):
         method: str | Sequence[str] = "bicubic",
         fwhm: tuple[float, float] | None = None,
         noise_std: tuple[float, float] = (0.0, 0.0),
-        allow_missing_keys: bool = False,
     ) -> None:
-        MapTransform.__init__(self, keys, allow_missing_keys)
-        RandomizableTransform.__init__(self, 1.0)
+        super().__init__(keys)
+        (self.key,) = self.keys
         self.image_key = image_key
         self.factors = factors
         self.methods = ensure_tuple(method)
@@ -284,14 +320,16 @@ class RandDegraded(RandomizableTransform, MapTransform):
         low, high = self.fwhm
         return float(low) if low == high else float(self.R.uniform(low, high))
 
-    def __call__(self, data: Mapping[Hashable, torch.Tensor], randomize: bool = True) -> dict[Hashable, torch.Tensor]:
+    def __call__(self, data: Mapping[Hashable, object], randomize: bool = True) -> dict[Hashable, object]:
         d = dict(data)
         if randomize:
             self.randomize()
-        for key in self.key_iterator(d):
-            label = convert_to_tensor(d[key])
-            factors = ensure_tuple_rep(self.factors, label.ndim - 1)
-            size = [n // f * f for n, f in zip(label.shape[1:], factors, strict=True)]
-            d[key] = label[(slice(None), *(slice(n) for n in size))]
-            d[self.image_key] = degrade(label, **self.params)
-        return d
+        labels, images = self.pairs(convert_to_tensor(d[self.key])[None], [self.params])
+        return d | {self.key: labels[0], self.image_key: images[0]}
+
+    def pairs(self, labels: torch.Tensor, drawn: Sequence[dict]) -> tuple[torch.Tensor, torch.Tensor]:
+        """High-resolution images [B, C, *spatial], cropped, and their degraded versions, by the ``params`` of each."""
+        images = degrade_batch(labels, self.factors, drawn)
+        for axis, size in enumerate(_kept(labels.shape[2:], ensure_tuple_rep(self.factors, labels.ndim - 2)), start=2):
+            labels = labels.narrow(axis, 0, size)
+        return labels, images

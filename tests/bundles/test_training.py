@@ -312,7 +312,7 @@ def test_cosine_schedule_ends_at_zero_and_resumes(volumes, tmp_path):
 
 def test_degradation_varies_as_the_configuration_says(volumes, tmp_path):
     flow = workflow(volumes, tmp_path, degradation="gaussian", fwhm=[2, 6], noise_std=[0.01, 0.05], max_steps=1)
-    degrade = flow.parser.get_parsed_content("train#dataset").transform.transforms[-1]
+    degrade = flow.parser.get_parsed_content("train#dataset").transform.pairs
     assert degrade.methods == ("gaussian",)
     drawn = []
     for number in range(8):

@@ -112,7 +112,7 @@ def test_only_from_start_to_end(tmp_path):
 
 @pytest.mark.slow
 def test_sooner_done_than_nibabel(tmp_path):
-    """The sample volume enlarged to 1024x1024x150 voxels, float32; -s shows the figures that README names."""
+    """The sample volume enlarged to 1024x1024x150 voxels, float32; -s shows what upscaling/README.md names."""
     sample = torch.from_numpy(nib.load(SAMPLE).get_fdata(dtype=np.float32))
     image = torch.nn.functional.interpolate(sample[None, None], (1024, 1024, 150), mode="trilinear")[0]
     writer = NiftiWriter(output_dtype=np.float32)

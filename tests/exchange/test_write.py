@@ -49,7 +49,7 @@ SMALL = {
     "GFPGAN": dict(image_size=32, num_style_feat=8, narrow=1 / 64, num_mlp=1),
 }
 NOT_SUPER_RESOLUTION = {"StyleSwinGenerator", "StyleSwinDiscriminator"}
-# README's table says the same
+# the table in networks/README.md says the same
 NO_TORCHSCRIPT = ("SwinIR", "SwinIRLite", "GFPGAN", "Restormer")
 NO_ONNX = ("SwinIR", "SwinIRLite", "GFPGAN")
 QUICK = ("Bicubic", "EDSRLite")

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from medsr_monai.data.volumes import sample_volume
+from medsr_monai.data import sample_volume
 from medsr_monai.exchange.run import ExportedNetwork
 from medsr_monai.inferers import FastNetwork, PlaneInferer, ThroughPlaneInferer
 from medsr_monai.inferers.fast_network import check_compiler, chosen_precision
@@ -60,7 +60,7 @@ def psnr(image, ref):
     ("precision", "largest", "decibels"), [("bfloat16", 1.2e-2, 2e-3), ("float16", 2.5e-3, 2e-4)], ids=str
 )
 def test_error_of_half_precision_on_trained_weights(precision, largest, decibels):
-    """rdst_e on slices of the sample volume; README's bounds, in parts of the output's range."""
+    """rdst_e on slices of the sample volume; the bounds of upscaling/README.md, in parts of the output's range."""
     arguments = {"num_blocks": 4, "bicubic_residual": True}
     network = RDST(1, 1, 4, **arguments).eval()
     network.load_state_dict(torch.load(WEIGHTS, weights_only=True)["model"])
