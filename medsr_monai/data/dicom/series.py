@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -239,9 +240,11 @@ def find_series(path: str | os.PathLike) -> list[DicomSeries]:
 def read_study(path: str | os.PathLike) -> DicomStudy:
     """Sort what a folder (with those below it), a zip or a file holds into series; only headers are read.
 
-    First by SeriesInstanceUID and kind of object, then by geometry (orientation, rows, columns, pixel spacing), then,
-    where slices lie at the same positions, by what tells them apart: echo, b-value, gradient direction, time, image
-    type, acquisition. A DICOMDIR, reports and files of other kinds are left out.
+    First by SeriesInstanceUID and kind of object, then by geometry (orientation, rows, columns, pixel spacing). Where
+    slices lie at the same positions, or volumes within each other, then by what tells them apart: echo, b-value,
+    gradient direction, time, image type, units, acquisition, also by what Siemens, GE and Philips say of these in
+    private elements; else by InstanceNumber where each position occurs equally often. A DICOMDIR, reports and files of
+    other kinds are left out.
 
     Args:
         path: folder, zip file or DICOM file.
@@ -462,9 +465,6 @@ def _problem_of_kind(group: list[DicomSlice]) -> str | None:
             return f"DICOM whose values go through a lookup table ({item.name}, ModalityLUTSequence): " + CONVERT
         if reason := codec_problem(item.syntax):
             return f"{item.file}: {reason}"
-    units = Counter(item.units for item in group)
-    if len(units) > 1:
-        return f"DICOM slices in different units ({', '.join(name or 'none' for name in units)}): keep those of one"
     return None
 
 
@@ -552,7 +552,27 @@ def _by_marks(slices: list[DicomSlice]) -> list[tuple[str, list[DicomSlice]]]:
                 for value, group in sorted(groups.items(), key=lambda pair: _natural(pair[0]))
                 for name, part in _by_marks(group)
             ]
-    return [("", slices)]
+    volumes = _by_instance(slices) if count < len(slices) else []
+    return [(f"volume {number}", part) for number, part in enumerate(volumes, start=1)] or [("", slices)]
+
+
+def _by_instance(slices: list[DicomSlice]) -> list[list[DicomSlice]]:
+    """Volumes by the order of InstanceNumber at each position, as dcm2niix takes them.
+
+    None if a position occurs more often than another, or if a number does not stand for one slice.
+    """
+    distances = _distances(slices)
+    order = np.argsort(distances, kind="stable")
+    starts = np.flatnonzero(np.diff(distances[order]) > SAME_PLACE) + 1
+    places = [sorted((slices[i] for i in place), key=_instance) for place in np.split(order, starts)]
+    if len({len(place) for place in places}) > 1 or len({_instance(item) for item in slices}) < len(slices):
+        return []
+    return [list(volume) for volume in zip(*places, strict=True)]
+
+
+def _instance(item: DicomSlice) -> tuple[int, int]:
+    number = item.header.get("InstanceNumber")
+    return -1 if number in (None, "") else int(number), item.frame or 0
 
 
 def _within_each_other(mark: str, slices: list[DicomSlice], groups: list[list[DicomSlice]]) -> bool:
@@ -580,11 +600,13 @@ def _stated_edge(item: DicomSlice) -> float:
     return abs(item.gap or 0) or item.thickness or 0
 
 
-def _natural(value: str) -> tuple[float, str]:
+def _natural(value: str) -> tuple[int, list[float], str]:
+    """Order of a mark's values: none, by number, by letter."""
     try:
-        return float(value), ""
+        numbers = [float(word) for word in re.split(r"[\s,\[\]]+", value) if word]
     except ValueError:
-        return float("-inf") if not value else float("inf"), value
+        return 2, [], value
+    return min(len(numbers), 1), numbers, value
 
 
 def _some(names: Sequence[str]) -> str:
@@ -596,6 +618,9 @@ def _problem_of_stack(slices: list[DicomSlice], siblings: list[DicomSlice]) -> s
 
     ``siblings`` are those of all parts of the stack, such as the other echoes, in which a missing slice shows.
     """
+    units = Counter(item.units for item in slices)
+    if len(units) > 1:
+        return f"DICOM slices in different units ({', '.join(name or 'none' for name in units)}): keep those of one"
     if len(slices) > 1:
         slices = [slices[i] for i in np.argsort(_distances(slices), kind="stable")]
         distances, positions = _distances(slices), np.array([item.position for item in slices])
@@ -604,7 +629,10 @@ def _problem_of_stack(slices: list[DicomSlice], siblings: list[DicomSlice]) -> s
         same = np.flatnonzero(gaps <= max(SAME_PLACE, UNEVEN * gap))
         if same.size:
             pairs = [f"{slices[i].name} and {slices[i + 1].name} at {distances[i]:.2f} mm" for i in same]
-            return f"several DICOM slices at one position, keep one of each: {_some(pairs)}"
+            return (
+                f"several DICOM slices at one position, and nothing tells their volumes apart ({_some(pairs)}): keep "
+                "one of each, or convert them to NIfTI (dcm2niix)"
+            )
         problems = [_tilt(positions, _normal(slices)), _unevenness(slices, distances, gap) or _sparse(slices[0], gap)]
         if any(problems):
             return "; ".join(problem for problem in problems if problem)
