@@ -42,6 +42,8 @@ SAME_SPAN = 0.4
 """Share of the shorter of two stacks along which the other lies, from which on they take the same place."""
 ACQUIRED_IN_TURNS = ("trigger", "acquisition", "acquisition time")
 """Marks that may differ between the slices of one volume that lie beside each other."""
+LOCALISER_SLICES = 5
+"""Slices of each plane that a localiser has at most; longer stacks are volumes."""
 NAMED = 4
 """Files or positions that a message names."""
 
@@ -390,19 +392,23 @@ def _series_of(root: str, group: list[DicomSlice], problems: dict[str, str]) -> 
     if problem:
         return [_series(root, group, "", problem)]
     stacks = _by_geometry(group)
-    planes = {int(np.abs(_normal(stack)).argmax()) for stack in stacks}
-    if len(planes) == 3:
+    if _is_three_planes(stacks):
         reason = "slices in three planes (a localiser?), no volume: keep one stack"
         return [replace(_series(root, group, "", reason), localiser=True)]
     lone = [stack[0] for stack in stacks if len(stack) == 1] if len(stacks) > 1 else []
-    lone = [item for item in lone if "LOCALIZER" not in item.image_type]
+    lone = [item for item in lone if not item.localiser]
     stacks = [stack for stack in stacks if stack[0] not in lone]
-    several, found = len(stacks) + bool(lone) > 1, []
+    # a scout is of another plane and of another size than the stack that it belongs to
+    scouts = [item for item in lone if stacks and all(_is_other_scan(item, stack) for stack in stacks)]
+    lone = [item for item in lone if item not in scouts]
+    several, found = len(stacks) + len(scouts) + bool(lone) > 1, []
     for number, stack in enumerate(stacks, start=1):
         here = f"stack {number}" if several else ""
         for name, part in _by_marks(stack):
             label = ", ".join(word for word in (here, name) if word)
             found.append(_series(root, part, label, _problem_of_stack(part, stack)))
+    for number, item in enumerate(scouts, start=len(stacks) + 1):
+        found.append(replace(_series(root, [item], f"stack {number}", None), localiser=True))
     if lone:
         reason = (
             f"{len(lone)} DICOM slices of different orientation, size or pixel spacing than the others of their series "
@@ -410,6 +416,30 @@ def _series_of(root: str, group: list[DicomSlice], problems: dict[str, str]) -> 
         )
         found.append(_series(root, lone, "single slices" if several else "", reason))
     return found
+
+
+def _is_three_planes(stacks: list[list[DicomSlice]]) -> bool:
+    """Whether stacks are those of a localiser: few slices each, in three planes.
+
+    Slices that are localisers by their image type, and single ones beside a stack, do not make a localiser of it.
+    """
+    stacks = [stack for stack in stacks if not stack[0].localiser] or stacks
+    stacks = [stack for stack in stacks if len(stack) > 1] or stacks
+    return len({_plane(stack) for stack in stacks}) == 3 and max(map(len, stacks)) <= LOCALISER_SLICES
+
+
+def _is_other_scan(item: DicomSlice, stack: list[DicomSlice]) -> bool:
+    same_size = (item.rows, item.columns, item.pixel_spacing) == (
+        stack[0].rows,
+        stack[0].columns,
+        stack[0].pixel_spacing,
+    )
+    return _plane([item]) != _plane(stack) and not same_size
+
+
+def _plane(slices: Sequence[DicomSlice]) -> int:
+    """The patient's axis that is nearest to the normal."""
+    return int(np.abs(_normal(slices)).argmax())
 
 
 def _series(root: str, slices: list[DicomSlice], part: str, problem: str | None) -> DicomSeries:
@@ -429,7 +459,7 @@ def _series(root: str, slices: list[DicomSlice], part: str, problem: str | None)
         study=str(header.get("StudyInstanceUID", "")),
         slices=tuple(slices),
         derived=first.image_type[:1] == ("DERIVED",),
-        localiser=all("LOCALIZER" in item.image_type for item in slices),
+        localiser=all(item.localiser for item in slices),
         secondary_capture=str(header.get("SOPClassUID", "")).startswith(SecondaryCaptureImageStorage),
         problem=problem,
     )
@@ -513,7 +543,7 @@ def _same_geometry(one: DicomSlice, other: DicomSlice) -> bool:
         (one.rows, one.columns) == (other.rows, other.columns)
         and np.allclose(one.pixel_spacing, other.pixel_spacing, rtol=1e-4, atol=0)
         and np.abs(np.subtract(one.orientation, other.orientation)).max() <= SAME_DIRECTION
-        and ("LOCALIZER" in one.image_type) == ("LOCALIZER" in other.image_type)
+        and one.localiser == other.localiser
     )
 
 

@@ -34,6 +34,8 @@ FIRST_GROUPS = (0x0002, 0x0008)
 """Groups of the first data element of a DICOM file that has no preamble."""
 LONGEST_FIRST = 128
 """Bytes that the first data element of a file without preamble holds at most."""
+LOCALISERS = ("LOCALIZER", "SCOUT", "SURVIEW", "SURVEY", "TOPOGRAM", "SCANOGRAM", "SCANOSCOPE")
+"""Words in ImageType of images that were made to plan other scans."""
 PIXELS = (0x7FE00008, 0x7FE00009, 0x7FE00010)
 """FloatPixelData, DoubleFloatPixelData and PixelData."""
 NO_INTENSITIES = ("SEG", "RTDOSE", "RTSTRUCT", "RTPLAN", "SR", "PR", "KO", "REG", "SM")
@@ -111,6 +113,11 @@ class DicomSlice:
     def syntax(self) -> pydicom.uid.UID:
         """Transfer syntax, which says how the pixels are compressed."""
         return self.header.file_meta.get("TransferSyntaxUID", pydicom.uid.ImplicitVRLittleEndian)
+
+    @property
+    def localiser(self) -> bool:
+        """Whether its image type says that it was made to plan other scans."""
+        return any(word in part for part in self.image_type for word in LOCALISERS)
 
     @property
     def name(self) -> str:

@@ -652,6 +652,58 @@ def test_a_scout_within_its_series(tmp_path):
     assert series.shape == (16, 16, 7) and series.part == "stack 2"
 
 
+def write_planes(folder, counts, **scouts):
+    """A stack of each plane, 4 mm between its slices; ``scouts`` are tags of single slices in two other planes."""
+    axes = np.eye(3, dtype=int).tolist()
+    slices = [(plane, place) for plane, count in enumerate(counts) for place in range(count)]
+
+    def edit(number, header):
+        plane, place = slices[number]
+        row, column = axes[plane], axes[(plane + 1) % 3]
+        header.ImageOrientationPatient = row + column
+        header.ImagePositionPatient = (4.0 * place * np.cross(row, column)).tolist()
+        header.PixelData = (pixels(place) + plane).tobytes()
+        if counts[plane] == 1:
+            for keyword, value in scouts.items():
+                setattr(header, keyword, value)
+            header.PixelData = bytes(2 * header.Rows * header.Columns)
+
+    return write_series(folder, edit, count=sum(counts))
+
+
+@pytest.mark.parametrize(
+    "scouts",
+    [
+        {"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"]},
+        {"ImageType": ["ORIGINAL", "PRIMARY", "CT_SOM5 TOP", "TOPOGRAM"]},
+        {"Rows": 32, "PixelSpacing": [1, 1]},
+    ],
+    ids=["localizer", "topogram", "size"],
+)
+@pytest.mark.parametrize("counts", [(12, 1, 1), (4, 1, 1), (11, 1, 0)])
+def test_scouts_in_the_series_of_a_volume(tmp_path, scouts, counts, capsys):
+    folder = write_planes(tmp_path / "s", counts, **scouts)
+    volume = one_series(folder)
+    assert volume.shape == (16, 16, counts[0]) and volume.problem is None
+    assert [one.left_out for one in find_series(folder) if one.uid == volume.uid].count("localiser") == sum(counts[1:])
+    (case,) = find_cases(str(folder), str(tmp_path / "x.nii.gz"), False)
+    assert case.series.shape == volume.shape
+    assert capsys.readouterr().out.count("localiser, left out") == sum(counts[1:])
+
+
+def test_three_stacks_are_three_volumes(tmp_path):
+    series = find_series(write_planes(tmp_path / "s", (7, 7, 7)))
+    assert [(one.part, one.shape, one.left_out, one.problem) for one in series] == [
+        (f"stack {n}", (16, 16, 7), None, None) for n in (1, 2, 3)
+    ]
+    assert {int(one.read()[0, 0, 0]) for one in series} <= {0, 1, 2, 6000, 6001, 6002}
+
+
+def test_three_single_slices_are_a_localiser(tmp_path):
+    (series,) = find_series(write_planes(tmp_path / "s", (1, 1, 1)))
+    assert series.localiser and "three planes" in series.problem
+
+
 def test_small_tilt_goes_into_the_affine(tmp_path):
     """Half a degree, of a head holder: no slice is moved from where the header has it."""
     edit = setting("ImagePositionPatient", lambda n: (ORIGIN + STEP * n + [0.02 * n, 0, 0]).tolist())
