@@ -205,7 +205,11 @@ def test_what_is_a_dicom_folder(tmp_path):
         (setting("ImagePositionPatient", lambda n: [0, 0, 4.0 * (n + (n > 3))]), ("unevenly spaced (4.00 to 8.00",)),
         (setting("ImagePositionPatient", lambda n: [0, 0, 4.0 * n + 0.5 * (n == 3)]), ("unevenly spaced",)),
         (setting("ImagePositionPatient", lambda n: [0, 0, 4.0 * min(n, 6)]), ("several DICOM slices at one position",)),
-        (setting("ImagePositionPatient", lambda n: [0, 0, 4.0 * (n % 4)]), ("several DICOM slices at one position",)),
+        (setting("ImagePositionPatient", lambda n: [0, 0, 4.0 * (n % 4)]), ("2 DICOM series mixed", "volume 1")),
+        (
+            lambda n, h: (setattr(h, "ImagePositionPatient", [0, 0, 4.0 * (n % 4)]), setattr(h, "InstanceNumber", 1)),
+            ("several DICOM slices at one position", "dcm2niix"),
+        ),
         (setting("ImagePositionPatient", lambda n: [0, 1.5 * n, 4.0 * n]), ("sheared by 20.6 degrees (gantry tilt)",)),
         (setting("Columns", lambda n: 16 if n < 7 else 8), ("series mixed (3 t1, stack 1; 3 t1, single slices)",)),
         (setting("PixelSpacing", lambda n: [1.5, 2.0 if n < 7 else 2.1]), ("single slices",)),
@@ -213,8 +217,8 @@ def test_what_is_a_dicom_folder(tmp_path):
         (setting("NumberOfFrames", lambda n: 4), ("multi-frame DICOM without a position for each frame",)),
         (setting("SamplesPerPixel", lambda n: 3), ("in colour",)),
     ],
-    ids=["series", "missing", "uneven", "duplicate", "phases", "tilt", "size", "spacing", "orientation", "frames",
-         "colour"],
+    ids=["series", "missing", "uneven", "duplicate", "phases", "repeated", "tilt", "size", "spacing", "orientation",
+         "frames", "colour"],
 )  # fmt: skip
 def test_refused(tmp_path, edit, words):
     refused(write_series(tmp_path / "bad", edit), *words)
@@ -495,10 +499,84 @@ def test_repeated_positions_are_told_apart(tmp_path, mark, values, name):
     assert len(series) == len(values) and len({s.uid for s in series}) == 1
     for one in series:
         assert one.part.startswith(name + " ") and one.problem is None
-        index = next(i for i, v in enumerate(values) if one.part.split()[-1] in (str(v), str(v)[-3:-2]))
+        index = next(i for i, v in enumerate(values) if one.part.split()[-1] in (str(v), str(v)[-3:-2], f"{v}"[:-2]))
         expected = np.stack([pixels(n).T + index for n in range(8)], axis=-1)
         np.testing.assert_array_equal(one.read(), expected)
     refused(tmp_path / "s", f"{len(values)} DICOM series mixed", name)
+
+
+PRIVATE_B_VALUES = {
+    "Siemens": ((0x0019, 0x100C), lambda b: str(b).encode()),
+    "GE": ((0x0043, 0x1039), lambda b: f"{b}\\8\\0\\0".encode()),
+    "GE with an offset": ((0x0043, 0x1039), lambda b: f"{b + 10**9}\\8\\0\\0".encode()),
+    "Philips": ((0x2001, 0x1003), lambda b: np.float32(b).tobytes()),
+}
+
+
+@pytest.mark.parametrize("vendor", PRIVATE_B_VALUES)
+def test_private_b_values(tmp_path, vendor):
+    """Bytes of an unknown VR, as implicit transfer syntaxes leave them; parts are sorted by number."""
+    tag, encoded = PRIVATE_B_VALUES[vendor]
+    folder = tmp_path / "s"
+    write_phases(folder, "StudyDescription", ["1000", "50", "200"])
+    for index, b in enumerate((1000, 50, 200)):
+        for path in (folder / str(index)).iterdir():
+            header = pydicom.dcmread(path)
+            content = encoded(b)
+            header.add_new(tag, "UN", content + b" " * (len(content) % 2))
+            header.save_as(path)
+    series = find_series(folder)
+    assert [one.part for one in series] == ["b-value 50", "b-value 200", "b-value 1000"]
+    for one, index in zip(series, (1, 2, 0), strict=True):
+        np.testing.assert_array_equal(one.read(), np.stack([pixels(n).T + index for n in range(8)], axis=-1))
+
+
+@pytest.mark.parametrize(
+    "elements",
+    [
+        {(0x0019, 0x100E): ("FD", lambda v: v)},
+        {(0x0019, 0x100E): ("UN", lambda v: np.array(v).tobytes())},
+        {(0x0019, 0x10BB + i): ("UN", lambda v, i=i: f"{v[i]:<4}".encode()) for i in range(3)},
+        {(0x2005, 0x10B0 + i): ("UN", lambda v, i=i: np.float32(v[i]).tobytes()) for i in range(3)},
+    ],
+    ids=["Siemens", "Siemens unknown", "GE", "Philips"],
+)
+def test_private_directions(tmp_path, elements):
+    directions = [[0.5, 0.5, 0.0], [-0.5, 0.5, 0.0], [0.5, -0.5, 0.0]]
+    folder = write_phases(tmp_path / "s", "StudyDescription", ["", "", ""])
+    for index, direction in enumerate(directions):
+        for path in (folder / str(index)).iterdir():
+            header = pydicom.dcmread(path)
+            for tag, (vr, encoded) in elements.items():
+                header.add_new(tag, vr, encoded(direction))
+            header.save_as(path)
+    parts = [one.part for one in find_series(folder)]
+    assert parts == [f"gradient direction {text} 0" for text in ("-0.5 0.5", "0.5 -0.5", "0.5 0.5")]
+
+
+@pytest.mark.parametrize("layout", ["volume by volume", "position by position"])
+def test_volumes_by_instance_number(tmp_path, layout):
+    """Nothing else tells them apart, as in functional MR of GE; dcm2niix takes them so, too."""
+
+    def edit(number, header):
+        volume, place = divmod(number, 3) if layout == "volume by volume" else divmod(number, 4)[::-1]
+        header.ImagePositionPatient = (ORIGIN + STEP * place).tolist()
+        header.PixelData = (pixels(place) + volume).tobytes()
+
+    folder = write_series(tmp_path / "s", edit, count=12)
+    series = find_series(folder)
+    assert [one.part for one in series] == [f"volume {n}" for n in (1, 2, 3, 4)]
+    for volume, one in enumerate(series):
+        np.testing.assert_array_equal(one.read(), np.stack([pixels(n).T + volume for n in range(3)], axis=-1))
+    next(p for p in folder.iterdir() if pydicom.dcmread(p).InstanceNumber == 7).unlink()
+    refused(folder, "several DICOM slices at one position", "dcm2niix")
+
+
+def test_units_are_compared_within_a_part(tmp_path):
+    """Magnitude and phase have units of their own; slices of one volume have not."""
+    folder = write_phases(tmp_path / "s", "RescaleType", ["normalized", "mrad"])
+    series = find_series(folder)
+    assert [(one.part, one.problem) for one in series] == [("units mrad", None), ("units normalized", None)]
 
 
 @pytest.mark.parametrize("offset", [0.05, 2.0], ids=["0.05 mm", "half a slice"])
@@ -572,6 +650,58 @@ def test_a_scout_within_its_series(tmp_path):
 
     series = one_series(write_series(tmp_path / "s", edit))
     assert series.shape == (16, 16, 7) and series.part == "stack 2"
+
+
+def write_planes(folder, counts, **scouts):
+    """A stack of each plane, 4 mm between its slices; ``scouts`` are tags of single slices in two other planes."""
+    axes = np.eye(3, dtype=int).tolist()
+    slices = [(plane, place) for plane, count in enumerate(counts) for place in range(count)]
+
+    def edit(number, header):
+        plane, place = slices[number]
+        row, column = axes[plane], axes[(plane + 1) % 3]
+        header.ImageOrientationPatient = row + column
+        header.ImagePositionPatient = (4.0 * place * np.cross(row, column)).tolist()
+        header.PixelData = (pixels(place) + plane).tobytes()
+        if counts[plane] == 1:
+            for keyword, value in scouts.items():
+                setattr(header, keyword, value)
+            header.PixelData = bytes(2 * header.Rows * header.Columns)
+
+    return write_series(folder, edit, count=sum(counts))
+
+
+@pytest.mark.parametrize(
+    "scouts",
+    [
+        {"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"]},
+        {"ImageType": ["ORIGINAL", "PRIMARY", "CT_SOM5 TOP", "TOPOGRAM"]},
+        {"Rows": 32, "PixelSpacing": [1, 1]},
+    ],
+    ids=["localizer", "topogram", "size"],
+)
+@pytest.mark.parametrize("counts", [(12, 1, 1), (4, 1, 1), (11, 1, 0)])
+def test_scouts_in_the_series_of_a_volume(tmp_path, scouts, counts, capsys):
+    folder = write_planes(tmp_path / "s", counts, **scouts)
+    volume = one_series(folder)
+    assert volume.shape == (16, 16, counts[0]) and volume.problem is None
+    assert [one.left_out for one in find_series(folder) if one.uid == volume.uid].count("localiser") == sum(counts[1:])
+    (case,) = find_cases(str(folder), str(tmp_path / "x.nii.gz"), False)
+    assert case.series.shape == volume.shape
+    assert capsys.readouterr().out.count("localiser, left out") == sum(counts[1:])
+
+
+def test_three_stacks_are_three_volumes(tmp_path):
+    series = find_series(write_planes(tmp_path / "s", (7, 7, 7)))
+    assert [(one.part, one.shape, one.left_out, one.problem) for one in series] == [
+        (f"stack {n}", (16, 16, 7), None, None) for n in (1, 2, 3)
+    ]
+    assert {int(one.read()[0, 0, 0]) for one in series} <= {0, 1, 2, 6000, 6001, 6002}
+
+
+def test_three_single_slices_are_a_localiser(tmp_path):
+    (series,) = find_series(write_planes(tmp_path / "s", (1, 1, 1)))
+    assert series.localiser and "three planes" in series.problem
 
 
 def test_small_tilt_goes_into_the_affine(tmp_path):
