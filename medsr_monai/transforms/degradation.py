@@ -32,6 +32,9 @@ __all__ = [
     "white_noise",
 ]
 
+Method = str | PointSpread | Mapping[str, object]
+"""A point spread, its kind, or the keyword arguments of a :class:`medsr_monai.transforms.RandPointSpread`."""
+
 
 def degradation_matrix(size: int, factor: int, method: str | PointSpread, fwhm: float | None = None) -> torch.Tensor:
     """:func:`sampling_matrix` [size // factor, size] of a whole factor, whose errors it raises.
@@ -133,9 +136,6 @@ def white_noise(drawn: Mapping[str, object], shape: Sequence[int]) -> torch.Tens
     """Gaussian noise (float64, on the CPU) of the ``noise_std`` and ``noise_seed`` that were drawn."""
     generator = torch.Generator().manual_seed(drawn["noise_seed"])
     return drawn["noise_std"] * torch.randn(tuple(shape), generator=generator, dtype=torch.float64)
-
-
-Method = str | PointSpread | Mapping[str, object]
 
 
 def describe_degradation(
