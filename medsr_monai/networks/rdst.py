@@ -204,7 +204,8 @@ class RDST(nn.Module):
             deep = self.global_fusion(torch.cat(outputs, dim=-1)).permute(0, 3, 1, 2)
         else:
             deep = self.conv_after_body(self.norm(outputs[-1]).permute(0, 3, 1, 2))
-        y = self.reconstruct(shallow + deep)[:, :, : x.shape[2] * rows, : x.shape[3] * columns]
+        # The sum has the memory layout of its first term, in which the next convolutions are faster.
+        y = self.reconstruct(deep + shallow)[:, :, : x.shape[2] * rows, : x.shape[3] * columns]
         if self.bicubic_residual:
             y = y + enlarge(x, rows, columns)
         return y
