@@ -24,6 +24,7 @@ def upscale(
     target_spacing: float | None = None,
     refine: str = "both",
     force: bool = False,
+    psf: str = "unknown",
     series: str | None = None,
     all_series: bool = False,
     jobs: int = 1,
@@ -74,6 +75,8 @@ def upscale(
         refine: of thick slices: both planes that contain the thick axis, averaged, or one of them, in half the time:
             axial, coronal or sagittal.
         force: of thick slices: refine voxels that are nearly isotropic, too.
+        psf: point spread of the scanner, for networks that are told it, as KIND or KIND:FWHM_MM, such as box:4.5: of
+            thick slices their profile, else that of the pixels. KIND is one of those of `medsr degrade --psf`.
         series: of a DICOM study: number or SeriesInstanceUID of the series to take, several behind commas. Default:
             all but localisers, derived series and secondary captures, which are named and left out.
         all_series: of a DICOM study: take those too.
@@ -107,6 +110,7 @@ def upscale(
         target_spacing=target_spacing,
         refine=refine,
         force=force,
+        psf=psf,
         frame=frame,
         slice_batch=slice_batch,
         precision=precision,
