@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from medsr_monai.atomic import check_input
+from medsr_monai.suffixes import VOLUME_SUFFIXES
 from medsr_monai.upscaling.bundles import DEFAULT_BUNDLE, bundle_folder
+from medsr_monai.upscaling.cases import output_file
 
 OUTPUT_FORMATS = ("nifti", "dicom")
 
@@ -98,6 +102,8 @@ def upscale(
     if output_format not in OUTPUT_FORMATS:
         raise ValueError(f"output_format is {output_format!r}, expected {' or '.join(OUTPUT_FORMATS)}")
     check_input(input)
+    if output_format == "nifti" and input.lower().endswith(VOLUME_SUFFIXES) and not Path(output).is_dir():
+        output_file(output, overwrite, input)  # a name that may not be written is refused before anything is loaded
     from medsr_monai.upscaling.cohort import upscale_files
     from medsr_monai.upscaling.upscaler import Options
 
