@@ -26,6 +26,7 @@ from .find import (
     sample_volume,
     volume_name,
 )
+from .label_detection import is_label_map
 from .label_maps import LoadLabeld
 from .pictures import (
     PICTURE_SUFFIXES,
@@ -40,7 +41,16 @@ from .pictures import (
 )
 from .prefetch import PrefetchLoader
 from .public_datasets import PUBLIC_DATASETS, PublicDataset, prepare_datalist
-from .read import LoadVolumed, check_grid, check_image, check_nifti, check_same_grid, image_affine, read_grid
+from .read import (
+    LoadVolumed,
+    check_grid,
+    check_image,
+    check_nifti,
+    check_same_grid,
+    check_values,
+    image_affine,
+    read_grid,
+)
 from .results import match_results
 from .samples import SaveSampled, list_latents
 from .stored_volume import StoredVolume

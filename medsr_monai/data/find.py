@@ -14,6 +14,7 @@ import nibabel
 from medsr_monai.data.dicom.images import is_dicom_file, is_dicom_folder, is_flat_image
 from medsr_monai.data.dicom.series import read_study
 from medsr_monai.data.folder import files_below
+from medsr_monai.data.label_detection import is_label_map
 from medsr_monai.suffixes import PAIR_SUFFIXES, PICTURE_SUFFIXES, QUALITY_SUFFIX, UNREAD_SUFFIXES, VOLUME_SUFFIXES
 
 __all__ = [
@@ -69,10 +70,12 @@ class _Search:
         return sorted([*self.pictures, *flat])
 
 
-def _search(root: Path) -> _Search:
+def _search(root: Path, label_maps: bool = False) -> _Search:
     found = _Search()
     for path in sorted(files_below(root), key=str):
         kind = _kind(path)
+        if kind in ("volumes", "pictures") and not label_maps and is_label_map(path):
+            kind = "a label map, which is never interpolated"
         if kind in ("volumes", "pictures", "dicom"):
             getattr(found, kind).append(str(path))
         elif kind is not None:
@@ -131,7 +134,7 @@ def _tell(root: Path, left_out: dict[str, Sequence[str]]) -> None:
             logger.warning("%s: %d left out, %s: %s", root, len(paths), reason, ", ".join([*names, *more]))
 
 
-def find_volumes(folder: str | os.PathLike, pictures: bool = False) -> list[str]:
+def find_volumes(folder: str | os.PathLike, pictures: bool = False, label_maps: bool = False) -> list[str]:
     """List the volumes below a folder, sorted: NIfTI, also as pairs of ``.hdr`` and ``.img``, and FreeSurfer's.
 
     Links are followed. Hidden files are passed over; what else may be an image and is left out is logged as a warning,
@@ -140,6 +143,7 @@ def find_volumes(folder: str | os.PathLike, pictures: bool = False) -> list[str]
     Args:
         folder: searched with the folders below it.
         pictures: find pictures too, see :func:`medsr_monai.data.find_pictures`.
+        label_maps: find label maps too, which are left out otherwise.
 
     Raises:
         FileNotFoundError: no such folder, or no volume in it.
@@ -147,7 +151,7 @@ def find_volumes(folder: str | os.PathLike, pictures: bool = False) -> list[str]
     root = Path(folder)
     if not root.is_dir():
         raise FileNotFoundError(f"{root}: no such folder")
-    found = _search(root)
+    found = _search(root, label_maps)
     volumes = sorted([*found.volumes, *found.all_pictures()]) if pictures else found.volumes
     beside = {"DICOM beside other images, give its own folder": found.dicom}
     _tell(root, found.left_out | beside | ({} if pictures else {"pictures beside volumes": found.pictures}))
@@ -160,7 +164,7 @@ def find_volumes(folder: str | os.PathLike, pictures: bool = False) -> list[str]
 def find_pictures(folder: str | os.PathLike) -> list[str]:
     """List the pictures below a folder, sorted.
 
-    Links are followed. Hidden files, quality pictures and DICOM slices of a volume are not listed.
+    Links are followed. Hidden files, quality pictures, label maps and DICOM slices of a volume are not listed.
     """
     return _search(Path(folder)).all_pictures()
 
@@ -168,7 +172,7 @@ def find_pictures(folder: str | os.PathLike) -> list[str]:
 def holds_volumes(folder: str | os.PathLike) -> bool:
     """Say whether volumes other than DICOM lie below a folder, see :func:`find_volumes`."""
     named = (path for path in files_below(folder) if path.name.lower().endswith(VOLUME_SUFFIXES))
-    return any(_kind(path) == "volumes" for path in named)
+    return any(_kind(path) == "volumes" and not is_label_map(path) for path in named)
 
 
 def list_volumes(dataset_dir: str | os.PathLike) -> list[dict[str, str]]:

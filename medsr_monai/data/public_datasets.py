@@ -246,7 +246,7 @@ def _slices(dataset: PublicDataset, scan: Scan, plane: str) -> list[int]:
     """Positions of the slices that the paper takes."""
     by_image = dataset.select_by_image or scan.label is None
     path = scan.images[0] if by_image else scan.label
-    volume = LoadVolumed("image").load(path, dataset.orientation)
+    volume = LoadVolumed("image", label_maps=True).load(path, dataset.orientation)
     # the label map's own header may name its axes otherwise
     axis = plane_axis(read_grid(scan.images[0], dataset.orientation)[1], plane)
     sums = volume.as_tensor()[0].double().sum(dim=[d for d in range(3) if d != axis])

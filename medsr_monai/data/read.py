@@ -21,6 +21,7 @@ from medsr_monai.data.dicom.series import DicomSeries, one_series
 from medsr_monai.data.dicom.slices import is_zip
 from medsr_monai.data.find import pair_of
 from medsr_monai.data.gzip_stream import check_gzip
+from medsr_monai.data.label_detection import check_no_label_map
 from medsr_monai.data.pictures import is_picture, load_picture
 from medsr_monai.errors import is_out_of_memory
 from medsr_monai.suffixes import GZIP_SUFFIXES, UNREAD_SUFFIXES, VOLUME_SUFFIXES
@@ -33,6 +34,7 @@ __all__ = [
     "check_image",
     "check_nifti",
     "check_same_grid",
+    "check_values",
     "forms_apart",
     "image_affine",
     "read_grid",
@@ -321,12 +323,13 @@ class LoadVolumed(MapTransform):
         frame: of a 4D file, counted from 0.
         pictures: read pictures too, as volumes of one slice (see :func:`medsr_monai.data.load_picture`); without it
             they are refused, since they hold no geometry, and a single DICOM file is read as a volume of one slice.
+        label_maps: read label maps too, which are refused otherwise.
 
     Raises:
         FileNotFoundError, ValueError: see :func:`check_nifti` and :func:`medsr_monai.data.one_series`; also for
-            files that are truncated or whose checksum is wrong, values whose offset leaves float32 too few steps for
-            their range, Analyze files without a stated orientation, and files of a list that do not lie in the grid of
-            its first.
+            files that are truncated or whose checksum is wrong, label maps, values whose offset leaves float32 too few
+            steps for their range, Analyze files without a stated orientation, and files of a list that do not lie in
+            the grid of its first.
     """
 
     labels = False
@@ -338,9 +341,11 @@ class LoadVolumed(MapTransform):
         allow_missing_keys: bool = False,
         *,
         pictures: bool = False,
+        label_maps: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
         self.frame = frame
+        self.label_maps = label_maps or self.labels
         self.pictures = pictures
         self.loader = LoadImage(ensure_channel_first=True, image_only=True, dtype=np.float32)
 
@@ -375,7 +380,10 @@ class LoadVolumed(MapTransform):
         if self.pictures and is_picture(path):
             if self.frame not in (None, 0):
                 raise ValueError(f"{path}: frame {self.frame} asked for, a picture has frame 0 only")
-            return load_picture(path, self.labels)
+            picture = load_picture(path, self.labels)
+            if not self.label_maps and not is_dicom_file(path) and picture.shape[0] == 1:
+                check_no_label_map(path, picture[0, ..., 0].numpy())
+            return picture
         if _is_dicom(path):
             return self._load_series(one_series(path))
         check_nifti(path, self.frame)
@@ -394,8 +402,8 @@ class LoadVolumed(MapTransform):
         volume.affine = torch.as_tensor(read_grid(path, orientation)[1])
         volume.meta["original_affine"] = volume.affine.numpy().copy()
         volume = volume.to(torch.float32)
-        if not self.labels:
-            _check_steps(path, volume.as_tensor().numpy())
+        if not self.label_maps:
+            check_values(path, volume[0].numpy(), nibabel.load(path).header)
         return volume
 
     def _load_series(self, series: DicomSeries) -> MetaTensor:
@@ -408,6 +416,24 @@ class LoadVolumed(MapTransform):
         meta["original_affine"] = series.affine.copy()
         meta["original_channel_dim"] = float("nan")  # without it MONAI's writers take a single slice for 2D
         return MetaTensor(voxels, affine=torch.from_numpy(series.affine), meta=meta)
+
+
+def check_values(
+    path: str | os.PathLike, voxels: np.ndarray, header: nibabel.spatialimages.SpatialHeader | None = None
+) -> None:
+    """Refuse values [X, Y, Z], float32, that no network can super-resolve: a label map's, or of too coarse steps.
+
+    Args:
+        path: what the error calls the volume; names such as ``sub-01_dseg.nii.gz`` are those of label maps.
+        voxels: the volume.
+        header: NIfTI's may state that it is a label map.
+
+    Raises:
+        ValueError: one line that says which it is and what to do.
+    """
+    intent = int(header["intent_code"]) if isinstance(header, nibabel.Nifti1Header) else 0
+    _check_steps(path, voxels)
+    check_no_label_map(path, voxels, intent)
 
 
 def _check_steps(path: str | os.PathLike, voxels: np.ndarray) -> None:

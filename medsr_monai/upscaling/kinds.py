@@ -11,7 +11,7 @@ import torch
 from monai.data import MetaTensor
 from monai.utils import SpaceKeys
 
-from medsr_monai.data import LoadVolumed, NiftiWriter, check_grid, check_image, image_affine
+from medsr_monai.data import LoadVolumed, NiftiWriter, check_grid, check_image, check_values, image_affine
 from medsr_monai.errors import MedsrError, naming
 
 if TYPE_CHECKING:
@@ -106,10 +106,17 @@ def _of_image(image: SpatialImage, frame: int | None, name: str) -> MetaTensor:
     voxels = np.asanyarray(image.dataobj)
     # further axes have one entry each, and that of the frames as many as there are
     voxels = voxels.reshape(*voxels.shape[:3], -1)[..., frame or 0]
-    return _of_array(voxels, image_affine(image), {} if name == NAME else {"filename_or_obj": name}, name)
+    meta = {} if name == NAME else {"filename_or_obj": name}
+    return _of_array(voxels, image_affine(image), meta, name, image.header)
 
 
-def _of_array(array: np.ndarray | torch.Tensor, affine: np.ndarray | torch.Tensor, meta: dict, name: str) -> MetaTensor:
+def _of_array(
+    array: np.ndarray | torch.Tensor,
+    affine: np.ndarray | torch.Tensor,
+    meta: dict,
+    name: str,
+    header: nibabel.spatialimages.SpatialHeader | None = None,
+) -> MetaTensor:
     """Voxels [X, Y, Z] or [1, X, Y, Z] with their affine, checked and copied."""
     voxels = array.detach().cpu() if isinstance(array, torch.Tensor) else np.asanyarray(array)
     affine = np.array(affine.detach().cpu().numpy() if isinstance(affine, torch.Tensor) else affine, dtype=np.float64)
@@ -129,6 +136,7 @@ def _of_array(array: np.ndarray | torch.Tensor, affine: np.ndarray | torch.Tenso
     else:
         voxels = voxels.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
     check_grid(affine, voxels.shape[1:], name)
+    check_values(name, voxels[0].numpy(), header)
     meta = {name: value for name, value in meta.items() if name != "affine"}
     meta |= {"spatial_shape": np.array(voxels.shape[1:]), "original_affine": affine.copy(), "space": SpaceKeys.RAS}
     meta["original_channel_dim"] = float("nan")  # without it MONAI's writers take a single slice for 2D
