@@ -100,6 +100,11 @@ class DicomSeries:
         return ", ".join(word for word in (name or self.uid, self.part) if word)
 
     @property
+    def choice(self) -> str:
+        """What `--series` chooses it by, and no other."""
+        return f"{self.uid}, {self.part}" if self.part else self.uid
+
+    @property
     def left_out(self) -> str | None:
         """What it is, if a study's volumes do not include it unless asked."""
         kinds = {"localiser": self.localiser, "secondary capture": self.secondary_capture, "derived": self.derived}
@@ -295,9 +300,10 @@ def one_series(path: str | os.PathLike) -> DicomSeries:
     chosen = series if len(series) == 1 else [s for s in series if not s.left_out]
     if len(chosen) != 1:
         names = "; ".join(s.label + (f" ({s.left_out})" if s.left_out else "") for s in chosen or series)
+        remedy = "" if Path(path).is_file() and not is_zip(path) else "put each in its own folder, or "
         raise ValueError(
-            f"{path}: {len(chosen or series)} DICOM series mixed ({names}): put each in its own folder, or let "
-            "`medsr upscale` sort them"
+            f"{path}: {len(chosen or series)} DICOM series mixed ({names}): {remedy}let `medsr upscale` sort them "
+            "(--series chooses)"
         )
     chosen[0].check()
     for line in (study.left_out_line, *(f"{s.source}: {s.left_out}, left out" for s in series if s is not chosen[0])):

@@ -20,20 +20,20 @@ SHORTEST_NAME = 3
 def find_study(
     source: str, series: str | None = None, all_series: bool = False, *, only_dicom: bool = False
 ) -> list[tuple[DicomSeries, str]] | None:
-    """Series to take of a folder or zip, each with the name of its output, or None for a folder of other images.
+    """Series to take of a folder, zip or DICOM file, each with the name of its output, or None for other images.
 
-    A folder with volumes of other kinds is one of those, unless series are asked for, and so is one whose DICOM images
-    do not state their place, such as ultrasound; those are pictures. What is left out is printed, a line each.
+    A folder with volumes of other kinds is one of those, unless series are asked for, and so are DICOM images that do
+    not state their place, such as ultrasound; those are pictures. What is left out is printed, a line each.
 
     Args:
-        source: folder or zip.
+        source: folder, zip or DICOM file.
         series, all_series: see :func:`choose_series`.
         only_dicom: take DICOM series also where volumes of other kinds lie in the folder.
 
     Raises:
         ValueError: no series, none that is taken, or no such series.
     """
-    from medsr_monai.data import holds_volumes, is_dicom_folder, one_series
+    from medsr_monai.data import holds_volumes, is_dicom_folder, is_zip, one_series, volume_name
     from medsr_monai.data.dicom.series import read_study
 
     path = Path(source)
@@ -41,13 +41,16 @@ def find_study(
         return None  # and list_volumes names the series
     study = read_study(path)
     found = study.series
-    if path.is_dir() and not any(one.has_positions for one in found):
-        return None
-    if not found:
+    if not found and path.is_file():
         one_series(path)  # says why
+    if not is_zip(path) and not any(one.has_positions for one in found):
+        return None
     if study.left_out_line:
         print(study.left_out_line, flush=True)
-    names = [Path(path.name)] if len(found) == 1 and is_dicom_folder(path) else output_names(found)
+    if len(found) == 1 and (is_dicom_folder(path) or not (path.is_dir() or is_zip(path))):
+        names = [Path(path.name if path.is_dir() else volume_name(path))]
+    else:
+        names = output_names(found)
     chosen = choose_series(found, series, all_series)
     return [(one, str(name)) for one, name in zip(found, names, strict=True) if one in chosen]
 
@@ -57,8 +60,8 @@ def choose_series(found: list[DicomSeries], series: str | None = None, all_serie
 
     Args:
         found: of a study, at least one. One alone is taken whatever it is.
-        series: number or SeriesInstanceUID, several behind commas; None for all but localisers, derived series and
-            secondary captures.
+        series: number, SeriesInstanceUID or the name that `medsr inspect` prints, which chooses a part too, such as
+            ``701, time 2``; several behind commas; None for all but localisers, derived series and secondary captures.
         all_series: take those too.
 
     Raises:
@@ -68,11 +71,7 @@ def choose_series(found: list[DicomSeries], series: str | None = None, all_serie
     if series is not None:
         if all_series:
             raise ValueError("--series names what to take, leave --all-series out")
-        wanted = [word.strip() for word in series.split(",") if word.strip()]
-        known = {word for one in found for word in (one.uid, str(one.number))}
-        if missing := [word for word in wanted if word not in known] or ([] if wanted else [series]):
-            raise ValueError(f"{root}: no series {', '.join(missing)}, it has {'; '.join(one.label for one in found)}")
-        return [one for one in found if one.uid in wanted or str(one.number) in wanted]
+        return _named(found, series)
     if all_series or len(found) == 1:
         return found
     chosen = [one for one in found if not one.left_out]
@@ -83,6 +82,26 @@ def choose_series(found: list[DicomSeries], series: str | None = None, all_serie
         if one.left_out:
             print(f"{one.source}: {one.left_out}, left out (--all-series takes it)", flush=True)
     return chosen
+
+
+def _named(found: list[DicomSeries], wanted: str) -> list[DicomSeries]:
+    """Series by their names, several behind commas; names may hold commas themselves, the longest is meant."""
+    names: dict[str, list[DicomSeries]] = {}
+    for one in found:
+        number = () if one.number is None else (str(one.number),)
+        for name in {one.uid, one.label, one.choice, *number}:
+            names.setdefault(name, []).append(one)
+    chosen, missing, rest = [], [], wanted
+    while rest := rest.strip(" ,"):
+        fitting = [name for name in names if rest == name or rest.startswith(f"{name},")]
+        name = max(fitting, key=len) if fitting else rest.split(",")[0]
+        chosen += names.get(name, [])
+        missing += [] if fitting else [name]
+        rest = rest[len(name) :]
+    if missing or not chosen:
+        labels = "; ".join(one.label for one in found)
+        raise ValueError(f"{found[0].root}: no series {', '.join(missing) or wanted}, it has {labels}")
+    return [one for one in found if one in chosen]
 
 
 def output_names(found: list[DicomSeries]) -> list[Path]:

@@ -1191,6 +1191,37 @@ def test_enhanced_multi_frame_of_two_echoes(tmp_path):
         np.testing.assert_array_equal(one.read(), voxels)
 
 
+def test_an_enhanced_file_is_a_folder_of_its_series(tmp_path):
+    """One of its parts is chosen by the name that inspect prints, and by what its command says."""
+    path, out = tmp_path / "e" / "IM1", tmp_path / "out"
+    expected = write_enhanced(path, echoes=(10, 20))
+    for source in (path, path.parent):
+        cases = find_cases(str(source), str(out), False)
+        assert names(cases, out) == ["003_t1_echo-time-10.0_sr.nii.gz", "003_t1_echo-time-20.0_sr.nii.gz"]
+        first, second = find_series(source)
+        for choice in (second.label, second.choice, "3 t1, echo time 20.0"):
+            (case,) = find_cases(str(source), str(tmp_path / "x.nii.gz"), False, choice)
+            assert case.output == tmp_path / "x.nii.gz" and case.files == [path]
+            np.testing.assert_array_equal(LoadVolumed("image").load(case.input)[0], expected[1])
+        for choice in ("3", first.uid, f"{second.label}, {first.label}", f"{first.choice},{second.choice}"):
+            assert len(find_cases(str(source), str(out), False, choice)) == 2
+        with pytest.raises(ValueError, match=r"no series 4, 3 t1 x, it has 3 t1, echo time 10.0; 3 t1, echo time 20"):
+            find_cases(str(source), str(out), False, f"4,{first.label}, 3 t1 x")
+        with pytest.raises(ValueError, match="a study of 2 DICOM series"):
+            find_cases(str(source), str(tmp_path / "x.nii.gz"), False)
+    refused(path, "2 DICOM series mixed", ": let `medsr upscale` sort them (--series chooses)")
+
+
+def test_a_dicom_file_of_one_volume(tmp_path):
+    (expected,) = write_enhanced(tmp_path / "e" / "IM1.dcm")
+    out = tmp_path / "out"
+    out.mkdir()
+    for target, output in ((out, out / "IM1_sr.nii.gz"), (out / "x.nii.gz", out / "x.nii.gz")):
+        (case,) = find_cases(str(tmp_path / "e" / "IM1.dcm"), str(target), False)
+        assert case.output == output
+        np.testing.assert_array_equal(LoadVolumed("image").load(case.input)[0], expected)
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
