@@ -22,6 +22,8 @@ from pydicom.uid import (
     JPEGLSLossless,
     JPEGLSNearLossless,
     RLELossless,
+    SecondaryCaptureImageStorage,
+    generate_uid,
 )
 
 from medsr_monai.data.dicom.slices import DicomFiles, DicomSlice
@@ -122,7 +124,8 @@ def _decoded_by_itk(header: pydicom.Dataset) -> np.ndarray:
         if keyword in header:
             plain[keyword] = header[keyword]
     plain.file_meta = header.file_meta
-    plain.SOPClassUID, plain.SOPInstanceUID = header.SOPClassUID, header.SOPInstanceUID
+    plain.SOPClassUID = header.get("SOPClassUID") or SecondaryCaptureImageStorage
+    plain.SOPInstanceUID = header.get("SOPInstanceUID") or generate_uid()
     plain.PhotometricInterpretation = "MONOCHROME2"  # else ITK would invert
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "pixels.dcm"  # without the patient
