@@ -438,7 +438,8 @@ class LoadVolumed(MapTransform):
         if self.frame not in (None, 0):
             raise ValueError(f"{series.source}: frame {self.frame} asked for, a DICOM series is read as frame 0 only")
         voxels = torch.from_numpy(series.read())[None]
-        meta = {"filename_or_obj": series.source, "spatial_shape": np.array(series.shape), "space": SpaceKeys.RAS}
+        # the root, since outputs are named after it, and a series is called by the text of its headers
+        meta = {"filename_or_obj": series.root, "spatial_shape": np.array(series.shape), "space": SpaceKeys.RAS}
         meta["original_affine"] = series.affine.copy()
         meta["original_channel_dim"] = float("nan")  # without it MONAI's writers take a single slice for 2D
         return MetaTensor(voxels, affine=torch.from_numpy(series.affine), meta=meta)

@@ -5,14 +5,17 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import unicodedata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from medsr_monai.data import DicomSeries
 
-LONGEST_NAME = 60
+LONGEST_DESCRIPTION = 60
 """Characters of a series description that go into a file name."""
+LONGEST_NAME = 150
+"""Bytes of a file name that is made of header text; file systems hold 255, and suffixes follow."""
 SHORTEST_NAME = 3
 """Letters that a part of a patient's name has at least, to be looked for in other names."""
 
@@ -115,6 +118,7 @@ def output_names(found: list[DicomSeries]) -> list[Path]:
         studies.setdefault(one.study, []).append(one)
     folders = {study: _common_folder(members) for study, members in studies.items()}
     names: dict[DicomSeries, Path] = {}
+    taken: set[str] = set()
     for study, members in studies.items():
         folder = Path()
         if len(studies) > 1:
@@ -123,26 +127,43 @@ def output_names(found: list[DicomSeries]) -> list[Path]:
             if shared or folder == Path() or any(_names_patient(part, members[0]) for part in folder.parts):
                 folder = Path(f"study-{hashlib.sha256(study.encode()).hexdigest()[:8]}")
         for one in members:
-            name = _name(one)
-            twins = sum(
-                folder / n in names.values() for n in (name, *(f"{name}_{k}" for k in range(2, len(found) + 1)))
-            )
-            names[one] = folder / (f"{name}_{twins + 1}" if twins else name)
+            name, count = _name(one), 1
+            path = folder / name
+            while str(path).casefold() in taken:  # some file systems take two names that differ in case for one
+                count += 1
+                path = folder / f"{name}_{count}"
+            taken.add(str(path).casefold())
+            names[one] = path
     return [names[one] for one in found]
 
 
 def _common_folder(members: list[DicomSeries]) -> Path:
-    """Below the root, of all files of a study."""
-    return Path(os.path.commonpath([Path("/", item.file).parent for one in members for item in one.slices])[1:])
+    """Below the root, of all files of a study; the names of a zip's folders are no better than header text."""
+    folder = Path(os.path.commonpath([Path("/", item.file).parent for one in members for item in one.slices])[1:])
+    return Path(*map(safe_name, folder.parts)) if Path(members[0].root).is_file() else folder
+
+
+def safe_name(text: str) -> str:
+    """Text of a header as one component of a path that every file system holds, of at most 150 bytes; may be empty.
+
+    Letters, digits, ``_``, ``+``, ``-`` and single dots within it stay, whatever the alphabet; all else, such as
+    separators, becomes a dash, and control characters and marks of direction vanish. It begins and ends with no dot and
+    no dash, and is no name that Windows keeps for devices.
+    """
+    text = unicodedata.normalize("NFKC", text)
+    text = "".join(letter for letter in text if letter.isspace() or unicodedata.category(letter)[0] != "C")
+    name = re.sub(r"\.{2,}|[^\w+.-]+", "-", text)[:LONGEST_NAME].encode()[:LONGEST_NAME].decode(errors="ignore")
+    name = name.strip("-._")
+    return f"x-{name}" if re.fullmatch(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", name, re.IGNORECASE) else name
 
 
 def _name(series: DicomSeries) -> str:
-    description = re.sub(r"[^\w+-]+", "-", series.description).strip("-_")[:LONGEST_NAME]
+    description = safe_name(series.description)[:LONGEST_DESCRIPTION]
     if not description or _names_patient(series.description, series):
         description = series.modality or "series"
-    part = re.sub(r"[^\w+.-]+", "-", series.part).strip("-")
     number = "" if series.number is None else f"{series.number:03}"
-    return "_".join(word for word in (number, description, part) if word)
+    words = map(safe_name, (number, description, series.part))
+    return safe_name("_".join(word for word in words if word)) or "series"
 
 
 def _names_patient(text: str, series: DicomSeries) -> bool:

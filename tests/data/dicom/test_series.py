@@ -4,11 +4,13 @@ import copy
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 import warnings
 import zipfile
-from pathlib import Path
+from dataclasses import replace
+from pathlib import Path, PureWindowsPath
 
 import itk
 import nibabel
@@ -44,6 +46,7 @@ from pydicom.uid import (
 from medsr_monai.data import (
     LoadVolumed,
     NiftiWriter,
+    SaveVolumed,
     find_series,
     is_dicom_folder,
     list_volumes,
@@ -51,6 +54,7 @@ from medsr_monai.data import (
 )
 from medsr_monai.data.dicom import pixels as dicom_pixels
 from medsr_monai.data.dicom.series import read_study
+from medsr_monai.data.dicom.studies import output_names, safe_name
 from medsr_monai.transforms import outer_corners, sharp_plane, spacing
 from medsr_monai.upscaling.cases import find_cases
 
@@ -427,6 +431,70 @@ def test_one_plain_series_is_named_after_its_folder(tmp_path):
     assert sorted(case.files) == sorted(folder.iterdir())
     (case,) = find_cases(str(folder), str(tmp_path / "x.nii.gz"), False)
     assert case.output == tmp_path / "x.nii.gz"
+
+
+HOSTILE = {
+    "separators": "../../EVIL/a\\\\b:c",
+    "dots": "..",
+    "nul": "t1\0.nii",
+    "control": "t1\x1b[31m\nred",
+    "device": "NUL",
+    "device with suffix": "com1.txt",
+    "superscript device": "LPT\u00b9",
+    "long": "x" * 300,
+    "long in bytes": "\u8138" * 300,
+    "right to left": "\u202egnp.exe\u200f",
+    "formula": "=cmd|' /C calc'!A0",
+    "spaces and dots": " .hidden. ",
+    "surrogate": "\udcff",
+}
+
+
+@pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
+def test_header_text_is_one_safe_component(text):
+    name = safe_name(text)
+    assert len(name.encode()) <= 150 and Path(name).name == name and PureWindowsPath(name).name == name
+    assert not re.search(r"[\x00-\x1f\u200e\u200f\u202a-\u202e\u2066-\u2069<>:\"/\\\\|?*]", name) and ".." not in name
+    assert not name.startswith((".", "-", "=", "+")) and not name.endswith((".", " "))
+    assert name.split(".")[0].upper() not in (
+        "CON",
+        "PRN",
+        "AUX",
+        "NUL",
+        *(f"{d}{n}" for d in ("COM", "LPT") for n in range(10)),
+    )
+    assert safe_name(name) == name
+
+
+def test_names_that_stay():
+    for name in ("003_t1_sag", "t1+c-2.5", "\u8138\u90e8", "KOPF_Sch\u00e4del"):
+        assert safe_name(name) == name
+
+
+@pytest.mark.parametrize("keyword", ["Modality", "SeriesDescription", "ImageType"])
+@pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
+def test_no_output_escapes_by_header_text(tmp_path, keyword, text):
+    """Whatever the header says, the outputs lie in the output folder, one for each series."""
+    folder, out = mixed(tmp_path / "export"), tmp_path / "out"
+    series = find_series(folder)
+    value = ("ORIGINAL", "PRIMARY", text) if keyword == "ImageType" else text
+    if keyword == "Modality":
+        series = [replace(one, modality=text, description="") for one in series]
+    elif keyword == "SeriesDescription":
+        series = [replace(one, description=text) for one in series]
+    else:
+        series = [replace(one, part=f"type {'/'.join(value[2:])}") for one in series]
+    found = [out / f"{name}_sr.nii.gz" for name in output_names(series)]
+    assert len({str(path).casefold() for path in found}) == len(series)
+    assert all(path.parent == out and len(path.name.encode()) < 200 for path in found)
+
+
+def test_no_output_of_a_bundle_escapes_by_header_text(tmp_path):
+    scout = setting("ImageType", lambda n: ["ORIGINAL", "PRIMARY", "LOCALIZER"])
+    folder = study(tmp_path / "s", ("a", 1, "../../EVIL", lambda n, header: None), ("b", 2, "scout", scout))
+    save = SaveVolumed("image", str(tmp_path / "out"), data_root_dir=str(tmp_path))
+    save(LoadVolumed("image")({"image": str(folder)}))
+    assert [p.name for p in tmp_path.rglob("*.nii.gz")] == ["s_sr.nii.gz"]
 
 
 def test_nothing_but_derived_series(tmp_path):
