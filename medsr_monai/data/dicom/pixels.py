@@ -26,7 +26,7 @@ from pydicom.uid import (
     generate_uid,
 )
 
-from medsr_monai.data.dicom.slices import DicomFiles, DicomSlice
+from medsr_monai.data.dicom.slices import DicomFiles, DicomSlice, TooLargeError, check_unpacked
 
 __all__ = ["codec_problem", "read_stack"]
 
@@ -107,11 +107,16 @@ def _decoded(header: pydicom.Dataset, name: str) -> np.ndarray:
     if problem := codec_problem(syntax):
         raise ValueError(f"{name}: {problem}")
     try:
+        # decoders take the memory that the header states before they look at the pixels
+        frame = int(header.Rows) * int(header.Columns) * int(header.get("SamplesPerPixel") or 1)
+        check_unpacked(frame * int(header.get("NumberOfFrames") or 1) * int(header.BitsAllocated) // 8)
         if not syntax.is_encapsulated or _pydicom_decodes(syntax):
             return header.pixel_array
         return _decoded_by_itk(header)
     except MemoryError:
         raise
+    except TooLargeError as error:
+        raise ValueError(f"{name}: {error}") from error
     except Exception as error:  # codecs raise many kinds
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(f"{name}: cannot be read to its end ({reason}): damaged file?") from error

@@ -7,6 +7,8 @@ import os
 import re
 import subprocess
 import sys
+import time
+import tracemalloc
 import warnings
 import zipfile
 from dataclasses import replace
@@ -23,6 +25,7 @@ from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.encaps import encapsulate
 from pydicom.uid import (
     CTImageStorage,
+    DeflatedExplicitVRLittleEndian,
     EncapsulatedPDFStorage,
     EnhancedMRImageStorage,
     EnhancedSRStorage,
@@ -53,6 +56,7 @@ from medsr_monai.data import (
     one_series,
 )
 from medsr_monai.data.dicom import pixels as dicom_pixels
+from medsr_monai.data.dicom import slices as dicom_slices
 from medsr_monai.data.dicom.series import read_study
 from medsr_monai.data.dicom.studies import output_names, safe_name
 from medsr_monai.transforms import outer_corners, sharp_plane, spacing
@@ -1019,6 +1023,75 @@ def test_zips_with_members_outside_of_them(tmp_path, member):
         name = "003.dcm" if member == "twice" else member
         more.writestr(name, more.read("003.dcm"))
     refused(archive, repr(name), "pack the study again")
+
+
+def deflate(folder):
+    """The data sets of its files deflated."""
+    for path in folder.iterdir():
+        header = pydicom.dcmread(path)
+        header.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+        header.save_as(path, enforce_file_format=True)
+
+
+def test_deflated_files(tmp_path, monkeypatch):
+    """They are read like others, and none takes more memory than it may."""
+    folder = write_series(tmp_path / "s")
+    expected = one_series(folder).read()
+    deflate(folder)
+    archive = zipped(folder)
+    for source in (folder, archive):
+        np.testing.assert_array_equal(one_series(source).read(), expected)
+    whole = (folder / "003.dcm").read_bytes()
+    for content in (whole[:-20], whole[:-40] + b"\xff" * 40):
+        (folder / "003.dcm").write_bytes(content)
+        refused(folder, "003.dcm has a damaged header")
+    (folder / "003.dcm").write_bytes(whole)
+    monkeypatch.setattr(dicom_slices, "unpacked_limit", lambda: 900)
+    refused(folder, "000.dcm would take 0.0 GiB or more when unpacked")
+
+
+def measured_memory(function):
+    """Bytes of Python's objects at most, while a function runs."""
+    tracemalloc.start()
+    try:
+        function()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("kind", ["zip", "deflated", "deflated in zip"])
+def test_no_memory_is_taken_before_bounds_are_checked(tmp_path, monkeypatch, kind):
+    """64 MiB of zeros in some kB, where 16 MiB are allowed."""
+    folder = write_series(tmp_path / "s", lambda n, h: n == 3 and setattr(h, "PixelData", bytes(2**26)))
+    if kind != "zip":
+        deflate(folder)
+    source = folder if kind == "deflated" else zipped(folder)
+    monkeypatch.setattr(dicom_slices, "unpacked_limit", lambda: 2**24)
+    assert measured_memory(lambda: refused(source, "007.dcm would take 0.")) < 2**24
+
+
+def test_no_memory_is_taken_for_pixels_that_a_header_only_states(tmp_path, monkeypatch):
+    def edit(number, header):
+        coded(RLELossless)(number, header)
+        header.Rows = header.Columns = 20000
+        header.PixelSpacing = [0.05, 0.05]
+
+    monkeypatch.setattr(dicom_slices, "unpacked_limit", lambda: 2**24)
+    folder = write_series(tmp_path / "s", edit)
+    assert measured_memory(lambda: refused(folder, "would take 0.7 GiB or more when unpacked")) < 2**24
+
+
+def test_a_zip_of_many_empty_members(tmp_path):
+    archive = zipped(write_series(tmp_path / "s"))
+    with zipfile.ZipFile(archive, "a") as more:
+        for number in range(20_000):
+            more.writestr(f"empty/{number}", b"")
+    start = time.process_time()
+    study = read_study(archive)
+    assert time.process_time() - start < 10
+    assert study.series[0].shape == (16, 16, 8) and len(study.left_out) == 20_000
+    assert "20008 files 8 read, 20000 left out (no DICOM: empty/0, empty/1," in study.left_out_line
 
 
 def test_volumes_of_other_kinds_beside_dicom(tmp_path, capsys, caplog):
