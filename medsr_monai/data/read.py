@@ -412,7 +412,8 @@ class LoadVolumed(MapTransform):
         voxels = series.read()
         _check_steps(series.source, voxels)
         voxels = torch.from_numpy(voxels)[None]
-        meta = {"filename_or_obj": series.source, "spatial_shape": np.array(series.shape), "space": SpaceKeys.RAS}
+        # the root, since outputs are named after it, and a series is called by the text of its headers
+        meta = {"filename_or_obj": series.root, "spatial_shape": np.array(series.shape), "space": SpaceKeys.RAS}
         meta["original_affine"] = series.affine.copy()
         meta["original_channel_dim"] = float("nan")  # without it MONAI's writers take a single slice for 2D
         return MetaTensor(voxels, affine=torch.from_numpy(series.affine), meta=meta)

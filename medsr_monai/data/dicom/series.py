@@ -100,6 +100,11 @@ class DicomSeries:
         return ", ".join(word for word in (name or self.uid, self.part) if word)
 
     @property
+    def choice(self) -> str:
+        """What `--series` chooses it by, and no other."""
+        return f"{self.uid}, {self.part}" if self.part else self.uid
+
+    @property
     def left_out(self) -> str | None:
         """What it is, if a study's volumes do not include it unless asked."""
         kinds = {"localiser": self.localiser, "secondary capture": self.secondary_capture, "derived": self.derived}
@@ -200,7 +205,7 @@ class DicomStudy:
     series: list[DicomSeries]
     """By study, number and part."""
     damaged: dict[str, str]
-    """Files that cannot be read and make the series of their folder refused, and why, by name."""
+    """Files that cannot be read, and why, by name; they make the series of their folder refused."""
     left_out: dict[str, str]
     """Files that belong to no series, and what they are, by name."""
 
@@ -275,7 +280,7 @@ def read_study(path: str | os.PathLike) -> DicomStudy:
         series = [replace(s, source=f"{path}, series {s.label}") for s in series]
     folders = {Path(item.file).parent for item in slices}
     # without a slice beside it a damaged file makes no series wrong
-    alone = {name: reason for name, reason in found.damaged.items() if Path(name).parent not in folders}
+    alone = {name: reason for name, reason in found.damaged.items() if slices and Path(name).parent not in folders}
     damaged = {name: reason for name, reason in found.damaged.items() if name not in alone}
     return DicomStudy(str(path), series, damaged, found.left_out | copies | alone)
 
@@ -295,9 +300,10 @@ def one_series(path: str | os.PathLike) -> DicomSeries:
     chosen = series if len(series) == 1 else [s for s in series if not s.left_out]
     if len(chosen) != 1:
         names = "; ".join(s.label + (f" ({s.left_out})" if s.left_out else "") for s in chosen or series)
+        remedy = "" if Path(path).is_file() and not is_zip(path) else "put each in its own folder, or "
         raise ValueError(
-            f"{path}: {len(chosen or series)} DICOM series mixed ({names}): put each in its own folder, or let "
-            "`medsr upscale` sort them"
+            f"{path}: {len(chosen or series)} DICOM series mixed ({names}): {remedy}let `medsr upscale` sort them "
+            "(--series chooses)"
         )
     chosen[0].check()
     for line in (study.left_out_line, *(f"{s.source}: {s.left_out}, left out" for s in series if s is not chosen[0])):
@@ -307,15 +313,14 @@ def one_series(path: str | os.PathLike) -> DicomSeries:
 
 
 def _no_series(study: DicomStudy) -> str:
-    told = {name: what for name, what in study.left_out.items() if what not in ("no DICOM", "hidden")}
-    if wrong := {name: what for name, what in told.items() if what.startswith(("has ", "does "))}:
-        name, reason = next(iter(wrong.items()))
+    if study.damaged:
+        name, reason = next(iter(study.damaged.items()))
         return f"{study.root}: {name} {reason}: damaged file?"
     what = "DICOM files without an image"
     if is_zip(study.root):
         what = "a zip without a DICOM image"
-    told = ", ".join(f"{name} ({kind})" for name, kind in list(told.items())[:NAMED]) or "a DICOMDIR or a report?"
-    return f"{study.root}: {what} ({told}), give the folder of a series"
+    told = [f"{name} ({kind})" for name, kind in study.left_out.items() if kind not in ("no DICOM", "hidden")]
+    return f"{study.root}: {what} ({_some(told) or 'a DICOMDIR or a report?'}), give the folder of a series"
 
 
 def _grouped(slices: Iterable[DicomSlice], key: Callable[[DicomSlice], object]) -> dict[object, list[DicomSlice]]:

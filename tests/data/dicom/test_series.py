@@ -4,11 +4,15 @@ import copy
 import io
 import json
 import os
+import re
 import subprocess
 import sys
+import time
+import tracemalloc
 import warnings
 import zipfile
-from pathlib import Path
+from dataclasses import replace
+from pathlib import Path, PureWindowsPath
 
 import itk
 import nibabel
@@ -21,6 +25,7 @@ from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.encaps import encapsulate
 from pydicom.uid import (
     CTImageStorage,
+    DeflatedExplicitVRLittleEndian,
     EncapsulatedPDFStorage,
     EnhancedMRImageStorage,
     EnhancedSRStorage,
@@ -44,13 +49,16 @@ from pydicom.uid import (
 from medsr_monai.data import (
     LoadVolumed,
     NiftiWriter,
+    SaveVolumed,
     find_series,
     is_dicom_folder,
     list_volumes,
     one_series,
 )
 from medsr_monai.data.dicom import pixels as dicom_pixels
+from medsr_monai.data.dicom import slices as dicom_slices
 from medsr_monai.data.dicom.series import read_study
+from medsr_monai.data.dicom.studies import output_names, safe_name
 from medsr_monai.transforms import outer_corners, sharp_plane, spacing
 from medsr_monai.upscaling.cases import find_cases
 
@@ -427,6 +435,70 @@ def test_one_plain_series_is_named_after_its_folder(tmp_path):
     assert sorted(case.files) == sorted(folder.iterdir())
     (case,) = find_cases(str(folder), str(tmp_path / "x.nii.gz"), False)
     assert case.output == tmp_path / "x.nii.gz"
+
+
+HOSTILE = {
+    "separators": "../../EVIL/a\\\\b:c",
+    "dots": "..",
+    "nul": "t1\0.nii",
+    "control": "t1\x1b[31m\nred",
+    "device": "NUL",
+    "device with suffix": "com1.txt",
+    "superscript device": "LPT\u00b9",
+    "long": "x" * 300,
+    "long in bytes": "\u8138" * 300,
+    "right to left": "\u202egnp.exe\u200f",
+    "formula": "=cmd|' /C calc'!A0",
+    "spaces and dots": " .hidden. ",
+    "surrogate": "\udcff",
+}
+
+
+@pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
+def test_header_text_is_one_safe_component(text):
+    name = safe_name(text)
+    assert len(name.encode()) <= 150 and Path(name).name == name and PureWindowsPath(name).name == name
+    assert not re.search(r"[\x00-\x1f\u200e\u200f\u202a-\u202e\u2066-\u2069<>:\"/\\\\|?*]", name) and ".." not in name
+    assert not name.startswith((".", "-", "=", "+")) and not name.endswith((".", " "))
+    assert name.split(".")[0].upper() not in (
+        "CON",
+        "PRN",
+        "AUX",
+        "NUL",
+        *(f"{d}{n}" for d in ("COM", "LPT") for n in range(10)),
+    )
+    assert safe_name(name) == name
+
+
+def test_names_that_stay():
+    for name in ("003_t1_sag", "t1+c-2.5", "\u8138\u90e8", "KOPF_Sch\u00e4del"):
+        assert safe_name(name) == name
+
+
+@pytest.mark.parametrize("keyword", ["Modality", "SeriesDescription", "ImageType"])
+@pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
+def test_no_output_escapes_by_header_text(tmp_path, keyword, text):
+    """Whatever the header says, the outputs lie in the output folder, one for each series."""
+    folder, out = mixed(tmp_path / "export"), tmp_path / "out"
+    series = find_series(folder)
+    value = ("ORIGINAL", "PRIMARY", text) if keyword == "ImageType" else text
+    if keyword == "Modality":
+        series = [replace(one, modality=text, description="") for one in series]
+    elif keyword == "SeriesDescription":
+        series = [replace(one, description=text) for one in series]
+    else:
+        series = [replace(one, part=f"type {'/'.join(value[2:])}") for one in series]
+    found = [out / f"{name}_sr.nii.gz" for name in output_names(series)]
+    assert len({str(path).casefold() for path in found}) == len(series)
+    assert all(path.parent == out and len(path.name.encode()) < 200 for path in found)
+
+
+def test_no_output_of_a_bundle_escapes_by_header_text(tmp_path):
+    scout = setting("ImageType", lambda n: ["ORIGINAL", "PRIMARY", "LOCALIZER"])
+    folder = study(tmp_path / "s", ("a", 1, "../../EVIL", lambda n, header: None), ("b", 2, "scout", scout))
+    save = SaveVolumed("image", str(tmp_path / "out"), data_root_dir=str(tmp_path))
+    save(LoadVolumed("image")({"image": str(folder)}))
+    assert [p.name for p in tmp_path.rglob("*.nii.gz")] == ["s_sr.nii.gz"]
 
 
 def test_nothing_but_derived_series(tmp_path):
@@ -953,6 +1025,75 @@ def test_zips_with_members_outside_of_them(tmp_path, member):
     refused(archive, repr(name), "pack the study again")
 
 
+def deflate(folder):
+    """The data sets of its files deflated."""
+    for path in folder.iterdir():
+        header = pydicom.dcmread(path)
+        header.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+        header.save_as(path, enforce_file_format=True)
+
+
+def test_deflated_files(tmp_path, monkeypatch):
+    """They are read like others, and none takes more memory than it may."""
+    folder = write_series(tmp_path / "s")
+    expected = one_series(folder).read()
+    deflate(folder)
+    archive = zipped(folder)
+    for source in (folder, archive):
+        np.testing.assert_array_equal(one_series(source).read(), expected)
+    whole = (folder / "003.dcm").read_bytes()
+    for content in (whole[:-20], whole[:-40] + b"\xff" * 40):
+        (folder / "003.dcm").write_bytes(content)
+        refused(folder, "003.dcm has a damaged header")
+    (folder / "003.dcm").write_bytes(whole)
+    monkeypatch.setattr(dicom_slices, "unpacked_limit", lambda: 900)
+    refused(folder, "000.dcm would take 0.0 GiB or more when unpacked")
+
+
+def measured_memory(function):
+    """Bytes of Python's objects at most, while a function runs."""
+    tracemalloc.start()
+    try:
+        function()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("kind", ["zip", "deflated", "deflated in zip"])
+def test_no_memory_is_taken_before_bounds_are_checked(tmp_path, monkeypatch, kind):
+    """64 MiB of zeros in some kB, where 16 MiB are allowed."""
+    folder = write_series(tmp_path / "s", lambda n, h: n == 3 and setattr(h, "PixelData", bytes(2**26)))
+    if kind != "zip":
+        deflate(folder)
+    source = folder if kind == "deflated" else zipped(folder)
+    monkeypatch.setattr(dicom_slices, "unpacked_limit", lambda: 2**24)
+    assert measured_memory(lambda: refused(source, "007.dcm would take 0.")) < 2**24
+
+
+def test_no_memory_is_taken_for_pixels_that_a_header_only_states(tmp_path, monkeypatch):
+    def edit(number, header):
+        coded(RLELossless)(number, header)
+        header.Rows = header.Columns = 20000
+        header.PixelSpacing = [0.05, 0.05]
+
+    monkeypatch.setattr(dicom_slices, "unpacked_limit", lambda: 2**24)
+    folder = write_series(tmp_path / "s", edit)
+    assert measured_memory(lambda: refused(folder, "would take 0.7 GiB or more when unpacked")) < 2**24
+
+
+def test_a_zip_of_many_empty_members(tmp_path):
+    archive = zipped(write_series(tmp_path / "s"))
+    with zipfile.ZipFile(archive, "a") as more:
+        for number in range(20_000):
+            more.writestr(f"empty/{number}", b"")
+    start = time.process_time()
+    study = read_study(archive)
+    assert time.process_time() - start < 10
+    assert study.series[0].shape == (16, 16, 8) and len(study.left_out) == 20_000
+    assert "20008 files 8 read, 20000 left out (no DICOM: empty/0, empty/1," in study.left_out_line
+
+
 def test_volumes_of_other_kinds_beside_dicom(tmp_path, capsys, caplog):
     """dcm2niix writes into the DICOM folder, and masks lie beside studies: neither hides the other silently."""
     out = tmp_path / "out"
@@ -1189,6 +1330,37 @@ def test_enhanced_multi_frame_of_two_echoes(tmp_path):
     assert [s.part for s in series] == ["echo time 10.0", "echo time 20.0"]
     for one, voxels in zip(series, expected, strict=True):
         np.testing.assert_array_equal(one.read(), voxels)
+
+
+def test_an_enhanced_file_is_a_folder_of_its_series(tmp_path):
+    """One of its parts is chosen by the name that inspect prints, and by what its command says."""
+    path, out = tmp_path / "e" / "IM1", tmp_path / "out"
+    expected = write_enhanced(path, echoes=(10, 20))
+    for source in (path, path.parent):
+        cases = find_cases(str(source), str(out), False)
+        assert names(cases, out) == ["003_t1_echo-time-10.0_sr.nii.gz", "003_t1_echo-time-20.0_sr.nii.gz"]
+        first, second = find_series(source)
+        for choice in (second.label, second.choice, "3 t1, echo time 20.0"):
+            (case,) = find_cases(str(source), str(tmp_path / "x.nii.gz"), False, choice)
+            assert case.output == tmp_path / "x.nii.gz" and case.files == [path]
+            np.testing.assert_array_equal(LoadVolumed("image").load(case.input)[0], expected[1])
+        for choice in ("3", first.uid, f"{second.label}, {first.label}", f"{first.choice},{second.choice}"):
+            assert len(find_cases(str(source), str(out), False, choice)) == 2
+        with pytest.raises(ValueError, match=r"no series 4, 3 t1 x, it has 3 t1, echo time 10.0; 3 t1, echo time 20"):
+            find_cases(str(source), str(out), False, f"4,{first.label}, 3 t1 x")
+        with pytest.raises(ValueError, match="a study of 2 DICOM series"):
+            find_cases(str(source), str(tmp_path / "x.nii.gz"), False)
+    refused(path, "2 DICOM series mixed", ": let `medsr upscale` sort them (--series chooses)")
+
+
+def test_a_dicom_file_of_one_volume(tmp_path):
+    (expected,) = write_enhanced(tmp_path / "e" / "IM1.dcm")
+    out = tmp_path / "out"
+    out.mkdir()
+    for target, output in ((out, out / "IM1_sr.nii.gz"), (out / "x.nii.gz", out / "x.nii.gz")):
+        (case,) = find_cases(str(tmp_path / "e" / "IM1.dcm"), str(target), False)
+        assert case.output == output
+        np.testing.assert_array_equal(LoadVolumed("image").load(case.input)[0], expected)
 
 
 @pytest.mark.parametrize(
