@@ -1,4 +1,4 @@
-"""Files that are never half there, and never written over others unasked."""
+"""Files that are written whole or not at all, and checks of the paths that a user names."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from pathlib import Path
 __all__ = ["check_input", "check_output", "folder_written_atomically", "written_atomically", "written_together"]
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-"""Disk full, quota used up, file larger than its system or a limit allows."""
+"""Error numbers of a full disk, a used-up quota, and a file larger than its system or a limit allows."""
 
 
 @contextmanager
 def written_atomically(path: str | os.PathLike) -> Iterator[Path]:
     """Give a temporary name beside ``path`` to write to, and rename it to ``path`` when all is on disk.
 
-    An error leaves neither a partial file nor a changed one; of a process that is killed the partial file may stay. The
-    suffix stays last, since writers choose the format by it, and the name begins with a dot, so that searches for
+    An error leaves neither a partial file nor a changed one; a process that is killed may leave the partial file. The
+    temporary name has the same suffix, by which writers choose the format, and begins with a dot, so that searches for
     volumes pass it over.
 
     Raises:
-        OSError: as the writer does; where the disk is full or a quota used up, it says what to do.
+        OSError: what the writer raises. If the disk is full or a quota used up, it says what to do.
     """
     with written_together(path) as (partial,):
         yield partial
@@ -32,9 +32,9 @@ def written_atomically(path: str | os.PathLike) -> Iterator[Path]:
 
 @contextmanager
 def folder_written_atomically(path: str | os.PathLike) -> Iterator[Path]:
-    """As :func:`written_atomically`, for a folder and all that is put into it; what stood there before is replaced.
+    """Do what :func:`written_atomically` does for a folder and all that is put into it; an earlier one is replaced.
 
-    Who calls this has checked that nothing of value stands there.
+    Check before that the earlier folder holds nothing of value.
     """
     with written_together(path) as (partial,):
         partial.mkdir(parents=True)
@@ -43,10 +43,10 @@ def folder_written_atomically(path: str | os.PathLike) -> Iterator[Path]:
 
 @contextmanager
 def written_together(*paths: str | os.PathLike) -> Iterator[list[Path]]:
-    """As :func:`written_atomically`, for files, or folders that the caller makes, that belong together.
+    """Do what :func:`written_atomically` does for files, or folders that the caller makes, that belong together.
 
-    They take their names in the order given, when all of them are on disk: a process that is killed leaves all or none,
-    but for the moment of the renaming itself. An error in this moment takes the names back that were free before.
+    They take their names in the given order when all of them are on disk. A process that is killed leaves all or none,
+    but for the moment of the renaming itself. An error in this moment removes those whose names were free before.
     """
     pairs = [(Path(path).with_name(f".partial-{os.getpid()}-{Path(path).name}"), Path(path)) for path in paths]
     free: list[Path] = []
@@ -84,7 +84,7 @@ def _remove(path: Path) -> None:
 
 
 def _to_disk(path: Path) -> None:
-    """Network file systems tell only now that there was no room."""
+    """Bring files to disk; network file systems tell only now that there was no room."""
     for file in path.rglob("*") if path.is_dir() else [path]:
         if file.is_file():
             with file.open("rb+") as stream:
@@ -102,10 +102,11 @@ def _no_room_explained(path: Path) -> Iterator[None]:
 
 
 def check_input(path: str | os.PathLike) -> None:
-    """Refuse what is no file and no folder.
+    """Refuse a path that is neither a file nor a folder.
 
     Raises:
-        FileNotFoundError, ValueError: one line.
+        FileNotFoundError: nothing is there.
+        ValueError: something else is there, such as a pipe.
     """
     if not Path(path).exists():
         raise FileNotFoundError(f"{path}: no such file or folder")
@@ -114,7 +115,18 @@ def check_input(path: str | os.PathLike) -> None:
 
 
 def check_output(path: Path, overwrite: bool, source: str | None = None) -> None:
-    """Refuse an output file before any work: it is the input, is there already, or has no folder to be written to."""
+    """Refuse an output file before any work is done.
+
+    Args:
+        path: the file.
+        overwrite: whether it may be there already.
+        source: the input, which it must not be.
+
+    Raises:
+        ValueError: it is the input, or a folder.
+        FileExistsError: it exists.
+        PermissionError: nothing can be written to its folder.
+    """
     if source is not None and path.resolve() == Path(source).resolve():
         raise ValueError(f"{path}: is the input, which is never overwritten, choose another name")
     if path.is_dir():

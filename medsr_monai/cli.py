@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
+import traceback
 
 from medsr_monai.commands.benchmark import benchmark
 from medsr_monai.commands.compare import compare
@@ -18,7 +20,7 @@ from medsr_monai.commands.models import models
 from medsr_monai.commands.package import package
 from medsr_monai.commands.prepare import prepare
 from medsr_monai.commands.upscale import upscale
-from medsr_monai.errors import ERRORS, reason_of
+from medsr_monai.errors import ERRORS, cause_of, reason_of
 
 COMMANDS = {
     f.__name__: f
@@ -32,9 +34,10 @@ COMMANDS = {
 def main(argv: list[str] | None = None) -> None:
     """Run ``medsr``: exit code 0, 1 for an error (one line on stderr), 2 for a wrong command line (with the usage).
 
-    ``upscale`` of a folder ends with 1 if some cases failed, and with 2 if all did.
+    ``upscale`` of a folder ends with 1 if some cases failed, and with 2 if all did. It is 130 after Ctrl-C, and 141
+    where nobody reads the output any more, as after ``| head``. With ``--verbose`` an error shows its traceback.
     """
-    from medsr_monai.command_line import parse, quiet_libraries
+    from medsr_monai.command_line import Pipe, parse, quiet_libraries
 
     arguments = sys.argv[1:] if argv is None else argv
     if arguments == ["--version"]:
@@ -42,17 +45,25 @@ def main(argv: list[str] | None = None) -> None:
 
         print(__version__)
         return
+    call = None
     try:
-        quiet_libraries()
-        call = parse(COMMANDS, arguments, "medsr")
-        code = None
-        if call:
-            function, args, kwargs = call
-            code = function(*args, **kwargs)
+        with contextlib.redirect_stdout(Pipe(sys.stdout)):
+            call = parse(COMMANDS, arguments, "medsr")
+            if call is None:
+                return
+            quiet_libraries(call.verbose)
+            code = call.function(*call.args, **call.kwargs)
+            sys.stdout.flush()
     except KeyboardInterrupt:
         print("medsr: interrupted", file=sys.stderr)
         sys.exit(130)
-    except ERRORS as error:
-        print(f"medsr: error: {reason_of(error)}", file=sys.stderr)
+    except Exception as error:
+        reason, verbose = reason_of(error), call is not None and call.verbose
+        if not isinstance(cause := cause_of(error), ERRORS):
+            reason = f"{type(cause).__name__}: {reason}"
+            reason += "" if verbose else ": run again with --verbose for the traceback"
+        if verbose:
+            traceback.print_exc()
+        print(f"medsr: error: {reason}", file=sys.stderr)
         sys.exit(1)
     sys.exit(code or 0)

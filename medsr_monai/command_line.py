@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import logging
+import os
+import re
 import sys
 import warnings
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TextIO
+
+PIPE_CLOSED = 141
+"""Exit code of a program whose output nobody reads any more, as shells give it: 128 and the number of SIGPIPE."""
 
 
 class _Closed:
@@ -25,26 +31,75 @@ class _Commands(_Closed, dict):
 class _Call(_Closed):
     """A checked command line, not yet run: Fire calls a function before it looks at the arguments left over."""
 
-    def __init__(self, function: Callable, args: tuple, kwargs: dict) -> None:
-        self.function, self.args, self.kwargs = function, args, kwargs
+    def __init__(self, function: Callable, args: tuple, kwargs: dict, verbose: bool) -> None:
+        self.function, self.args, self.kwargs, self.verbose = function, args, kwargs, verbose
+
+
+class _Omitted:
+    """The default of an argument that may be left out, for Fire's help, which shows it as nothing."""
+
+    def __repr__(self) -> str:
+        return ""
+
+
+OMITTED = _Omitted()
+VERBOSE = "verbose: show what libraries say and, of an error, the traceback."
 
 
 class _Command(_Closed):
-    """A function of the same signature for Fire, its arguments parsed by annotation: a folder 1e3 is no number."""
+    """A function for Fire, its arguments parsed by annotation (a folder 1e3 is no number), and `--verbose`."""
 
     def __init__(self, function: Callable) -> None:
         from fire.decorators import SetParseFns
 
         functools.update_wrapper(self, function)
-        parameters = inspect.signature(function).parameters.items()
-        parsers = {name: PARSERS[parameter.annotation.removesuffix(" | None")] for name, parameter in parameters}
-        SetParseFns(**parsers)(self)
+        self.__doc__ = f"{function.__doc__.rstrip()}\n        {VERBOSE}\n    "
+        verbose = inspect.Parameter("verbose", inspect.Parameter.KEYWORD_ONLY, default=False, annotation="bool")
+        parameters = [*inspect.signature(function).parameters.values(), verbose]
+        kinds = {p.name: p.annotation.removesuffix(" | None") for p in parameters}
+        self.__signature__ = inspect.Signature(
+            [
+                p.replace(annotation=TYPES[kinds[p.name]], default=OMITTED if p.default is None else p.default)
+                for p in parameters
+            ]
+        )
+        SetParseFns(**{name: PARSERS[kind] for name, kind in kinds.items()})(self)
 
     def __get__(self, instance: object, owner: type | None = None) -> _Command:
         return self  # makes it a routine to `inspect`, as Fire wants it for positional arguments
 
-    def __call__(self, *args: Any, **kwargs: Any) -> _Call:
-        return _Call(self.__wrapped__, args, kwargs)
+    def __call__(self, *args: Any, verbose: bool = False, **kwargs: Any) -> _Call:
+        args = tuple(None if value is OMITTED else value for value in args)
+        return _Call(self.__wrapped__, args, kwargs, verbose)
+
+    def apart(self, words: Sequence[str]) -> list[str]:
+        """A command line in which no switch takes a required argument for its value, as Fire would.
+
+        Once all required arguments are there, what follows a switch is refused unless it is True or False.
+        """
+        parameters = self.__signature__.parameters
+        missing = [name for name, parameter in parameters.items() if parameter.default is parameter.empty]
+        waiting, done = list(words), []
+        while waiting:
+            word = waiting.pop(0)
+            if word == "--":
+                return [*done, word, *waiting]
+            if not FLAG.match(word):
+                missing = missing[1:]
+                done.append(word)
+                continue
+            key, equals, _ = word.lstrip("-").replace("-", "_").partition("=")
+            candidates = [name for name in parameters if name == key or (len(key) == 1 and name[0] == key)]
+            negated = key.removeprefix("no") if not candidates else ""
+            name = candidates[0] if len(candidates) == 1 else negated
+            missing = [one for one in missing if one != name]
+            if equals or not waiting or FLAG.match(waiting[0]) or name not in parameters:
+                done.append(word)
+            elif parameters[name].annotation is bool and missing and (negated or waiting[0] not in BOOLEANS):
+                done.append(f"--{name}={not negated}")
+            else:
+                done += [word, waiting.pop(0)]
+        return done
 
 
 def _wrong(message: str) -> Exception:
@@ -60,7 +115,7 @@ def _parse_text(text: str) -> str:
 
 
 def _parse_bool(text: str) -> bool:
-    if text not in ("True", "False", "true", "false"):
+    if text not in BOOLEANS:
         raise _wrong(f"a switch was given the value {text!r}: put switches last, or write --name=true")
     return text.lower() == "true"
 
@@ -74,6 +129,9 @@ def _parse_number(kind: type, text: str) -> Any:
         raise _wrong(f"{text!r} is not a number of type {kind.__name__}") from None
 
 
+FLAG = re.compile("--|-[a-zA-Z](=|$)")
+BOOLEANS = ("True", "False", "true", "false")
+TYPES = {"str": str, "bool": bool, "int": int, "float": float}
 PARSERS = {
     "str": _parse_text,
     "bool": _parse_bool,
@@ -82,9 +140,7 @@ PARSERS = {
 }
 
 
-def parse(
-    functions: dict[str, Callable], arguments: list[str], program: str
-) -> tuple[Callable, tuple, dict[str, Any]] | None:
+def parse(functions: dict[str, Callable], arguments: Sequence[str], program: str) -> _Call | None:
     """Find the function that a command line calls, and its arguments, by their annotations; None after a help text.
 
     Args:
@@ -99,23 +155,64 @@ def parse(
     import fire
 
     commands = _Commands((name, _Command(function)) for name, function in functions.items())
-    call = fire.Fire(commands, arguments or ["--help"], program, _text)
-    return (call.function, call.args, call.kwargs) if isinstance(call, _Call) else None
+    words = list(arguments) or ["--help"]
+    if words[0] in commands:
+        words[1:] = commands[words[0]].apart(words[1:])
+    call = fire.Fire(commands, words, program, _text)
+    return call if isinstance(call, _Call) else None
 
 
 def _text(result: object) -> str | None:
     return result if isinstance(result, str) else None  # Fire's completion script
 
 
-def quiet_libraries() -> None:
-    """Leave to a command's process what is said to users: this package's warnings, a line each."""
-    logging.basicConfig(level=logging.WARNING, format="medsr: %(message)s")
-    # headers are checked by medsr_monai.data, in words for users
-    for library in ("nibabel.global", "pydicom"):
-        logging.getLogger(library).setLevel(logging.CRITICAL)
+def quiet_libraries(verbose: bool = False) -> None:
+    """Leave to a command's process what is said to users, a line each: this package's warnings.
+
+    Args:
+        verbose: let libraries speak, too, such as MONAI of an optional GPU decoder that nobody asked for.
+    """
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")  # names of files in another encoding
-    # an optional GPU decoder of MONAI's that nobody asked for
-    logging.getLogger("monai.data.nvimgcodec_pydicom_plugin").setLevel(logging.ERROR)
+    logging.basicConfig(
+        level=logging.INFO if verbose else logging.CRITICAL,
+        format="medsr: %(name)s: %(message)s" if verbose else "medsr: %(message)s",
+    )
+    logging.getLogger("medsr_monai").setLevel(logging.INFO if verbose else logging.WARNING)
+    if verbose:
+        return
+    # these have levels of their own; headers are checked by medsr_monai.data, in words for users
+    for library in ("nibabel.global", "pydicom", "monai.data.nvimgcodec_pydicom_plugin"):
+        logging.getLogger(library).setLevel(logging.CRITICAL)
     if not sys.warnoptions:
         warnings.simplefilter("ignore")  # of libraries, for developers; ours are logged
+
+
+class Pipe:
+    """Standard output that ends the program quietly where nobody reads it any more, as after ``| head``.
+
+    An error of the stream would be taken for a failed case, which it is not.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+    def write(self, text: str) -> int:
+        with self._ending():
+            return self.stream.write(text)
+
+    def flush(self) -> None:
+        with self._ending():
+            self.stream.flush()
+
+    @contextlib.contextmanager
+    def _ending(self) -> Iterator[None]:
+        try:
+            yield
+        except BrokenPipeError:
+            # Python flushes once more when it ends
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
+            sys.exit(PIPE_CLOSED)

@@ -1,4 +1,4 @@
-"""Errors that a user can mend, told in one line, and the many ways in which memory is said to have run out."""
+"""Errors that a user can mend, told in one line, and out-of-memory errors told apart from others."""
 
 from __future__ import annotations
 
@@ -8,29 +8,30 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["ERRORS", "MedsrError", "is_out_of_memory", "naming", "reason_of"]
+__all__ = ["ERRORS", "MedsrError", "cause_of", "is_out_of_memory", "naming", "reason_of"]
 
 
 class MedsrError(ValueError):
-    """Something that the caller can mend; its text is one line that says what, where and what to do."""
+    """An error that the caller can mend; its text is one line that says what is wrong, where, and what to do."""
 
 
 ERRORS = (ValueError, OSError, RuntimeError, MemoryError)
-"""What a user can mend: told in one line. Anything else is a bug of ours and shows its traceback."""
+"""What a user can mend: told in one line. Anything else is a bug of ours, of which the line names the type."""
 
 
-# CUDA and MPS; torch on a CPU, by system; C++; cuBLAS; oneDNN
+# by CUDA and MPS, torch on the CPU of several systems, C++, cuBLAS and oneDNN
 PHRASES = re.compile(
     r"out of memory|(can't|cannot|failed to) allocate memory|not enough memory|bad_alloc|ALLOC_FAILED"
     r"|could not (create|execute) a primitive",
     re.IGNORECASE,
 )
+"""What the texts of errors say when memory has run out."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory has run out, of a processor or of an accelerator.
+    """Return whether an error says that the memory of a processor or of an accelerator has run out.
 
-    ``torch.OutOfMemoryError`` is only an accelerator's; the same on a CPU is a plain ``RuntimeError``.
+    torch raises its ``OutOfMemoryError`` for accelerators only, and a plain ``RuntimeError`` for a CPU.
     """
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
@@ -39,13 +40,19 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and bool(PHRASES.search(str(error)))
 
 
-def reason_of(error: BaseException) -> str:
-    """The innermost cause in one line: MONAI's Compose wraps what a transform raises.
-
-    Of memory that has run out, which libraries tell in their own words, it says what to do.
-    """
+def cause_of(error: BaseException) -> BaseException:
+    """The innermost cause of an error: MONAI's Compose wraps what a transform raises."""
     while error.__cause__ is not None and isinstance(error, RuntimeError):
         error = error.__cause__
+    return error
+
+
+def reason_of(error: BaseException) -> str:
+    """The innermost cause in one line.
+
+    If memory has run out, which libraries tell in their own words, the line says what to do.
+    """
+    error = cause_of(error)
     reason = " ".join(str(error).split()) or type(error).__name__
     if is_out_of_memory(error) and "--tile" not in reason:
         return f"out of memory ({reason}): end other programs, or take a smaller volume, or a computer with more memory"
@@ -53,8 +60,8 @@ def reason_of(error: BaseException) -> str:
 
 
 @contextlib.contextmanager
-def naming(path: str | Path) -> Iterator[None]:
-    """Errors raised inside name the file, as checks of voxels cannot do."""
+def naming(path: str | Path = "") -> Iterator[None]:
+    """Errors raised inside that a user can mend become a ``MedsrError``, which names the file, if one is given."""
     try:
         yield
     except ERRORS as error:

@@ -3,25 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 import torch
-from monai.transforms import (
-    AsDiscreted,
-    CastToTyped,
-    Compose,
-    RandFlipd,
-    RandRotate90d,
-    RandScaleIntensityd,
-    RandSpatialCropd,
-    SpatialPadd,
-    Transform,
-)
+from monai.transforms import AsDiscreted, CastToTyped, Compose, Transform
 from monai.utils import ensure_tuple_rep
 
-from medsr_monai.data.volumes import LoadLabeld, LoadVolumed, SaveVolumed
+from medsr_monai.data.label_maps import LoadLabeld
+from medsr_monai.data.read import LoadVolumed
+from medsr_monai.data.write import SaveVolumed
 from medsr_monai.transforms.colour import MergeChromad, SplitLumad
-from medsr_monai.transforms.degradation import RandDegraded, describe_degradation
+from medsr_monai.transforms.degradation import Method, RandDegraded, describe_degradation
 from medsr_monai.transforms.geometry import MatchCornersd, SyncRefMetad
 from medsr_monai.transforms.intensity import RestoreIntensityd, ScaleVolumed
 from medsr_monai.transforms.patch_batches import PatchBatches
@@ -54,7 +47,7 @@ def load_volume(
     A list of files, such as modalities, gives [C, X, Y, Z], each channel with its own range.
 
     Voxels stay where they are: no reorientation, no resampling, no padding. Bad input raises the one-line errors of
-    :mod:`medsr_monai.data.volumes`.
+    :mod:`medsr_monai.data.read`.
 
     Args:
         key: dictionary key that holds the path or paths.
@@ -121,14 +114,6 @@ def label_map_postprocessing(
     return Compose([*label, MatchCornersd(key, ref_key), *save, SyncRefMetad(ref_key, key)])
 
 
-def _flips(keys: Sequence[str], patch_size: int | Sequence[int]) -> list[Transform]:
-    """Random mirror images along both axes, and quarter turns of square patches."""
-    steps = [RandFlipd(keys, prob=0.5, spatial_axis=axis) for axis in (0, 1)]
-    if len(set(np.broadcast_to(patch_size, 2))) == 1:
-        steps.append(RandRotate90d(keys, prob=0.5, max_k=1))
-    return steps
-
-
 def _range(value: float | Sequence[float] | None) -> tuple[float, float] | None:
     """Both ends; a number is its own range."""
     return None if value is None else ensure_tuple_rep(value, 2)
@@ -144,22 +129,21 @@ def labelled_patches(
         flips: mirror and turn them at random. Not where left and right are different labels, such as the two lungs.
         intensity_factor: see :func:`training_patches`; a network that judges super-resolved patches sees such ones.
     """
-    keys = ("image", "label")
-    steps = [
-        SpatialPadd(keys, spatial_size=ensure_tuple_rep(patch_size, 2), mode="edge"),
-        RandSpatialCropd(keys, roi_size=patch_size, random_size=False),
-    ]
-    if flips:
-        steps += _flips(keys, patch_size)
-    if intensity_factor:
-        steps.append(RandScaleIntensityd("image", factors=(-intensity_factor, 0.2), prob=1.0))
-    return PatchBatches([*steps, CastToTyped("label", torch.int64)])
+    return PatchBatches(
+        ("image", "label"),
+        patch_size,
+        padding="replicate",
+        poses=8 if flips else 1,
+        intensity_factor=intensity_factor,
+        brightened="image",
+        dtypes={"label": torch.int64},
+    )
 
 
 def training_patches(
     scale: int | Sequence[int],
     patch_size: int | Sequence[int] = 96,
-    method: str | Sequence[str] = "bicubic",
+    method: Method | Sequence[str] = "bicubic",
     intensity_factor: float = 0.5,
     noise_std: float | Sequence[float] = (0.0, 0.0),
     fwhm: float | Sequence[float] | None = None,
@@ -169,19 +153,15 @@ def training_patches(
     Args:
         scale: factor per slice axis.
         patch_size: of the HR patch; the slice must be at least as large.
-        method: see :func:`medsr_monai.transforms.degradation.degrade`; of several, one is drawn for each patch.
+        method: see :class:`medsr_monai.transforms.RandDegraded`; of several, one is drawn for each patch.
         intensity_factor: intensities are multiplied by 1 + u, u uniform in [-intensity_factor, 0.2], since the scaled
             range of a new scanner's volume is not that of the training volumes; 0 turns this off.
         noise_std: range of the LR noise level, or one level, as a fraction of the volume's intensity range.
         fwhm: range of the Gaussian's width in HR pixels, or one, with the method "gaussian" only; None for the factor.
     """
-    steps = [RandSpatialCropd("label", roi_size=patch_size, random_size=False), *_flips(["label"], patch_size)]
-    if intensity_factor:
-        steps.append(RandScaleIntensityd("label", factors=(-intensity_factor, 0.2), prob=1.0))
     widths, levels = _range(fwhm), _range(noise_std)
-    return PatchBatches(
-        [*steps, RandDegraded("label", "image", factors=scale, method=method, fwhm=widths, noise_std=levels)]
-    )
+    degrade = RandDegraded("label", "image", factors=scale, method=method, fwhm=widths, noise_std=levels)
+    return PatchBatches("label", patch_size, poses=8, intensity_factor=intensity_factor, pairs=degrade)
 
 
 def image_patches(patch_size: int | Sequence[int] = 64, flips: bool = True, key: str = "image") -> PatchBatches:
@@ -192,14 +172,12 @@ def image_patches(patch_size: int | Sequence[int] = 64, flips: bool = True, key:
         flips: mirror and turn them at random.
         key: of the slice.
     """
-    size = ensure_tuple_rep(patch_size, 2)
-    steps = [SpatialPadd(key, spatial_size=size), RandSpatialCropd(key, roi_size=size, random_size=False)]
-    return PatchBatches([*steps, *(_flips([key], patch_size) if flips else [])])
+    return PatchBatches(key, patch_size, padding="constant", poses=8 if flips else 1)
 
 
 def slice_pairs(
     scale: int | Sequence[int],
-    method: str | Sequence[str] = "bicubic",
+    method: Method | Sequence[str] = "bicubic",
     fwhm: float | Sequence[float] | None = None,
     noise_std: float | Sequence[float] = 0.0,
     conditions: Sequence[Mapping[str, object]] | None = None,
@@ -212,28 +190,25 @@ def slice_pairs(
         scale: factor per slice axis.
         method, fwhm, noise_std: see :class:`medsr_monai.transforms.RandDegraded`; a number instead of a range is the
             same for every slice.
-        conditions: one degradation each: what it has instead of the above, ``degradation`` (the method), ``fwhm``,
+        conditions: one degradation each: what it has instead of the above, ``degradation`` (the ``method``), ``fwhm``,
             ``noise_std``; an empty one is the above. The result then has one entry each, by name (see
             :func:`medsr_monai.transforms.describe_degradation`), for :class:`medsr_monai.data.SliceDataset`.
 
     Raises:
         ValueError: no condition, two of one name, or one with another setting.
     """
-
-    def pairs(method: str | Sequence[str], fwhm: tuple[float, float] | None, noise_std: tuple[float, float]) -> Compose:
-        degrade = RandDegraded("label", "image", factors=scale, method=method, fwhm=fwhm, noise_std=noise_std)
-        return Compose([degrade, _crop_segmentation])
-
-    return _under_conditions(pairs, conditions, degradation=method, fwhm=fwhm, noise_std=noise_std)
+    pair = partial(RandDegraded, factors=scale)
+    return _under_conditions(pair, conditions, degradation=method, fwhm=fwhm, noise_std=noise_std)
 
 
 def _under_conditions(
-    pairs: Callable[..., Compose], conditions: Sequence[Mapping[str, object]] | None, **settings: object
+    pair: Callable[..., Transform], conditions: Sequence[Mapping[str, object]] | None, **settings: object
 ) -> Compose | dict[str, Compose]:
     """One recipe, or by name one for each of the conditions."""
 
-    def made(degradation: str, fwhm: object, noise_std: object) -> Compose:
-        return pairs(degradation, _range(fwhm), _range(noise_std))
+    def made(degradation: Method, fwhm: object, noise_std: object) -> Compose:
+        degrade = pair(method=degradation, fwhm=_range(fwhm), noise_std=_range(noise_std))
+        return Compose([degrade, _crop_segmentation])
 
     if conditions is None:
         return made(**settings)
@@ -263,7 +238,7 @@ def thick_slice_patches(
     factor: int,
     patch_size: int | Sequence[int] = 64,
     thick_axis: str | None = None,
-    method: str | Sequence[str] = "gaussian",
+    method: Method | Sequence[str] = "gaussian",
     intensity_factor: float = 0.0,
     fwhm: float | Sequence[float] | None = None,
     noise_std: float | Sequence[float] = (0.0, 0.0),
@@ -279,22 +254,18 @@ def thick_slice_patches(
         patch_size: of the patch; smaller slices get zeros, the scaled intensity of air, on both sides.
         intensity_factor: see :func:`training_patches`.
     """
-    size, keys = ensure_tuple_rep(patch_size, 2), ("image", "label")
-    steps = [
-        *thick_slice_pairs(factor, thick_axis, method, fwhm, noise_std).transforms,
-        SpatialPadd(keys, spatial_size=size),
-        RandSpatialCropd(keys, roi_size=size, random_size=False),
-        *(RandFlipd(keys, prob=0.5, spatial_axis=axis) for axis in (0, 1)),
-    ]
-    if intensity_factor:
-        steps.append(RandScaleIntensityd(keys, factors=(-intensity_factor, 0.2), prob=1.0))
-    return PatchBatches(steps)
+    thick = RandThickSliced(
+        factor=factor, thick_axis=thick_axis, method=method, fwhm=_range(fwhm), noise_std=_range(noise_std)
+    )
+    return PatchBatches(
+        "label", patch_size, padding="constant", poses=4, intensity_factor=intensity_factor, pairs=thick
+    )
 
 
 def thick_slice_pairs(
     factor: int,
     thick_axis: str | None = None,
-    method: str | Sequence[str] = "gaussian",
+    method: Method | Sequence[str] = "gaussian",
     fwhm: float | Sequence[float] | None = None,
     noise_std: float | Sequence[float] = 0.0,
     conditions: Sequence[Mapping[str, object]] | None = None,
@@ -306,10 +277,5 @@ def thick_slice_pairs(
             instead of a range is the same for every slice.
         conditions: see :func:`slice_pairs`, whose errors it raises.
     """
-
-    def pairs(method: str | Sequence[str], fwhm: tuple[float, float] | None, noise_std: tuple[float, float]) -> Compose:
-        return Compose(
-            [RandThickSliced(factor=factor, thick_axis=thick_axis, method=method, fwhm=fwhm, noise_std=noise_std)]
-        )
-
-    return _under_conditions(pairs, conditions, degradation=method, fwhm=fwhm, noise_std=noise_std)
+    pair = partial(RandThickSliced, factor=factor, thick_axis=thick_axis)
+    return _under_conditions(pair, conditions, degradation=method, fwhm=fwhm, noise_std=noise_std)

@@ -30,6 +30,7 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
 
 from medsr_monai import cli
+from medsr_monai.data import sample_volume
 from medsr_monai.metrics import psnr
 from medsr_monai.networks import EDSR, InceptionFeatures, SegmentationUNet
 from medsr_monai.upscaling.bundles import DEFAULT_BUNDLE, BundleRunner
@@ -532,8 +533,8 @@ def test_a_folder_named_2024_is_upscaled_into_1e3(medsr, bundle, tmp_path):
         "upscale in out b auto cpu None None 4 None True surplus",
         "upscale in out surplus b auto cpu None None 4 None True",
         "upscale in out --overwrite surplus",
-        "upscale --overwrite in out",
         "upscale in out --overwrite=yes",
+        "upscale in --overwrite out --verbose no",
         "upscale in out --frame first",
         "upscale in out --frame 1.5",
         "upscale in out - run",
@@ -580,6 +581,31 @@ def test_switches(medsr, recorded, line, expected):
     assert recorded[0][1] == (expected,)
 
 
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("inspect --json in", {"path": "in", "json": True}),
+        ("inspect -j --verbose in --no_timing", {"path": "in", "json": True, "no_timing": True}),
+        ("inspect --nojson in", {"path": "in"}),
+        ("inspect --json True in", {"path": "in", "json": True}),
+        ("inspect --json=False in --frame 1", {"path": "in", "frame": 1}),
+        ("inspect --json --path in", {"path": "in", "json": True}),
+        ("upscale --overwrite in --tile 32 out", {"input": "in", "output": "out", "overwrite": True, "tile": 32}),
+        ("upscale --tile 32 --force in --nopicture out", {"input": "in", "output": "out", "tile": 32, "force": True,
+                                                          "picture": False}),
+        ("upscale in -v out", {"input": "in", "output": "out"}),
+    ],
+)  # fmt: skip
+def test_switches_before_the_path(medsr, recorded, line, expected):
+    assert medsr(*line.split())[0] == 0
+    name, args, kwargs = recorded[0]
+    signature = inspect.signature(cli.COMMANDS[name])
+    bound = signature.bind(*args, **kwargs)
+    bound.apply_defaults()
+    defaults = {n: p.default for n, p in signature.parameters.items()}
+    assert bound.arguments == defaults | expected
+
+
 def test_numbers_and_none(medsr, recorded):
     assert medsr("degrade", "a", "b", "--fwhm", "1e1", "--scale=2", "--noise", "0.5", "--frame", "None")[0] == 0
     _, args, _ = recorded[0]
@@ -597,6 +623,9 @@ def test_help_is_readable_and_complete(medsr, command):
             assert re.search(rf"(?i)\b{word}\b", text), word
     if command:
         assert cli.COMMANDS[command].__doc__.splitlines()[0] in text
+        assert "--verbose" in text and "traceback" in text
+        kinds = re.findall("Type: (.*)", text)
+        assert kinds and set(kinds) <= {"str", "int", "float", "bool"}
 
 
 @pytest.mark.parametrize("command", cli.COMMANDS)
@@ -605,6 +634,52 @@ def test_help_shows_whole_sentences(command):
     shown = {one.name: one.description for one in docstrings.parse(cli.COMMANDS[command].__doc__).args or ()}
     assert shown.keys() == inspect.signature(cli.COMMANDS[command]).parameters.keys()
     assert all(text.endswith(".") for text in shown.values()), shown
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (KeyError("x"), "KeyError: 'x': run again with --verbose for the traceback"),
+        (ValueError("give another one"), "give another one"),
+    ],
+)
+def test_an_error_is_one_line_and_with_verbose_a_traceback(medsr, monkeypatch, error, line):
+    def models(json: bool = False):
+        """List.
+
+        Args:
+            json: print JSON.
+        """
+        raise RuntimeError("applying transform") from error
+
+    monkeypatch.setitem(cli.COMMANDS, "models", models)
+    assert medsr("models") == (1, "", f"medsr: error: {line}\n")
+    code, out, err = medsr("models", "--verbose")
+    assert (code, out) == (1, "") and "Traceback" in err and "applying transform" in err
+    assert err.endswith(f"medsr: error: {line.removesuffix(': run again with --verbose for the traceback')}\n")
+
+
+def test_libraries_speak_only_with_verbose(tmp_path, bundle):
+    code, out, err = process("degrade", sample_volume(), "lr.nii.gz", cwd=tmp_path)
+    assert code == 0 and err == "" and "nvImageCodec" not in out
+    code, out, err = process("upscale", "lr.nii.gz", "sr.nii.gz", "--bundle", bundle, cwd=tmp_path)
+    assert code == 0 and err == "" and "nvImageCodec" not in out
+    code, _, err = process("degrade", "--verbose", sample_volume(), "again.nii.gz", cwd=tmp_path)
+    assert code == 0 and "nvImageCodec" in err
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs a pipe of POSIX")
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_closed_pipe_ends_quietly(unbuffered):
+    """As `medsr models | head` does it, whether the output is larger than a pipe's buffer or not."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": unbuffered}
+    for arguments in (["models"], ["models", "--json"]):
+        reading, writing = os.pipe()
+        os.close(reading)
+        command = [sys.executable, "-m", "medsr_monai", *arguments]
+        done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, env=environment)
+        os.close(writing)
+        assert (done.returncode, done.stderr) == (141, b"")
 
 
 def test_without_a_command_there_is_help(medsr):
@@ -661,6 +736,27 @@ def test_degrade_keeps_the_corners(medsr, tmp_path, direction, method):
     assert_same_corners(source, tmp_path / "out.nii.gz")
 
 
+@pytest.mark.parametrize("direction", ["in-plane", "through-plane"])
+def test_degrade_takes_the_point_spread_of_a_scanner(medsr, tmp_path, direction):
+    """Its width is in mm: other parts of the spacing where the pixels' edges differ."""
+    from medsr_monai.transforms import PointSpread, degrade
+
+    source = make_volume(tmp_path / "in.nii.gz", shape=(24, 16, 12), affine=np.diag([1.0, 1.25, 2.5, 1]))
+    medsr("degrade", "in.nii.gz", "out.nii.gz", "--direction", direction, "--plane", "axial", "--psf", "box:5")
+    volume = torch.from_numpy(nib.load(source).get_fdata(dtype=np.float32))[None]
+    widths = [5 / (4 * edge) for edge in (1.0, 1.25, 2.5)]
+    factors = (4, 4, 1) if direction == "in-plane" else (1, 1, 4)
+    expected = degrade(volume, factors, [PointSpread("box", width) for width in widths])[0]
+    np.testing.assert_allclose(nib.load("out.nii.gz").get_fdata(), expected, rtol=1e-5, atol=1e-4)
+
+
+def test_a_point_spread_without_a_width_has_that_of_the_spacing(medsr, tmp_path):
+    make_volume(tmp_path / "in.nii.gz", shape=(16, 16, 8))
+    for name, options in (("psf", ("--psf", "kspace_hamming")), ("method", ("--method", "kspace_hamming"))):
+        assert medsr("degrade", "in.nii.gz", f"{name}.nii.gz", "--plane", "axial", *options)[0] == 0
+    np.testing.assert_array_equal(nib.load("psf.nii.gz").get_fdata(), nib.load("method.nii.gz").get_fdata())
+
+
 def test_degrade_says_what_it_crops(medsr, tmp_path):
     make_volume(tmp_path / "in.nii.gz", shape=(18, 17, 5))
     code, out, _ = medsr("degrade", "in.nii.gz", "out.nii.gz")
@@ -695,6 +791,11 @@ def test_degrade_takes_a_frame(medsr, tmp_path):
         (["--scale", "32"], "smaller than the factors"),
         (["--method", "cubic"], "method is 'cubic', expected one of"),
         (["--fwhm", "2"], "fwhm is 2.0 for 'bicubic'"),
+        (["--psf", "spline"], "point spread is 'spline', expected one of bicubic, gaussian"),
+        (["--psf", "box:wide"], "point spread is 'box:wide': expected KIND, KIND:FWHM_MM"),
+        (["--psf", "box:-2"], "point spread is 'box:-2': expected a positive width in mm"),
+        (["--psf", "box", "--method", "box"], "psf states the point spread alone: drop method and fwhm"),
+        (["--psf", "gaussian", "--fwhm", "3"], "psf states the point spread alone: drop method and fwhm"),
         (["--noise=-1"], "noise is -1"),
         (["--noise=nan"], "noise is nan"),
         (["--plane", "x"], "plane is 'x', expected"),

@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 import torch
 from monai.data import MetaTensor
-from monai.transforms import Compose
 
 from medsr_monai.recipes import (
     inference_postprocessing,
@@ -16,7 +15,7 @@ from medsr_monai.recipes import (
     thick_slice_pairs,
     training_patches,
 )
-from medsr_monai.transforms import degrade
+from medsr_monai.transforms import PatchBatches, degrade
 
 
 @pytest.fixture
@@ -65,7 +64,7 @@ def test_postprocessing_without_saving(path, tmp_path):
 @pytest.mark.parametrize(("scale", "patch", "low"), [(4, 96, (24, 24)), ([1, 4], 32, (32, 8)), (2, [16, 32], (8, 16))])
 def test_training_patches(scale, patch, low):
     transform = training_patches(scale, patch)
-    assert isinstance(transform, Compose)
+    assert isinstance(transform, PatchBatches)
     label = torch.rand(1, 110, 100)
     transform.set_random_state(seed=1)
     first = transform({"label": label})

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import math
-
 from medsr_monai.atomic import check_input
-from medsr_monai.errors import naming
 from medsr_monai.upscaling.cases import nifti_output
 
 
@@ -17,6 +14,7 @@ def degrade(
     plane: str = "auto",
     method: str | None = None,
     fwhm: float | None = None,
+    psf: str | None = None,
     noise: float = 0.0,
     seed: int = 0,
     frame: int | None = None,
@@ -30,8 +28,11 @@ def degrade(
         scale: integer factor.
         direction: in-plane (larger pixels) or through-plane (thicker slices, as `upscale --bundle rdst_e_thick` takes).
         plane: axial, coronal or sagittal, auto for the one with the finest pixels.
-        method: bicubic (default in-plane), gaussian (default through-plane), box or kspace.
+        method: bicubic (default in-plane), gaussian (default through-plane), box or kspace, or another kind, see psf.
         fwhm: width of the Gaussian slice profile in voxels, default the scale.
+        psf: point spread of the scanner in place of method and fwhm, as KIND or KIND:FWHM_MM, such as box:4.5. KIND is
+            gaussian, box, rounded, kspace, kspace_hamming, kspace_fermi, ct (ct:FWHM_MM:SHARPNESS) or bicubic; the
+            width is the output's spacing where it is left out. A width below the spacing leaves gaps between slices.
         noise: standard deviation of Gaussian noise as a fraction of the intensity range.
         seed: of the noise.
         frame: of a 4D file, counted from 0.
@@ -39,34 +40,17 @@ def degrade(
     """
     check_input(input)
     out = nifti_output(output, overwrite, input)
-    if direction not in ("in-plane", "through-plane"):
-        raise ValueError(f"direction is {direction!r}, expected in-plane or through-plane")
-    if scale < 2:
-        raise ValueError(f"scale is {scale}, expected at least 2")
-    if not 0 <= noise < math.inf:
-        raise ValueError(f"noise is {noise}, expected a fraction of the intensity range such as 0.02")
-    from medsr_monai.data import LoadVolumed, describe_volume, write_volume
-    from medsr_monai.transforms import AXES, PLANES, axis_factors, intensity_range, plane_axis, sharp_plane
-    from medsr_monai.transforms import degrade as degrade_volume
+    from medsr_monai.data import describe_volume, write_volume
+    from medsr_monai.evaluation.degrade import degrade as degrade_volume
+    from medsr_monai.transforms import AXES, PLANES, sharp_plane
+    from medsr_monai.upscaling.kinds import to_volume
 
-    with naming(input):
-        volume = LoadVolumed("image", frame=frame).load(input)
-        low, high = intensity_range(volume, "minmax")
+    volume = to_volume(input, frame)
     chosen = sharp_plane(volume.affine, volume.shape[1:]) if plane == "auto" else plane
-    axis = plane_axis(volume.affine, chosen)
-    if direction == "in-plane":
-        factors = axis_factors(axis, scale)
-    else:
-        factors = tuple(scale if a == axis else 1 for a in range(3))
     result = degrade_volume(
-        volume,
-        factors,
-        method or ("bicubic" if direction == "in-plane" else "gaussian"),
-        fwhm=fwhm,
-        noise_std=noise * (high - low),
-        noise_seed=seed,
+        volume, scale, direction=direction, plane=chosen, method=method, fwhm=fwhm, psf=psf, noise=noise, seed=seed
     )
-    cropped = [n % f for n, f in zip(volume.shape[1:], factors, strict=True)]
+    cropped = [n - m * scale if m < n else 0 for n, m in zip(volume.shape[1:], result.shape[1:], strict=True)]
     if any(cropped):
         print(f"{input}: cropped by {'x'.join(map(str, cropped))} voxels at the far end, to a multiple of {scale}")
     write_volume(result, out)

@@ -42,13 +42,13 @@ def describe(
     file = Path(weights) if weights is not None else folder / "models" / "model.pt"
     if not file.is_file():
         raise FileNotFoundError(f"{file}: no such weights file, give the one that was trained on these data")
-    from medsr_monai.records.training_data import description_path, find_description, sentence
+    from medsr_monai.records.training_data import TrainingData, find_training_data, path_beside
     from medsr_monai.weights.stated import file_hash
 
-    out = Path(output) if output is not None else description_path(file)
+    out = Path(output) if output is not None else path_beside(file)
     check_output(out, overwrite)
     digest = file_hash(file)
-    if output is None and not overwrite and find_description(folder, file, digest) is not None:
+    if output is None and not overwrite and find_training_data(folder, file, digest) is not None:
         raise FileExistsError(
             f"{file}: its data are described already, give the weights that were trained on these as --weights, "
             "or add --overwrite"
@@ -63,24 +63,24 @@ def describe(
     parser.read_config(folder / "configs" / "train.json")
     if "degradation" not in parser:
         raise ValueError(f"bundle {bundle} does not super-resolve: there is nothing to describe")
-    thick = "factor" in parser
     methods = degradation.split(",") if degradation and "," in degradation else degradation
     given = {"dataset_dir": dataset_dir, "datalist": datalist, "degradation": methods}
-    given["factor" if thick else "scale"] = scale
-    parser.update({name: value for name, value in given.items() if value is not None})
+    # slices that are interpolated to the target have a factor; of a scale for each axis it is the larger one
+    name = "factor" if "factor" in parser else "scale"
+    if scale is not None:
+        axes = parser[name]
+        given[name] = [scale if one > 1 else 1 for one in axes] if isinstance(axes, list) else scale
+    parser.update({key: value for key, value in given.items() if value is not None})
     dataset = parser.get_parsed_content("train#dataset")
     pairs = parser.get_parsed_content("validate#preprocessing")
-    factor = parser["factor"] if thick else parser["scale"]
-    groups = training_groups(
-        dataset, pairs, modality=modality, body_part=body_part, thickness=factor if thick else None
+    factor = parser["factor"] if name == "factor" else 1
+    described = TrainingData(
+        groups=training_groups(dataset, pairs, modality=modality, body_part=body_part, factor=factor),
+        degradation={"method": parser["degradation"], "scale": parser[name]},
+        weights_sha256=digest,
+        generated_by=f"medsr_monai {__version__}, describe",
     )
-    content = {
-        "generated_by": f"medsr_monai {__version__}, describe",
-        "weights_sha256": digest,
-        "degradation": {"method": parser["degradation"], "scale": factor},
-        "groups": groups,
-    }
     out.parent.mkdir(parents=True, exist_ok=True)
     with written_atomically(out) as partial:
-        partial.write_text(json.dumps(content, indent=2) + "\n")
-    print(f"{out}: {sentence(content)}")
+        partial.write_text(json.dumps(described.content(), indent=2) + "\n")
+    print(f"{out}: {described.sentence}")

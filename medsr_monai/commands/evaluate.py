@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json as jsonlib
-from pathlib import Path
 
-from medsr_monai.atomic import check_input, check_output
-from medsr_monai.errors import naming
-from medsr_monai.upscaling.bundles import choose_device
+from medsr_monai.atomic import check_input
 
 
 def evaluate(
@@ -55,63 +52,18 @@ def evaluate(
     """
     for path in (pred, ref, *filter(None, (labels, unet, inception))):
         check_input(path)
-        if csv is not None:
-            check_output(Path(csv), overwrite, path)
-    if border < 0:
-        raise ValueError(f"border is {border}, expected 0 or more pixels")
-    if unet is None and (labels or label_map):
-        raise ValueError("labels are compared with what a U-Net makes of the results: give --unet too")
+    options = {"plane": plane, "border": border, "frame": frame, "csv": csv, "overwrite": overwrite, "device": device}
+    options |= {"intensity": intensity, "inception": inception, "unet": unet, "labels": labels, "output": output}
     replaced = _label_map(label_map)
-    from medsr_monai.data import LoadLabeld, LoadVolumed, check_same_grid, match_results
-    from medsr_monai.evaluation.tables import compare_volumes
-    from medsr_monai.metrics import EVALUATION_FILES, SliceEvaluation, json_text, markdown_table
-    from medsr_monai.networks import load_inception_features
-    from medsr_monai.transforms import intensity_range
-    from medsr_monai.weights.load import load_network
+    from medsr_monai.evaluation.evaluate import evaluate as evaluate_volumes
+    from medsr_monai.metrics import json_text, markdown_table
 
-    if output is not None:
-        for name in EVALUATION_FILES:
-            check_output(Path(output) / name, overwrite)
-    cases = match_results(pred, ref, labels)
-    place = choose_device(device)
-    evaluation = SliceEvaluation(
-        border,
-        inception=None if inception is None else load_inception_features(inception).to(place),
-        unet=None if unet is None else load_network(unet).to(place),
-    )
-    for case in cases:
-        with naming(case["pred"]):
-            image = LoadVolumed("image", pictures=True).load(case["pred"])
-            if not image.isfinite().all():
-                raise ValueError("has voxels that are NaN or infinite, which cannot be compared")
-        with naming(case["ref"]):
-            reference = LoadVolumed("image", frame=frame, pictures=True).load(case["ref"])
-            for channel in reference:
-                intensity_range(channel, "minmax")
-        segmentation = None
-        if "label" in case:
-            item = {"label": case["label"], "label_map": replaced}
-            segmentation = LoadLabeld("label", pictures=True)(item)["label"]
-            # a mask seldom states the size of its pixels
-            placed = reference if "picture" in segmentation.meta else segmentation
-            grids = [(tuple(segmentation.shape[1:]), placed.affine), (tuple(reference.shape[1:]), reference.affine)]
-            check_same_grid(case["label"], grids[0], case["ref"], grids[1])
-        with naming(case["pred"]):
-            volume = compare_volumes(
-                image, reference, evaluation, plane, case=case["case"], intensity=intensity, segmentation=segmentation
-            )
-    plain = len(cases) == 1 and unet is None and inception is None
-    if csv is not None:
-        Path(csv).parent.mkdir(parents=True, exist_ok=True)
-        evaluation.table().write_csv(csv, ("plane", "slice", "psnr", "ssim") if plain else None)
-    pooled = evaluation.pooled()
-    if output is not None:
-        evaluation.write(output, pooled)
-    if plain:
-        summary = evaluation.groups()[0] | volume
-        print(json_text(summary) if json else sentence(summary))
+    result = evaluate_volumes(pred, ref, label_map=replaced, **options)
+    if len(result.volumes) == 1 and unet is None and inception is None:
+        print(json_text(result.volumes[0]) if json else sentence(result.volumes[0]))
     else:
-        print(f"[{', '.join(map(json_text, pooled))}]" if json else markdown_table(pooled))
+        rows = result.pooled
+        print(f"[{', '.join(map(json_text, rows))}]" if json else markdown_table(rows))
 
 
 def _label_map(text: str | None) -> dict[str, int]:

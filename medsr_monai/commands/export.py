@@ -45,16 +45,16 @@ def export(
     from medsr_monai import __version__
     from medsr_monai.exchange.write import export_network
     from medsr_monai.records.sidecar import sha256
-    from medsr_monai.records.training_data import find_description
+    from medsr_monai.records.training_data import find_training_data
 
     runner = BundleRunner(bundle, weights, device="$torch.device('cpu')")
     digest = runner.weights and sha256(runner.weights)
-    trained_on = digest and find_description(folder, runner.weights, digest)
+    trained_on = digest and find_training_data(folder, runner.weights, digest)
     information = {
         "bundle": folder.resolve().name,
         "bundle_version": json.loads((folder / "configs" / "metadata.json").read_text())["version"],
         "weights_sha256": digest,
-        **({"training_data": trained_on} if trained_on else {}),
+        **({"training_data": trained_on.content()} if trained_on else {}),
         "medsr_monai": __version__,
         "notice": "research use only, not for clinical use",
     }

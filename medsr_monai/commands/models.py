@@ -20,14 +20,14 @@ def models(json: bool = False) -> None:
     Args:
         json: print JSON.
     """
-    from medsr_monai.records.training_data import find_description, sentence
+    from medsr_monai.records.training_data import find_training_data
 
     rows = []
     for name, folder in bundle_folders().items():
         metadata = jsonlib.loads((folder / "configs" / "metadata.json").read_text())
         found = examine(folder / MAIN_WEIGHTS)
         sha256 = file_hash(found.file) if found.file else None
-        described = find_description(folder, found.file, sha256) if found.file else None
+        described = find_training_data(folder, found.file, sha256) if found.file else None
         rows.append(
             {
                 "bundle": name,
@@ -39,7 +39,7 @@ def models(json: bool = False) -> None:
                 "state": found.state,
                 "reason": found.reason or None,
                 "sha256": sha256,
-                "trained_on": sentence(described) if described else None,
+                "trained_on": described.sentence if described else None,
                 "expected": found.stated.hash_val if found.stated else None,
                 "expected_hash_type": found.stated.hash_type if found.stated else None,
                 "url": found.stated.url if found.stated else None,

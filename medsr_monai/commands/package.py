@@ -2,37 +2,7 @@
 
 from __future__ import annotations
 
-import functools
-import hashlib
-import importlib.metadata
-import io
-import json
-import subprocess
-import sys
-import tempfile
-import zipfile
-from pathlib import Path
-
-from medsr_monai import __version__
-from medsr_monai.atomic import check_output
-from medsr_monai.commands.fetch import fetch_file
 from medsr_monai.upscaling.bundles import bundle_folder
-from medsr_monai.weights.stated import LARGE_FILES, MAIN_WEIGHTS, StatedFile, examine, stated_files
-
-ZOO_LIMIT = 25 * 2**20
-"""Of a file in the Model Zoo's repository; larger ones go to large_files.yml."""
-PATHS_OF_A_CHECKOUT = "Paths are those of a checkout; `medsr models` prints them for an installed package."
-FROM_ANY_FOLDER = " `--bundle_root` lets every command run\nfrom any folder."
-PATHS_OF_A_PACKAGE = (
-    "Run the commands from this folder, so that Python finds the code in `scripts/`. `medsr_monai` need not be\n"
-    "installed, only what `required_packages_version` in `configs/metadata.json` names."
-)
-BY_MONAI = ("ignite", "nibabel", "itk", "pydicom", "tensorboard", "tqdm", "einops")
-"""What MONAI's engines, handlers and readers import when a bundle uses them."""
-OPTIONAL = ("spandrel",)
-"""Of the extra `compare` in setup.cfg, for some of the comparison networks."""
-IN_METADATA = ("monai", "torch", "numpy")
-"""They have fields of their own."""
 
 
 def package(
@@ -62,206 +32,19 @@ def package(
         overwrite: replace existing outputs.
     """
     folder = bundle_folder(bundle)
-    metadata = json.loads((folder / "configs" / "metadata.json").read_text())
-    name = folder.resolve().name
-    release = f"{name}_v{metadata['version']}"
-    outputs = [Path(output) / f"{release}{suffix}" for suffix in (".zip", ".zip.sha256", ".json")]
-    for path in outputs:
-        check_output(path, overwrite)
-    if weights is not None:
-        _check_fit(folder, weights)
-    files = _own_files(folder, keep_large_files)
-    files |= _weights_files(folder, weights, keep_large_files)
-    if weights is not None:
-        _describe_own(files, weights)
-    if thin:
-        metadata["required_packages_version"] = {"medsr_monai": __version__}
-    else:
-        _vendor(files, name, metadata, black)
-    hashes = {p: hashlib.sha256(content).hexdigest() for p, content in files.items() if p.startswith("models/")}
-    kept = [entry for entry in metadata.get("weights", []) if entry["path"] not in hashes]
-    if stated := kept + [{"path": path, "sha256": value} for path, value in hashes.items()]:
-        metadata["weights"] = stated
-    files["configs/metadata.json"] = (json.dumps(metadata, indent=4) + "\n").encode()
-    content = _zipped({f"{name}/{path}": content for path, content in files.items()})
-    sha256, sha1 = hashlib.sha256(content).hexdigest(), hashlib.sha1(content, usedforsecurity=False).hexdigest()
-    entry = {release: {"checksum": sha1, "source": outputs[0].name, "sha256": sha256}}
-    Path(output).mkdir(parents=True, exist_ok=True)
-    texts = [content, f"{sha256}  {outputs[0].name}\n".encode(), (json.dumps(entry, indent=4) + "\n").encode()]
-    from medsr_monai.atomic import written_atomically
+    from medsr_monai.records.training_data import FILE_NAME, packed_training_data
+    from medsr_monai.weights.package import write_package
 
-    for path, text in zip(outputs, texts, strict=True):
-        with written_atomically(path) as partial:
-            partial.write_bytes(text)
-    print(f"{outputs[0]}: {len(files)} files, {len(content) / 2**20:.1f} MiB, sha256 {sha256}")
-
-
-def _own_files(folder: Path, keep_large_files: bool) -> dict[str, bytes]:
-    """What belongs to a bundle; not what training, evaluation and users left in its folder."""
-    if (folder / "scripts").exists():
-        raise ValueError(f"{folder}: has a folder scripts, which is where a package's code goes: is it a package?")
-    paths = [folder / "LICENSE", *(p for d in ("configs", "docs") for p in (folder / d).rglob("*"))]
-    if keep_large_files and (folder / LARGE_FILES).is_file():
-        paths.append(folder / LARGE_FILES)
-    inner = {path.relative_to(folder): path for path in paths if path.is_file()}
-    # not what editors and systems hide
-    return {p.as_posix(): file.read_bytes() for p, file in inner.items() if not any(n.startswith(".") for n in p.parts)}
-
-
-def _weights_files(folder: Path, weights: str | None, keep_large_files: bool) -> dict[str, bytes]:
-    stated = stated_files(folder)
-    files = {}
-    for path in sorted({MAIN_WEIGHTS, *stated}):
-        listed = path in stated and stated[path].url is not None
-        if weights is not None and path == MAIN_WEIGHTS:
-            files[path] = Path(weights).read_bytes()
-        elif not (listed and keep_large_files):
-            content = _stated_content(folder, path, stated.get(path))
-            if content is not None:
-                files[path] = content
-    if MAIN_WEIGHTS not in files and MAIN_WEIGHTS not in stated:
-        print(
-            f"medsr: {folder.name} has no weights: the Model Zoo takes such a bundle by exception only; train it and "
-            "give --weights FILE",
-            file=sys.stderr,
-        )
-    for path, content in files.items():
-        if len(content) > ZOO_LIMIT and not (path in stated and stated[path].url):
-            print(
-                f"medsr: {path} has {len(content) / 2**20:.0f} MiB: the Model Zoo's repository takes it through "
-                f"{LARGE_FILES} only",
-                file=sys.stderr,
-            )
-    return files
-
-
-def _stated_content(folder: Path, path: str, stated: StatedFile | None) -> bytes | None:
-    if not path.startswith("models/"):  # another large file
-        if (folder / path).is_file() and (stated.hash_val is None or stated.fits(folder / path)):
-            return (folder / path).read_bytes()
-    else:
-        found = examine(folder / path)
-        if found.state in ("verified", "unverified"):
-            return found.file.read_bytes()
-        if found.state == "own":
-            raise ValueError(f"{found.file}: {found.reason}; to pack them give --weights {found.file}")
-        if found.state == "mismatch":
-            raise ValueError(f"{found.file}: {found.reason}")
-    if stated is None:
-        return None
-    if stated.url is None:
-        raise FileNotFoundError(f"{folder / path}: the bundle states its weights, but they are not here")
-    with tempfile.TemporaryDirectory() as temporary:
-        file = Path(temporary) / "file"
-        fetch_file(folder, stated, file)
-        return file.read_bytes()
-
-
-def _describe_own(files: dict[str, bytes], weights: str) -> None:
-    """Of own weights the package holds the description that lies beside them, not that of the published ones."""
-    from medsr_monai.records.training_data import DESCRIPTION, description_path
-
-    files.pop(f"docs/{DESCRIPTION}", None)
-    if (own := description_path(weights)).is_file():
-        content = json.loads(own.read_text()) | {"weights_sha256": hashlib.sha256(files[MAIN_WEIGHTS]).hexdigest()}
-        files[f"docs/{DESCRIPTION}"] = (json.dumps(content, indent=2) + "\n").encode()
-
-
-def _check_fit(folder: Path, weights: str) -> None:
-    if not Path(weights).is_file():
-        raise FileNotFoundError(f"{weights}: no such weights file")
-    from monai.bundle import ConfigParser
-
-    from medsr_monai.weights.load import load_weights
-
-    parser = ConfigParser()
-    parser.read_config(folder / "configs" / "inference.json")
-    load_weights(parser.get_parsed_content("network_def"), weights)
-
-
-def _vendor(files: dict[str, bytes], name: str, metadata: dict, black: bool) -> None:
-    """Add the code, and let configurations, card and requirements name it instead of the package."""
-    from medsr_monai.weights.vendoring import (
-        PACKAGE,
-        SCRIPTS,
-        imports_of,
-        needed_modules,
-        renamed_config,
-        renamed_source,
+    # of own weights the package holds the record that lies beside them, not that of the published ones
+    replaced = {} if weights is None else {f"docs/{FILE_NAME}": packed_training_data(weights)}
+    packed = write_package(
+        folder,
+        output,
+        thin=thin,
+        weights=weights,
+        replaced=replaced,
+        keep_large_files=keep_large_files,
+        black=black,
+        overwrite=overwrite,
     )
-
-    configs = [p for p in files if p.startswith("configs/") and p != "configs/metadata.json"]
-    modules = needed_modules(files[p].decode() for p in configs)
-    for path in configs:
-        files[path] = renamed_config(files[path].decode()).encode()
-    code = {}
-    for module, file in modules.items():
-        inner = module.split(".")[1:] + (["__init__"] if file.name == "__init__.py" else [])
-        code["/".join([SCRIPTS, *inner]) + ".py"] = renamed_source(file.read_text()).encode()
-    files |= _formatted(code) if black else code
-    files[f"{SCRIPTS}/LICENSE"] = files["LICENSE"]  # the same: Apache-2.0
-    card = files["docs/README.md"].decode().replace(PATHS_OF_A_CHECKOUT + FROM_ANY_FOLDER, PATHS_OF_A_CHECKOUT)
-    card = card.replace(PATHS_OF_A_CHECKOUT, PATHS_OF_A_PACKAGE).replace(f"from {PACKAGE}.", f"from {SCRIPTS}.")
-    card = card.replace(f"--bundle_root bundles/{name} ", "--bundle_root . ").replace(f"bundles/{name}/", "")
-    files["docs/README.md"] = card.encode()
-    imports = imports_of(modules) | set(BY_MONAI)
-    metadata["required_packages_version"] = _versions(imports - set(OPTIONAL), required=True)
-    if optional := _versions(imports & set(OPTIONAL), required=False):
-        metadata["optional_packages_version"] = optional
-
-
-def _versions(names: set[str], required: bool) -> dict[str, str]:
-    """Distributions that give importable names, with the installed versions: the Zoo's checks pin them exactly."""
-    distributions = _distributions()
-    versions = {}
-    for name in names:
-        # itk, for one, is spread over several: that of its own name, else the shortest
-        own = next(iter(importlib.metadata.distributions(name=name)), None)
-        given = name if own else min(distributions.get(name, []), key=lambda d: (len(d), d), default=None)
-        if given is None and required:
-            raise ValueError(
-                f"{name} is not installed, so that its version cannot be stated: install medsr_monai whole"
-            )
-        if given is not None and given.lower() not in IN_METADATA:
-            versions[given] = importlib.metadata.version(given).partition("+")[0]  # without +cpu
-    return dict(sorted(versions.items(), key=lambda item: item[0].lower()))
-
-
-@functools.cache
-def _distributions() -> dict[str, list[str]]:
-    """Which distributions give an importable name; a second's work."""
-    return dict(importlib.metadata.packages_distributions())
-
-
-def _formatted(code: dict[str, bytes]) -> dict[str, bytes]:
-    """As the Zoo's checks of code want it."""
-    with tempfile.TemporaryDirectory() as temporary:
-        root = Path(temporary)
-        for path, content in code.items():
-            (root / path).parent.mkdir(parents=True, exist_ok=True)
-            (root / path).write_bytes(content)
-        for arguments in (
-            ("isort", "--quiet", "--profile", "black", "--line-length", "120", "."),
-            ("black", "--quiet", "--line-length", "120", "--skip-magic-trailing-comma", "."),
-        ):
-            done = subprocess.run(
-                [sys.executable, "-m", *arguments], cwd=root, capture_output=True, text=True, check=False
-            )
-            if done.returncode:
-                reason = (done.stderr.strip().splitlines() or ["failed"])[-1]
-                raise ValueError(f'{arguments[0]}: {reason} (pip install "medsr_monai[zoo]")')
-        return {path: (root / path).read_bytes() for path in code}
-
-
-def _zipped(files: dict[str, bytes]) -> bytes:
-    """A zip that depends on names and contents alone."""
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=6) as archive:
-        for path, content in sorted(files.items()):
-            info = zipfile.ZipInfo(path, date_time=(1980, 1, 1, 0, 0, 0))
-            # numbers hardly shrink
-            info.compress_type = zipfile.ZIP_STORED if path.endswith(".pt") else zipfile.ZIP_DEFLATED
-            info.create_system = 3  # Unix, on every system
-            info.external_attr = 0o644 << 16
-            archive.writestr(info, content)
-    return buffer.getvalue()
+    print(f"{packed.path}: {packed.files} files, {packed.size / 2**20:.1f} MiB, sha256 {packed.sha256}")

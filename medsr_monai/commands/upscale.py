@@ -2,17 +2,10 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
+from medsr_monai.atomic import check_input
+from medsr_monai.upscaling.bundles import DEFAULT_BUNDLE, bundle_folder
 
-from medsr_monai.upscaling.bundles import DEFAULT_BUNDLE, bundle_folder, choose_device
-from medsr_monai.upscaling.cases import NIFTI_SUFFIXES, find_cases
-from medsr_monai.upscaling.cohort import upscale_cohort, upscale_in_processes
-from medsr_monai.upscaling.dicom_output import OUTPUT_FORMATS, find_dicom_cases
-from medsr_monai.upscaling.fast_path import fast_options, parse_slice_batch
-from medsr_monai.upscaling.memory import parse_size
-from medsr_monai.upscaling.quality_options import check_page, check_pictures, quality_options
-from medsr_monai.upscaling.upscaler import Plan, Upscaler
+OUTPUT_FORMATS = ("nifti", "dicom")
 
 
 def upscale(
@@ -101,75 +94,37 @@ def upscale(
     bundle_folder(bundle)
     if output_format not in OUTPUT_FORMATS:
         raise ValueError(f"output_format is {output_format!r}, expected {' or '.join(OUTPUT_FORMATS)}")
-    quality = quality_options(picture, enforce_consistency, consistency_bound, noise)
-    limit = None if max_memory is None else parse_size(max_memory)
-    find = find_dicom_cases if output_format == "dicom" else find_cases
-    cases = find(input, output, overwrite, series, all_series)
-    from medsr_monai.data import is_dicom_file
-    from medsr_monai.records.sidecar import check_sidecar
-    from medsr_monai.transforms import PLANES
-    from medsr_monai.upscaling.sharing import Ranks
+    check_input(input)
+    from medsr_monai.upscaling.cohort import upscale_files
+    from medsr_monai.upscaling.upscaler import Options
 
-    if plane not in ("auto", *PLANES):
-        raise ValueError(f"plane is {plane!r}, expected auto, {', '.join(PLANES)}")
-    batch = parse_slice_batch(slice_batch)
-    if tile is not None and tile < 32:
-        raise ValueError("tile must be at least 32 pixels")
-    if jobs < 1:
-        raise ValueError(f"jobs is {jobs}, expected at least 1")
-    # what is not given is left to the bundle, which has some of these
-    options = {"frame": frame} | fast_options(precision, compile, choose_device(device), weights)
-    if plane != "auto":
-        options["plane"] = plane
-    if thick_axis != "auto":
-        options["thick_axis"] = thick_axis
-    if target_spacing is not None:
-        options["target_spacing"] = target_spacing
-    if refine != "both":
-        options["refine"] = refine
-    if force:
-        options["force"] = True
-    if tile is not None:
-        options["inferer#roi_size"] = [tile, tile]
-    if any(is_dicom_file(case.source) and case.output.name.endswith(NIFTI_SUFFIXES) for case in cases):
-        options["preprocessing#pictures"] = False  # it is a volume of one slice then
-    written: dict[Path, Path] = {}
-    for case in cases:
-        check_sidecar(case.output, overwrite)
-        _claim_sidecar(case.output, written)
-    # a folder's outputs lie in the output; a single one is the output
-    many = len(cases) > 1 or not Path(input).is_file()
-    folder = Path(output) if many and all(case.output != Path(output) for case in cases) else None
-    if picture:
-        check_pictures(cases, overwrite)
-        if folder is not None:
-            check_page(folder, overwrite)
-    plan = Plan(
-        *(cases, Path(input), folder, bundle, weights, device, batch, options, quality, output_format, overwrite),
-        limit,
+    options = Options(
+        bundle,
+        weights=weights,
+        device=device,
+        plane=plane,
+        thick_axis=thick_axis,
+        target_spacing=target_spacing,
+        refine=refine,
+        force=force,
+        frame=frame,
+        slice_batch=slice_batch,
+        precision=precision,
+        compile=compile,
+        tile=tile,
+        max_memory=max_memory,
+        enforce_consistency=enforce_consistency,
+        consistency_bound=consistency_bound,
+        noise=noise,
     )
-    ranks = Ranks.from_environment()
-    if folder is None:
-        if jobs > 1 or ranks.size > 1:
-            raise ValueError(f"{input}: processes share the cases of a folder, run a single one without --jobs")
-        upscaler = Upscaler(plan)
-        upscaler.warn()
-        upscaler.upscale(cases[0])
-        return 0
-    if jobs > 1 and ranks.size > 1:
-        raise ValueError("torchrun has started several processes already, leave --jobs out")
-    if limit is not None:  # of all processes of this machine together
-        shares = max(jobs, int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
-        plan = plan._replace(max_memory=limit // shares)
-    return upscale_in_processes(plan, jobs) if jobs > 1 else upscale_cohort(plan, ranks)
-
-
-def _claim_sidecar(output: Path, written: dict[Path, Path]) -> None:
-    """Refuse two outputs that would share a sidecar, as those of a.png and a.tif do."""
-    from medsr_monai.records.sidecar import sidecar_path
-
-    sidecar = sidecar_path(output)
-    if sidecar in written:
-        raise ValueError(f"{sidecar}: would be the sidecar of {written[sidecar].name} and of {output.name}, rename one "
-                         "of their inputs")  # fmt: skip
-    written[sidecar] = output
+    return upscale_files(
+        input,
+        output,
+        options,
+        series=series,
+        all_series=all_series,
+        jobs=jobs,
+        picture=picture,
+        dicom=output_format == "dicom",
+        overwrite=overwrite,
+    )

@@ -1,4 +1,4 @@
-"""ConvNetSR, the ConvNeXt rival of RDST: checkpoints of the RDST paper's code."""
+"""Reads ConvNetSR, the ConvNeXt that RDST is compared with: checkpoints of the RDST paper's code."""
 
 from __future__ import annotations
 
@@ -21,11 +21,6 @@ TABLE = {
     "tail.0.*.*": "upsample.*.*",
     "tail.1.*": "last.*",
 }
-
-
-def table(state: Mapping[str, Tensor]) -> Mapping[str, str | None]:
-    """Return their names and ours: `TABLE` for every checkpoint."""
-    return TABLE
 
 
 def build(state: Mapping[str, Tensor]) -> ConvNetSR:

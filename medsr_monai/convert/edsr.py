@@ -1,4 +1,4 @@
-"""EDSR (arXiv 1707.02921): checkpoints of the RDST paper's code, and others of the authors' names without MeanShift."""
+"""Reads EDSR (arXiv 1707.02921): checkpoints of the RDST paper's code, and others whose MeanShift changes nothing."""
 
 from __future__ import annotations
 
@@ -6,24 +6,15 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from medsr_monai.convert.state_dict import count, require_identity_mean_shift, upsampling_scale
+from medsr_monai.convert.state_dict import HEAD_AND_TAIL, count, head_and_tail
 from medsr_monai.networks.comparison.edsr import EDSR
 
 TABLE = {
-    "sub_mean.*": None,  # identity, checked by build
-    "add_mean.*": None,  # identity, checked by build
-    "head.0.*": "head.*",
+    **HEAD_AND_TAIL,
     "body.*.body.0.*": "body.*.conv1.*",
     "body.*.body.2.*": "body.*.conv2.*",
     "body.*.*": "body.*.*",  # the convolution after the blocks
-    "tail.0.*.*": "upsample.*.*",
-    "tail.1.*": "last.*",
 }
-
-
-def table(state: Mapping[str, Tensor]) -> Mapping[str, str | None]:
-    """Return their names and ours: `TABLE` for every checkpoint."""
-    return TABLE
 
 
 def build(state: Mapping[str, Tensor], *, negative_slope: float = 0.0, res_scale: float = 0.1) -> EDSR:
@@ -31,20 +22,15 @@ def build(state: Mapping[str, Tensor], *, negative_slope: float = 0.0, res_scale
 
     Args:
         state: their tensors.
-        negative_slope: of the leaky ReLU; by default a plain ReLU. 0.2 in EDSR-lite of the RDST paper.
-        res_scale: weight of a block's convolutions; by default that of the large network. 1 in EDSR-lite.
+        negative_slope: slope of the leaky ReLU: 0, a plain ReLU, or 0.2 for EDSR-lite of the RDST paper.
+        res_scale: factor of a block's convolutions: 0.1 as in the large network, or 1 for EDSR-lite.
 
     Raises:
         ValueError: the checkpoint's MeanShift layers change intensities.
         KeyError: a tensor that tells a hyper-parameter is missing.
     """
-    require_identity_mean_shift(state)
-    channels, in_channels = state["head.0.weight"].shape[:2]
     return EDSR(
-        in_channels=in_channels,
-        out_channels=state["tail.1.weight"].shape[0],
-        scale=upsampling_scale("tail.0.", state),
-        channels=channels,
+        **head_and_tail(state),
         num_blocks=count("body.", state) - 1,
         negative_slope=negative_slope,
         res_scale=res_scale,

@@ -1,4 +1,4 @@
-"""Read an official checkpoint into the network of this package: one table of names a family."""
+"""Official checkpoints read into the networks of this package, by one table of names for each family."""
 
 from __future__ import annotations
 
@@ -15,43 +15,49 @@ from torch import Tensor, nn
 
 from medsr_monai.convert import convnet, edsr, rcan, rdn, rdst, segmentation_unet, styleswin, swinir, transmrsr
 
-WRAPPERS = ("model", "state_dict", "params")  # keys under which training scripts put the weights
+WRAPPERS = ("model", "state_dict", "params")
+"""Keys under which training scripts put the weights."""
 
 
 @dataclass(frozen=True)
 class Family:
     """How the checkpoints of one method are read.
 
-    Args:
-        build: the network for a checkpoint, its hyper-parameters read off the names and shapes of the tensors, and
-            those which no tensor tells from keywords; raises ValueError where a tensor that the table drops would
-            matter.
-        table: for a checkpoint, their name -> ours, or None for what is dropped on purpose. A `*` stands for one part
-            between dots, and the nth `*` on the right for what the nth on the left has matched; `**`, for any parts of
-            a name that is dropped.
-        wrappers: keys, beside `WRAPPERS`, under which the method's training script puts the weights, preferred first.
+    Attributes:
+        build: makes the network for a checkpoint's tensors. It reads the hyper-parameters off their names and shapes
+            and takes as keywords those that no tensor tells; it raises ValueError where a tensor that the table drops
+            would change the output.
+        table: their name -> our name, or None for what is dropped on purpose; or a function that makes it for a
+            checkpoint's tensors. A `*` stands for one part between dots, and the nth `*` on the right for what the nth
+            on the left has matched; `**` stands for any parts of a name that is dropped.
+        wrappers: further keys than `WRAPPERS` under which the method's training script puts the weights, the
+            preferred one first.
     """
 
     build: Callable[..., nn.Module]
-    table: Callable[[Mapping[str, Tensor]], Mapping[str, str | None]]
+    table: Mapping[str, str | None] | Callable[[Mapping[str, Tensor]], Mapping[str, str | None]]
     wrappers: tuple[str, ...] = ()
 
+    def table_for(self, state: Mapping[str, Tensor]) -> Mapping[str, str | None]:
+        """Return the table of names for a checkpoint's tensors."""
+        return self.table(state) if callable(self.table) else self.table
 
-FAMILIES: dict[str, Family] = {
+
+FAMILIES: dict[str, Family] = {  # by the name that `medsr convert --family` takes
     "rdst": Family(rdst.build, rdst.table),
-    "styleswin": Family(styleswin.build, styleswin.table, styleswin.GENERATOR_WRAPPERS),
+    "styleswin": Family(styleswin.build, styleswin.TABLE, styleswin.GENERATOR_WRAPPERS),
     "styleswin_discriminator": Family(
         styleswin.build_discriminator, styleswin.discriminator_table, styleswin.DISCRIMINATOR_WRAPPERS
     ),
     "transmrsr": Family(transmrsr.build, transmrsr.table),
-    "segmentation_unet": Family(segmentation_unet.build, segmentation_unet.table),
-    "edsr": Family(edsr.build, edsr.table),
-    "rdn": Family(rdn.build, rdn.table),
-    "rcan": Family(rcan.build, rcan.table),
-    "rcan_ada": Family(rcan.build_ada, rcan.table_ada),
+    "segmentation_unet": Family(segmentation_unet.build, segmentation_unet.TABLE),
+    "edsr": Family(edsr.build, edsr.TABLE),
+    "rdn": Family(rdn.build, rdn.TABLE),
+    "rcan": Family(rcan.build, rcan.TABLE),
+    "rcan_ada": Family(rcan.build_ada, rcan.ADA_TABLE),
     "han": Family(rcan.build_han, rcan.table_han),
-    "convnet": Family(convnet.build, convnet.table),
-    "swinir": Family(swinir.build, swinir.table),
+    "convnet": Family(convnet.build, convnet.TABLE),
+    "swinir": Family(swinir.build, swinir.TABLE),
 }
 
 
@@ -59,10 +65,10 @@ def load_official(source: str | os.PathLike | Mapping[str, Any], family: str, **
     """Build the network of an official checkpoint and load its weights into it.
 
     Args:
-        source: file, or what was read from it: the state dict, plain or under "model", "state_dict" or "params", or
+        source: a file, or what was read from it: the state dict, plain or under "model", "state_dict" or "params", or
             where the method's training script puts it (StyleSwin: "g_ema", "g", "d"). Files are read with
             `weights_only=True`.
-        family: name in `FAMILIES`.
+        family: a name in `FAMILIES`.
         arguments: what the method's checkpoints do not hold: the keywords of its `build`, and tensors that belong to
             the weights. "transmrsr" takes `centroids` ([centroids, style_dim]; without them nothing is truncated),
             `truncation` ("farthest" as in the authors' code, "nearest" or "none") and `encoder_attention_scale` (1 as
@@ -90,7 +96,7 @@ def load_official(source: str | os.PathLike | Mapping[str, Any], family: str, **
     accepted = list(inspect.signature(FAMILIES[family].build).parameters)[1:]  # without the tensors
     if not options.keys() <= set(accepted):
         raise ValueError(f"arguments are {sorted(options)}: {family!r} takes tensors and {accepted or 'nothing else'}.")
-    table = FAMILIES[family].table(source)
+    table = FAMILIES[family].table_for(source)
     renamed = {name: _rename(name, table) for name in source}
     _refuse(
         [name for name, ours in renamed.items() if ours == ""],
@@ -116,7 +122,7 @@ def _read(path: str | os.PathLike) -> Mapping[str, Any]:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except OSError:
         raise
-    except Exception as error:  # pickle, zip and torch raise many kinds
+    except Exception as error:  # pickle, zip and torch have no common class
         raise ValueError(f"{path}: not a PyTorch weights file, or a damaged one") from error
     if not isinstance(content, Mapping):
         raise ValueError(f"{path}: holds a {type(content).__name__}, a state dict is needed")

@@ -1,23 +1,16 @@
-"""RCAN (arXiv 1807.02758), the RDST paper's adaptive variant of it, and HAN (arXiv 2008.08767), built on it."""
+"""Reads RCAN (arXiv 1807.02758), the RDST paper's adaptive variant of it, and HAN (arXiv 2008.08767) built on it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from functools import partial
 
-from torch import Tensor
+from torch import Tensor, nn
 
-from medsr_monai.convert.state_dict import count, require_identity_mean_shift, upsampling_scale
+from medsr_monai.convert.state_dict import HEAD_AND_TAIL, count, head_and_tail
 from medsr_monai.networks.comparison.han import HAN
 from medsr_monai.networks.comparison.rcan import RCAN, RCANAda
 
-_AROUND = {
-    "sub_mean.*": None,  # identity, checked by build
-    "add_mean.*": None,  # identity, checked by build
-    "head.0.*": "head.*",
-    "tail.0.*.*": "upsample.*.*",
-    "tail.1.*": "last.*",
-}
 _ATTENTION = {
     "body.*.body.*.body.3.conv_du.0.*": "body.*.body.*.attention.fc1.*",
     "body.*.body.*.body.3.conv_du.2.*": "body.*.body.*.attention.fc2.*",
@@ -25,13 +18,13 @@ _ATTENTION = {
     "body.*.*": "body.*.*",  # the convolution after the groups
 }
 TABLE = {
-    **_AROUND,
+    **HEAD_AND_TAIL,
     "body.*.body.*.body.0.*": "body.*.body.*.conv1.*",
     "body.*.body.*.body.2.*": "body.*.body.*.conv2.*",
     **_ATTENTION,
 }
 ADA_TABLE = {
-    **_AROUND,
+    **HEAD_AND_TAIL,
     "body.*.body.*.body.0.conv0.*": "body.*.body.*.conv1.choice.*",
     "body.*.body.*.body.0.conv1.*": "body.*.body.*.conv1.below.*",
     "body.*.body.*.body.0.conv2.*": "body.*.body.*.conv1.above.*",
@@ -42,22 +35,15 @@ ADA_TABLE = {
 }
 
 
-def table(state: Mapping[str, Tensor]) -> Mapping[str, str | None]:
-    """Return RCAN's names and ours: `TABLE` for every checkpoint."""
-    return TABLE
-
-
-def table_ada(state: Mapping[str, Tensor]) -> Mapping[str, str | None]:
-    """Return the adaptive variant's names and ours: `ADA_TABLE` for every checkpoint."""
-    return ADA_TABLE
-
-
 def table_han(state: Mapping[str, Tensor]) -> Mapping[str, str | None]:
-    """Return HAN's names and ours: RCAN's body is a part of its own, and the last convolution in it has a name."""
+    """Return HAN's names and ours.
+
+    In HAN RCAN's body is a module of its own, and the convolution after its groups has a name instead of a number.
+    """
     after_groups = f"body.{count('body.', state) - 1}.*"
     body = {name: ours and ours.replace("body.", "body.groups.", 1) for name, ours in TABLE.items() if "body" in name}
     return {
-        **_AROUND,
+        **HEAD_AND_TAIL,
         after_groups: "body.conv.*",
         **{name: ours for name, ours in body.items() if name != "body.*.*"},
         "la.gamma": "body.attention.layer.gamma",
@@ -68,30 +54,15 @@ def table_han(state: Mapping[str, Tensor]) -> Mapping[str, str | None]:
     }
 
 
-def build(state: Mapping[str, Tensor]) -> RCAN:
-    """Build the RCAN that these tensors belong to."""
-    return RCAN(**_arguments(state))
+def _build(network: type[nn.Module], state: Mapping[str, Tensor]) -> nn.Module:
+    around = head_and_tail(state)
+    return network(
+        **around,
+        num_groups=count("body.", state) - 1,
+        num_blocks=count("body.0.body.", state) - 1,
+        reduction=around["channels"] // state["body.0.body.0.body.3.conv_du.0.weight"].shape[0],
+    )
 
 
-def build_ada(state: Mapping[str, Tensor]) -> RCANAda:
-    """Build the adaptive variant that these tensors belong to."""
-    return RCANAda(**_arguments(state))
-
-
-def build_han(state: Mapping[str, Tensor]) -> HAN:
-    """Build the HAN that these tensors belong to."""
-    return HAN(**_arguments(state))
-
-
-def _arguments(state: Mapping[str, Tensor]) -> dict[str, Any]:
-    require_identity_mean_shift(state)
-    channels, in_channels = state["head.0.weight"].shape[:2]
-    return {
-        "in_channels": in_channels,
-        "out_channels": state["tail.1.weight"].shape[0],
-        "scale": upsampling_scale("tail.0.", state),
-        "channels": channels,
-        "num_groups": count("body.", state) - 1,
-        "num_blocks": count("body.0.body.", state) - 1,
-        "reduction": channels // state["body.0.body.0.body.3.conv_du.0.weight"].shape[0],
-    }
+build, build_ada, build_han = (partial(_build, network) for network in (RCAN, RCANAda, HAN))
+"""Functions that build the RCAN, the adaptive variant or the HAN that a checkpoint's tensors belong to."""

@@ -1,4 +1,4 @@
-"""RDN (arXiv 1802.08797): checkpoints of the RDST paper's code."""
+"""Reads RDN (arXiv 1802.08797): checkpoints of the RDST paper's code."""
 
 from __future__ import annotations
 
@@ -6,25 +6,16 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from medsr_monai.convert.state_dict import count, require_identity_mean_shift, upsampling_scale
+from medsr_monai.convert.state_dict import HEAD_AND_TAIL, count, head_and_tail
 from medsr_monai.networks.comparison.rdn import RDN
 
 TABLE = {
-    "sub_mean.*": None,  # identity, checked by build
-    "add_mean.*": None,  # identity, checked by build
-    "head.0.*": "head.*",
+    **HEAD_AND_TAIL,
     "F0.*": "body.first.*",
     "body.*.body.*.body.0.*": "body.blocks.*.layers.*.0.*",
     "body.*.bottle_neck.*": "body.blocks.*.fusion.*",
     "bottleneck.*.*": "body.fusion.*.*",
-    "tail.0.*.*": "upsample.*.*",
-    "tail.1.*": "last.*",
 }
-
-
-def table(state: Mapping[str, Tensor]) -> Mapping[str, str | None]:
-    """Return their names and ours: `TABLE` for every checkpoint."""
-    return TABLE
 
 
 def build(state: Mapping[str, Tensor], *, negative_slope: float = 0.2) -> RDN:
@@ -32,19 +23,14 @@ def build(state: Mapping[str, Tensor], *, negative_slope: float = 0.2) -> RDN:
 
     Args:
         state: their tensors.
-        negative_slope: of the leaky ReLU; by default that of the RDST paper's code. 0 is a plain ReLU.
+        negative_slope: slope of the leaky ReLU: 0.2 as in the RDST paper's code, or 0 for a plain ReLU.
 
     Raises:
         ValueError: the checkpoint's MeanShift layers change intensities.
         KeyError: a tensor that tells a hyper-parameter is missing.
     """
-    require_identity_mean_shift(state)
-    channels, in_channels = state["head.0.weight"].shape[:2]
     return RDN(
-        in_channels=in_channels,
-        out_channels=state["tail.1.weight"].shape[0],
-        scale=upsampling_scale("tail.0.", state),
-        channels=channels,
+        **head_and_tail(state),
         growth_rate=state["body.0.body.0.body.0.weight"].shape[0],
         num_layers=count("body.0.body.", state),
         num_blocks=count("body.", state),

@@ -1,4 +1,4 @@
-"""RDST (arXiv 2302.11184): the authors' checkpoints of any size and scale, GFF variant included."""
+"""Reads RDST (arXiv 2302.11184): the authors' checkpoints of any size and scale, also with global feature fusion."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from medsr_monai.convert.state_dict import count, require_identity_mean_shift, upsampling_scale
 from medsr_monai.convert.swin_layer import swin_layer_table
-from medsr_monai.networks.rdst import RDST
+from medsr_monai.networks.fast_rdst import RDST
 
 TABLE = {
     "sub_mean.*": None,  # identity, checked by build
@@ -25,12 +25,12 @@ TABLE = {
     "tail.0.*.*": "upsample.*.*",
     "tail.1.*": "last.*",
 }
-# The GFF variant allocates these two and never uses them.
 GFF_TABLE = {**TABLE, "norm.*": None, "conv_after_body.*": None}
+"""Names for the variant with global feature fusion, which allocates these two layers and never uses them."""
 
 
 def table(state: Mapping[str, Tensor]) -> Mapping[str, str | None]:
-    """Return their names and ours for this checkpoint: `GFF_TABLE` for the variant with global feature fusion."""
+    """Return their names and ours: `GFF_TABLE` for a checkpoint with global feature fusion, `TABLE` for others."""
     return GFF_TABLE if _fuses_globally(state) else TABLE
 
 

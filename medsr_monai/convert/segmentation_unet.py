@@ -1,4 +1,4 @@
-"""The segmentation U-Nets that the RDST authors publish: state dicts of segmentation_models_pytorch's Unet."""
+"""Reads the segmentation U-Nets that the RDST authors publish: state dicts of segmentation_models_pytorch's Unet."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from medsr_monai.networks.segmentation_unet import SegmentationUNet
 
-# the names are ours too
+# their names are ours
 TABLE = {
     name: name
     for name in (
@@ -19,12 +19,8 @@ TABLE = {
         "segmentation_head.*.*",
     )
 }
-ENCODERS = {(2, 2, 2, 2): "resnet18", (3, 4, 6, 3): "resnet34"}  # by the blocks of the four stages
-
-
-def table(state: Mapping[str, Tensor]) -> Mapping[str, str | None]:
-    """Return their names, which are ours."""
-    return TABLE
+ENCODERS = {(2, 2, 2, 2): "resnet18", (3, 4, 6, 3): "resnet34"}
+"""The encoders that are read, told apart by the numbers of blocks in their four stages."""
 
 
 def build(state: Mapping[str, Tensor]) -> SegmentationUNet:

@@ -1,4 +1,4 @@
-"""StyleSwin (arXiv 2112.10762): the authors' generators and discriminators of any size and width."""
+"""Reads StyleSwin (arXiv 2112.10762): the authors' generators and discriminators of any size and width."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ from torch import Tensor
 from medsr_monai.networks.discriminators import StyleSwinDiscriminator
 from medsr_monai.networks.styleswin import StyleSwinGenerator
 
-GENERATOR_WRAPPERS = ("g_ema", "g")  # the averaged weights before the raw ones
+GENERATOR_WRAPPERS = ("g_ema", "g")
+"""Keys under which the authors' checkpoints hold the generator: its moving average is preferred to the raw weights."""
 DISCRIMINATOR_WRAPPERS = ("d",)
+"""Key under which the authors' checkpoints hold the discriminator."""
 
 
 def decoder_table(theirs: str, ours: str) -> Mapping[str, str | None]:
-    """Names of the constant and the layers, behind these prefixes, theirs and ours."""
+    """Return the names of a decoder's constant input and layers: theirs behind one prefix, ours behind the other."""
     block, our_block = f"{theirs}layers.*.blocks.*", f"{ours}layers.*.blocks.*"
     upsample, our_upsample = f"{theirs}layers.*.upsample", f"{ours}layers.*.upsample"
     return {
@@ -48,13 +50,11 @@ TABLE = {
 _SPECTRAL = {"weight_orig": "original", "weight_u": "0._u", "weight_v": "0._v"}
 
 
-def table(_: Mapping[str, Tensor]) -> Mapping[str, str | None]:
-    """Return their names and ours for a generator."""
-    return TABLE
-
-
 def discriminator_table(state: Mapping[str, Tensor]) -> Mapping[str, str | None]:
-    """Return their names and ours for a discriminator, by equalised learning rate or by spectral normalisation."""
+    """Return their names and ours for a discriminator.
+
+    The names differ between discriminators with an equalised learning rate and those with spectral normalisation.
+    """
     convolutions = {
         "from_rgbs.*.conv": "from_image.*",
         "convs.*.conv1": "blocks.*.conv1",
@@ -101,7 +101,7 @@ def build(state: Mapping[str, Tensor]) -> StyleSwinGenerator:
 
 
 def decoder_arguments(prefix: str, state: Mapping[str, Tensor]) -> dict[str, object]:
-    """Read size, widths, heads, windows and latents off the tensors of a decoder behind a prefix."""
+    """Read a decoder's size, channels, heads, windows and latents off its tensors, whose names start with a prefix."""
     block = "layers.{}.blocks.0"
     constant = state[f"{prefix}input.input"]
     layers = sum(name.endswith(".blocks.0.qkv.weight") and name.startswith(f"{prefix}layers.") for name in state)

@@ -1,4 +1,4 @@
-"""A Swin layer as official checkpoints name it."""
+"""The names of a Swin layer's tensors in official checkpoints."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 
 def swin_layer_table(theirs: str, ours: str) -> Mapping[str, str | None]:
-    """Names of the tensors of a `SwinLayer` behind these prefixes, theirs and ours."""
+    """Return the names of a `SwinLayer`'s tensors: theirs behind one prefix, ours behind the other."""
     return {
         f"{theirs}.attn_mask": None,  # computed for every size
         f"{theirs}.attn.relative_position_index": None,  # computed

@@ -1,6 +1,7 @@
-"""SwinIR (arXiv 2108.10257): the authors' checkpoints, and those that the RDST paper's code makes.
+"""Reads SwinIR (arXiv 2108.10257): the authors' checkpoints, and those that the RDST paper's code makes.
 
-Not the real-world ones, whose up-sampler of nearest neighbours or groups of three convolutions make other networks.
+The authors' real-world checkpoints are refused: their up-sampler of nearest neighbours, or their groups of three
+convolutions, make other networks.
 """
 
 from __future__ import annotations
@@ -27,11 +28,6 @@ TABLE = {
     "upsample.*.*": "network.upsample.*.*",
     "conv_last.*": "network.conv_last.*",
 }
-
-
-def table(state: Mapping[str, Tensor]) -> Mapping[str, str | None]:
-    """Return their names and ours: `TABLE` for every checkpoint."""
-    return TABLE
 
 
 def build(state: Mapping[str, Tensor]) -> SwinIR:

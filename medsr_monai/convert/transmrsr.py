@@ -1,4 +1,4 @@
-"""TransMRSR (arXiv 2306.06669): checkpoints of the authors' code, of any size and width."""
+"""Reads TransMRSR (arXiv 2306.06669): checkpoints of the authors' code, of any size and width."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ TABLE = {
 
 
 def table(state: Mapping[str, Tensor]) -> Mapping[str, str | None]:
-    """Return their names and ours for this checkpoint: they count the conditions from fine to coarse, we back."""
+    """Return their names and ours: they number the conditions from fine to coarse, we from coarse to fine."""
     levels = _levels(state)
     conditions = {
         f"condition_{kind}.{level}.*.*": f"to_{kind}.{levels - 1 - level}.*.*"
@@ -46,12 +46,12 @@ def table(state: Mapping[str, Tensor]) -> Mapping[str, str | None]:
 def build(
     state: Mapping[str, Tensor], *, encoder_attention_scale: float | None = 1.0, truncation: str = "farthest"
 ) -> TransMRSR:
-    """Build the network that these tensors belong to; it truncates, as the authors', where they include `centroids`.
+    """Build the network that these tensors belong to; like the authors' it truncates if there are `centroids`.
 
     Args:
         state: their tensors, and `centroids`, [centroids, style_dim].
-        encoder_attention_scale: by default 1, as in the authors' code.
-        truncation: by default "farthest", as in the authors' code; "nearest" or "none".
+        encoder_attention_scale: factor of the encoder's attention before the softmax; 1 as in the authors' code.
+        truncation: which centroid latents are drawn to: "farthest" as in the authors' code, "nearest" or "none".
 
     Raises:
         ValueError: an argument that the network refuses.

@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import numpy as np
 import torch
 from monai.data import CacheDataset, DistributedSampler
-from monai.transforms import CenterSpatialCrop, Compose, SelectItemsd
+from monai.transforms import CenterSpatialCrop, Compose, Randomizable, SelectItemsd
 from monai.utils import convert_to_tensor
 from torch.utils.data import Dataset
 
-from medsr_monai.data.volumes import volume_name
+from medsr_monai.data.find import volume_name
 from medsr_monai.transforms.geometry import AXES, PLANE_ACROSS, PLANES, plane_axis, spacing
 
 __all__ = ["SliceDataset", "SliceSampler"]
@@ -42,10 +42,10 @@ class SliceDataset(Dataset):
         volume_transform: deterministic MONAI transforms; gets the whole item and reads ``image`` as a ``MetaTensor``
             [C, X, Y, Z].
         transform: applied to each slice; or several by name, as of :func:`medsr_monai.recipes.slice_pairs`
-            with conditions: then all slices come once with each, its name under ``degradation``, and the random
-            numbers of a slice are the same with all.
+            with conditions: then each slice comes once with each of them, its name under ``degradation``, and the
+            random numbers of a slice are the same with all.
         plane: one or more of sagittal, coronal, axial.
-        contains: a world axis, one of AXES: the planes that it runs across are left out; None takes all.
+        contains: a world axis, one of AXES. The planes that it runs across are left out; None takes all.
         min_size: shortest side in pixels that a slice must have; the planes of a volume that have smaller slices are
             left out.
         max_anisotropy: largest ratio of the pixel edges of a usable plane: thick slices seen from the side are no
@@ -168,15 +168,15 @@ class SliceDataset(Dataset):
             raise ValueError(f"{self.case(number)}: volumes of different shapes, {shapes}: resample them to one grid")
 
     def crop(self, number: int, plane: str) -> list[int] | None:
-        """Size of the centre that is kept of a volume's slices in a plane, None for whole slices."""
+        """Give the size of the centre that is kept of a volume's slices in a plane, None for whole slices."""
         return self.data[number].get("crop", {}).get(plane)
 
     def stated(self, number: int, key: str) -> str:
-        """What the item of a volume states as its ``modality`` or ``contrast``, else "unknown"."""
+        """Give what the item of a volume states as its ``modality`` or ``contrast``, else "unknown"."""
         return str(self.data[number].get(key, "unknown"))
 
     def case(self, number: int) -> str:
-        """Name of a volume: its last folder and its (first) file name."""
+        """Name a volume by its last folder and its (first) file name."""
         image = self.data[number]["image"]
         path = str(image[0] if isinstance(image, (list, tuple)) else image).rstrip("/")
         return "/".join([*path.split("/")[-2:-1], volume_name(path)])
@@ -229,8 +229,8 @@ class SliceDataset(Dataset):
         return item
 
 
-def _composed(transform: Callable) -> Compose:
-    return transform if isinstance(transform, Compose) else Compose([transform])
+def _composed(transform: Callable) -> Randomizable:
+    return transform if isinstance(transform, Randomizable) else Compose([transform])
 
 
 def _towards(affine: torch.Tensor, axis: int, along: str) -> str:
@@ -240,7 +240,7 @@ def _towards(affine: torch.Tensor, axis: int, along: str) -> str:
 
 
 def fits_on_device(size: int, free: int) -> bool:
-    """Whether volumes of so many bytes leave a GPU's memory to the training."""
+    """Say whether volumes of so many bytes leave enough of a GPU's free memory to the training."""
     return 4 * size <= free
 
 

@@ -1,4 +1,4 @@
-"""Gzip files that several threads write, through Intel's ISA-L (the package isal)."""
+"""Gzip files, checked to their end and written by several threads, through Intel's ISA-L (the package isal)."""
 
 from __future__ import annotations
 
@@ -9,14 +9,33 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from isal import igzip_threaded
+from isal import igzip, igzip_threaded
 
-__all__ = ["LEVEL", "write_gzip"]
+__all__ = ["LEVEL", "check_gzip", "write_gzip"]
 
 LEVEL = 1
-"""Of ISA-L's 0 to 3: files of float32 voxels were 0.2 to 0.6 % larger than nibabel's, in a third of the time."""
+"""The level of compression, of ISA-L's 0 to 3.
+
+Files of float32 voxels were 0.2 to 0.6 % larger with it than nibabel's, and were written in a third of the time.
+"""
+CHUNK_BYTES = 2**20
+"""So many bytes of content are checked at a time."""
 MAX_THREADS = 8
-"""Beyond which the disk, or who makes the bytes, is slower."""
+"""More threads than these do not help, since then the disk, or what makes the bytes, is slower."""
+
+
+def check_gzip(path: str | os.PathLike) -> None:
+    """Read a gzip file to its end, where the checksum and the length of its content stand.
+
+    Readers of voxels stop where the last voxel ends, and so never come to what would tell them of changed bytes.
+
+    Raises:
+        OSError, EOFError, ValueError, zlib.error: the content has another checksum or length than the file states, or
+            the file cannot be unpacked, ends too early, or goes on with other bytes than zeros.
+    """
+    with igzip.open(path, "rb") as stream:
+        while stream.read(CHUNK_BYTES):
+            pass
 
 
 class _Forward(io.RawIOBase):
@@ -53,8 +72,8 @@ def write_gzip(path: str | os.PathLike, threads: int | None = None) -> Iterator[
 
     Args:
         path: of the file, replaced if it is there.
-        threads: that compress; by default as many as torch computes with, which processes that share a machine have
-            shared out, up to MAX_THREADS.
+        threads: how many compress. By default these are as many as torch computes with, which processes that share a
+            machine have shared out, up to MAX_THREADS.
 
     Raises:
         OSError: as the disk tells it.

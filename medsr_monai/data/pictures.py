@@ -15,14 +15,14 @@ from monai.data import MetaTensor
 from PIL import Image, ImageOps
 
 from medsr_monai.atomic import written_atomically
-from medsr_monai.data.dicom.images import is_dicom_file, is_flat_image, read_dicom_image
+from medsr_monai.data.dicom.images import is_dicom_file, read_dicom_image
+from medsr_monai.suffixes import PICTURE_SUFFIXES, QUALITY_SUFFIX
 from medsr_monai.transforms.geometry import spacing
 
 __all__ = [
     "PICTURE_SUFFIXES",
     "QUALITY_SUFFIX",
     "check_format",
-    "find_pictures",
     "is_picture",
     "load_picture",
     "output_suffix",
@@ -31,47 +31,30 @@ __all__ = [
     "write_picture",
 ]
 
-PICTURE_SUFFIXES = (".png", ".tif", ".tiff", ".jpg", ".jpeg")
-"""Of pictures that are read and written; a DICOM file is known by its content and never written."""
-QUALITY_SUFFIX = ".quality.png"
-"""Of the picture beside an output, which shows how good it is: no search takes it for an input or a result."""
 DEPTHS = {"uint8": 255, "uint16": 65535}
 GREY_MODES = ("L", "I;16", "I;16B", "I;16L")
 ALPHA_MODES = {"LA": "L", "RGBA": "RGB"}
 LABEL_MODES = ("1", "L", "P", "I", "I;16", "I;16B", "I;16L")
-"""Pillow's pixel formats; of a palette the numbers are labels, not its colours."""
+"""Pillow's pixel formats of label maps. Of a palette the numbers are the labels, not the colours."""
 INCH = 25.4
 ORIENTATION_TAG, X_TAG, Y_TAG, UNIT_TAG, BITS_TAG, PHOTOMETRIC_TAG, FORMAT_TAG = 274, 282, 283, 296, 258, 262, 339
 JPEG_DENSITY = 65535
-"""Largest number of dots per inch that fits a JPEG file."""
+"""The largest number of dots per inch that a JPEG file holds."""
 
 
 def is_picture(path: str | os.PathLike) -> bool:
-    """Whether a path has the suffix of a picture, or is a DICOM file."""
+    """Say whether a path has the suffix of a picture, or is a DICOM file."""
     return Path(path).name.lower().endswith(PICTURE_SUFFIXES) or is_dicom_file(path)
 
 
-def find_pictures(folder: str | os.PathLike) -> list[str]:
-    """Pictures below a folder, sorted; hidden files, quality pictures and DICOM slices of a volume are left out."""
-    root = Path(folder)
-    files = (p for p in sorted(root.rglob("*")) if not any(n.startswith(".") for n in p.relative_to(root).parts))
-    return [
-        str(p)
-        for p in files
-        if p.is_file()
-        and not p.name.endswith(QUALITY_SUFFIX)
-        and (p.name.lower().endswith(PICTURE_SUFFIXES) or (is_dicom_file(p) and is_flat_image(p)))
-    ]
-
-
 def output_suffix(path: str | os.PathLike) -> str:
-    """Of the picture that is made of the picture ``path``, unless the user names it: without loss."""
+    """Give the suffix, of a format without loss, of a picture that is made of the picture ``path``."""
     suffix = Path(path).suffix.lower()
     return suffix if suffix in (".png", ".tif", ".tiff") else ".png"
 
 
 def with_slices(item: dict) -> dict:
-    """An item of a data list whose ``image`` is a picture names its only slice, if it names none."""
+    """Add the only slice to an item of a data list whose ``image`` is a picture, if the item names no slices."""
     image = item["image"]
     if is_picture(image[0] if isinstance(image, (list, tuple)) else image):
         return {"slices": {"axial": [0]}} | item
@@ -235,9 +218,9 @@ def write_picture(volume: MetaTensor, path: str | os.PathLike) -> None:
 
 
 def stored_values(volume: MetaTensor) -> MetaTensor:
-    """A volume of one slice that was read by :func:`load_picture`, with the values that a file of its kind holds.
+    """Round and clip a volume of one slice, read by :func:`load_picture`, to the values that a file of its kind holds.
 
-    Those of pixels with negative values, which only NIfTI holds, are left as they are.
+    Values of pixels that may be negative, which only NIfTI holds, are left as they are.
     """
     depth = DEPTHS.get(volume.meta["picture"])
     return volume if depth is None else volume.round().clamp(0, depth)

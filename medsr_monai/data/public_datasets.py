@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import re
@@ -13,11 +12,11 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from medsr_monai.atomic import written_atomically
-from medsr_monai.data.volumes import LoadVolumed, check_nifti, check_same_grid, check_subjects, read_grid
+from medsr_monai.data.datalists import check_subjects
+from medsr_monai.data.read import LoadVolumed, check_nifti, check_same_grid, read_grid
 from medsr_monai.transforms.geometry import PLANES, plane_axis
 
-__all__ = ["PUBLIC_DATASETS", "PublicDataset", "prepare_datalist", "write_datalist"]
+__all__ = ["PUBLIC_DATASETS", "PublicDataset", "prepare_datalist"]
 
 logger = logging.getLogger(__name__)
 
@@ -198,7 +197,7 @@ PUBLIC_DATASETS = {
         contrasts=("T1", "T2"),
     ),
 }
-"""By the name that ``medsr prepare`` takes.
+"""The datasets by the name that ``medsr prepare`` takes.
 
 Of the papers' training subjects a tenth is the validation part here, so that no test subject chooses a model; the RDST
 authors validate on as many test subjects. IXI has its validation subjects from the TransMRSR paper.
@@ -247,7 +246,7 @@ def _slices(dataset: PublicDataset, scan: Scan, plane: str) -> list[int]:
     """Positions of the slices that the paper takes."""
     by_image = dataset.select_by_image or scan.label is None
     path = scan.images[0] if by_image else scan.label
-    volume = LoadVolumed("image").load(path, dataset.orientation)
+    volume = LoadVolumed("image", label_maps=True).load(path, dataset.orientation)
     # the label map's own header may name its axes otherwise
     axis = plane_axis(read_grid(scan.images[0], dataset.orientation)[1], plane)
     sums = volume.as_tensor()[0].double().sum(dim=[d for d in range(3) if d != axis])
@@ -304,7 +303,7 @@ def prepare_datalist(
     contrast: str | None = None,
     all_subjects: bool = False,
 ) -> dict:
-    """MONAI datalist of a public dataset, with its paper's slices, crops, label map and numbers of subjects.
+    """Make a MONAI datalist of a public dataset, with its paper's slices, crops, label map and numbers of subjects.
 
     Files are read, none is written. Subjects with a missing or damaged file, and scans without a slice to take, are
     left out with a warning. Subjects, never scans, are split.
@@ -368,17 +367,3 @@ def prepare_datalist(
         "seed": seed,
         **lists,
     }
-
-
-def write_datalist(datalist: Mapping, path: str | os.PathLike) -> None:
-    """Write a datalist as JSON, one line an item, in one go: never half a file."""
-    fields = []
-    for key, value in datalist.items():
-        text = json.dumps(value)
-        if isinstance(value, list):
-            text = "[\n" + ",\n".join(f"    {json.dumps(item)}" for item in value) + "\n  ]"
-        fields.append(f"  {json.dumps(key)}: {text}")
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with written_atomically(path) as partial:
-        partial.write_text("{\n" + ",\n".join(fields) + "\n}\n")

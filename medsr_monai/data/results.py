@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from medsr_monai.data.dicom.images import is_dicom_folder
-from medsr_monai.data.volumes import find_volumes, volume_name
+from medsr_monai.data.find import find_volumes, volume_name
 
 __all__ = ["match_results"]
 
@@ -44,7 +44,7 @@ def match_results(
             f"{paths[single.index(True)]} is one image and {paths[single.index(False)]} a folder of images: give files "
             "only, or folders only"
         )
-    found = [_by_name(p) for p in paths]
+    found = [_by_name(p, label_maps=p is labels) for p in paths]
     cases = {name: {"case": name, "ref": str(path)} for name, path in found[1].items()}
     matches = {"pred": (pred, found[0])} | ({} if labels is None else {"label": (labels, found[2])})
     for kind, (folder, files) in matches.items():
@@ -61,10 +61,10 @@ def match_results(
     return list(cases.values())
 
 
-def _by_name(folder: str | os.PathLike) -> dict[str, Path]:
+def _by_name(folder: str | os.PathLike, label_maps: bool) -> dict[str, Path]:
     """Files of a folder by their path below it, without suffix."""
     files: dict[str, Path] = {}
-    for found in find_volumes(folder, pictures=True):
+    for found in find_volumes(folder, pictures=True, label_maps=label_maps):
         path = Path(found)
         name = (path.relative_to(folder).parent / volume_name(path)).as_posix()
         if name in files:

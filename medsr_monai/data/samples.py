@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from medsr_monai.atomic import written_atomically
-from medsr_monai.data.volumes import NiftiWriter
+from medsr_monai.data.write import NiftiWriter
 
 __all__ = ["FORMATS", "SaveSampled", "list_latents"]
 
@@ -21,7 +21,7 @@ FORMATS = ("nii.gz", "png")
 
 
 def list_latents(count: int, style_dim: int, seed: int = 0) -> list[dict[str, object]]:
-    """Latents from N(0, I) as a MONAI data list: ``[{"latent": [style_dim], "name": "seed0_0000"}, ...]``.
+    """Draw latents from N(0, I), a MONAI data list: ``[{"latent": [style_dim], "name": "seed0_0000"}, ...]``.
 
     Number k of a seed is the same whatever the count.
 

@@ -10,12 +10,10 @@ import numpy as np
 import torch
 from monai.data import MetaTensor
 
-from medsr_monai.data.volumes import NiftiWriter, written_nifti
-
-__all__ = ["CHUNK_BYTES", "StoredVolume", "write_stored"]
+__all__ = ["CHUNK_BYTES", "StoredVolume"]
 
 CHUNK_BYTES = 2**25
-"""Of what is read at a time to be written again."""
+"""So many bytes are read at a time to be written again."""
 
 
 class StoredVolume:
@@ -57,14 +55,14 @@ class StoredVolume:
         self.close()
 
     def close(self) -> None:
-        """Remove the file; the metadata stay."""
+        """Remove the file. The metadata stay."""
         self.file.close()
 
     def numel(self) -> int:
         return self.shape.numel()
 
     def narrow(self, axis: int, start: int, length: int) -> torch.Tensor:
-        """A part along one axis, 0 to 3."""
+        """Read a part along one axis, 0 to 3."""
         return self[(slice(None),) * axis + (slice(start, start + length),)]
 
     def __getitem__(self, position: tuple[slice, ...]) -> torch.Tensor:
@@ -92,7 +90,7 @@ class StoredVolume:
         self.greatest = torch.maximum(self.greatest, torch.from_numpy(part.max(rest)))
 
     def chunks(self) -> Iterator[tuple[int, torch.Tensor]]:
-        """Parts of whole planes along Z, in order: where each begins, and its voxels [C, X, Y, n]."""
+        """Read parts of whole planes along Z, in order: where each begins, and its voxels [C, X, Y, n]."""
         thickness = max(1, CHUNK_BYTES * self.shape[3] // (4 * self.numel()))
         for start in range(0, self.shape[3], thickness):
             yield start, self.narrow(3, start, min(thickness, self.shape[3] - start))
@@ -129,19 +127,3 @@ class StoredVolume:
             if not done:
                 raise OSError("the temporary file of the output is shorter than expected")
             bytes_left = bytes_left[done:]
-
-
-def write_stored(volume: StoredVolume, path: str | os.PathLike) -> None:
-    """Write a stored volume as :class:`medsr_monai.data.NiftiWriter` writes one in memory, plane by plane."""
-    if volume.shape[0] > 1:
-        raise ValueError(f"{volume.shape[0]} channels: only volumes of one channel are written from disk")
-    writer = NiftiWriter(output_dtype=np.float32)
-    writer.data_obj = np.broadcast_to(np.float32(0), volume.shape[1:])  # takes no memory
-    writer.affine = np.asarray(volume.affine)
-    header = writer.image().header
-    header.set_slope_inter(1, 0)
-    with written_nifti(path) as file:
-        header.write_to(file)
-        file.write(bytes(header.get_data_offset() - file.tell()))
-        for _, part in volume.chunks():
-            file.write(part[0].permute(2, 1, 0).contiguous().numpy())

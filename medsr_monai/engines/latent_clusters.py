@@ -1,4 +1,4 @@
-"""Centroids of a generator's style latents, the centres of TransMRSR's truncation (arXiv 2306.06669, section 3.3)."""
+"""Clusters of a generator's style latents, to whose centroids TransMRSR truncates (arXiv 2306.06669, section 3.3)."""
 
 from __future__ import annotations
 
@@ -17,25 +17,27 @@ __all__ = ["cluster_latents", "store_centroids"]
 logger = logging.getLogger(__name__)
 
 GENERATOR = "medsr_monai.networks.StyleSwinGenerator"
+"""The network whose latents can be clustered, as weights files name it."""
 CHUNK = 4096
+"""Number of latents that are mapped at a time."""
 
 
 @torch.no_grad()
 def cluster_latents(
     mapping: nn.Module, style_dim: int, count: int = 60000, clusters: int = 8, *, seed: int = 0, random_state: int = 0
 ) -> Tensor:
-    """Centroids [clusters, style_dim] of style latents w: KMeans after each channel has been standardised.
+    """Find the centroids [clusters, style_dim] of style latents w by KMeans, on channels that are standardised first.
 
     Args:
-        mapping: normal latents z [B, style_dim] -> style latents w [B, style_dim], on the CPU.
-        style_dim: channels of a latent.
-        count: latents that are clustered.
-        clusters: centroids.
-        seed: of the latents.
-        random_state: of KMeans, which starts from random latents and keeps the best of 10 attempts.
+        mapping: network on the CPU from normal latents z [B, style_dim] to style latents w [B, style_dim].
+        style_dim: number of channels of a latent.
+        count: number of latents that are clustered.
+        clusters: number of centroids.
+        seed: seed of the latents.
+        random_state: seed of KMeans, which starts from random latents and keeps the best of 10 attempts.
 
     Raises:
-        ValueError: fewer latents than clusters.
+        ValueError: there are fewer latents than clusters, or no clusters are wanted.
     """
     from sklearn.cluster import KMeans
     from sklearn.preprocessing import StandardScaler
@@ -55,15 +57,16 @@ def store_centroids(
     """Cluster the latents of the generator in a weights file and write the ``centroids`` into this file.
 
     Args:
-        path: ``{"model", "network"}`` file of a :class:`medsr_monai.networks.StyleSwinGenerator`; centroids that are
-            in it are replaced.
+        path: ``{"model", "network"}`` file of a :class:`medsr_monai.networks.StyleSwinGenerator`. Centroids that it
+            already holds are replaced.
         count, clusters, seed, random_state: see :func:`cluster_latents`.
 
     Returns:
         The centroids.
 
     Raises:
-        FileNotFoundError, ValueError: no such file, another network in it, or fewer latents than clusters.
+        FileNotFoundError: there is no such file.
+        ValueError: another network is in the file, or there are fewer latents than clusters.
     """
     network = load_network(path)
     if network.arguments["_target_"] != GENERATOR:

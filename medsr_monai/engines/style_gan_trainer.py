@@ -14,6 +14,8 @@ from monai.utils.enums import GanKeys
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from medsr_monai.handlers.process_group import process_count, process_number
+
 __all__ = ["StyleGANTrainer"]
 
 
@@ -28,38 +30,40 @@ class StyleGANTrainer(Trainer):
        alone, times ``penalty_interval``, not clipped;
     3. a step of the generator on images from other latents.
 
-    All random numbers come from ``seed`` and the iteration, so that a resumed training sees those of an uninterrupted
-    one. Several processes share a batch: the latents are those that one process would draw for all of it, and process
-    k of n takes numbers k, k + n and so on. The generator may be wrapped in ``DistributedDataParallel``. The
-    discriminator must not be, since that has no notion of the penalty's second derivative: its gradients are averaged
-    here, and its weights are those of the first process.
+    All random numbers come from ``seed`` and the iteration, so that a resumed training draws the same ones as an
+    uninterrupted one. Several processes share a batch: the latents are those that one process would draw for all of it,
+    and process k of n takes numbers k, k + n and so on. The generator may be wrapped in ``DistributedDataParallel``.
+    The discriminator must not be, since the wrapper does not know of the penalty's second derivative: its gradients are
+    averaged here, and its weights are those of the first process.
 
-    ``engine.state.output`` holds MONAI's ``GanKeys``: reals, fakes, latents (of the generator's step), g_loss, d_loss;
-    also ``loss`` (g_loss, for the handlers that print it), ``penalty`` (of the latest penalty step, nan before it) and
-    ``consistency`` (0 without one).
+    ``engine.state.output`` holds MONAI's ``GanKeys``: reals, fakes, latents (of the generator's step), g_loss and
+    d_loss. It also holds ``loss`` (g_loss, for the handlers that print it), ``penalty`` (that of the latest penalty
+    step, nan before the first) and ``consistency`` (0 if there is none).
 
     Args:
-        device: of the networks.
-        max_epochs: passes through the data.
-        train_data_loader: of dictionaries with ``image`` [B, C, H, W].
-        g_network: latents [B, style_dim] -> images [B, C, H, W].
-        g_optimizer, d_optimizer: of the two networks. Because of 2. the discriminator makes (n + 1) / n steps for each
-            of the generator, n = ``penalty_interval``: scale its rate by n / (n + 1) and raise its betas to that power.
-        d_network: images -> logits [B, 1].
-        g_loss_function: of (fake logits).
-        d_loss_function: of (real logits, fake logits).
-        style_dim: channels of a latent, drawn from N(0, I).
-        penalty: of (discriminator, real images), such as :class:`medsr_monai.losses.R1Penalty`; None for none.
-        penalty_interval: iterations between two penalty steps.
-        consistency: of (discriminator, images, their logits, random numbers [B, consistency.count] in [0, 1)), such as
-            :class:`medsr_monai.losses.BalancedConsistencyLoss`; None for none.
-        clip_norm: largest norm of the discriminator's gradient in 1.; None for any.
-        seed: of the latents and of the consistency's numbers.
-        g_inferer: how latents pass through g_network; MONAI's ``SimpleInferer`` by default.
-        train_handlers: MONAI and ignite handlers with ``attach``.
+        device: device of the networks.
+        max_epochs: number of passes through the data.
+        train_data_loader: loader of dictionaries with ``image`` [B, C, H, W].
+        g_network: generator, latents [B, style_dim] -> images [B, C, H, W].
+        g_optimizer, d_optimizer: optimisers of the generator and of the discriminator. With n = ``penalty_interval``
+            the discriminator makes (n + 1) / n steps for each of the generator, because of step 2: scale its rate by
+            n / (n + 1) and raise its betas to that power.
+        d_network: discriminator, images -> logits [B, 1].
+        g_loss_function: the generator's loss, of (fake logits).
+        d_loss_function: the discriminator's loss, of (real logits, fake logits).
+        style_dim: number of channels of a latent, which is drawn from N(0, I).
+        penalty: the penalty, of (discriminator, real images), such as :class:`medsr_monai.losses.R1Penalty`; None
+            leaves step 2 out.
+        penalty_interval: number of iterations from one penalty step to the next.
+        consistency: loss of (discriminator, images, their logits, random numbers [B, consistency.count] in [0, 1)),
+            such as :class:`medsr_monai.losses.BalancedConsistencyLoss`; None leaves it out.
+        clip_norm: largest norm of the discriminator's gradient in step 1; None does not clip.
+        seed: seed of the latents and of the consistency's random numbers.
+        g_inferer: how latents pass through ``g_network``; MONAI's ``SimpleInferer`` by default.
+        train_handlers: MONAI's and ignite's handlers, which have ``attach``.
 
     Raises:
-        ValueError: no batch of images.
+        ValueError: the data have fewer images than a batch.
     """
 
     def __init__(
@@ -103,7 +107,7 @@ class StyleGANTrainer(Trainer):
         self.add_event_handler(Events.STARTED, self._share_discriminator)
 
     def _share_discriminator(self) -> None:
-        if _world_size() > 1:
+        if process_count() > 1:
             for tensor in self.d_network.state_dict().values():
                 dist.broadcast(tensor, src=0)
 
@@ -140,10 +144,10 @@ class StyleGANTrainer(Trainer):
         }
 
     def _draw(self, draw: Callable[..., Tensor], count: int, dim: int, random: torch.Generator) -> Tensor:
-        """Random numbers of this process's part of the batch: [count, dim]."""
-        processes = _world_size()
+        """Draw the random numbers [count, dim] of this process's part of the batch."""
+        processes = process_count()
         numbers = draw(processes * count, dim, generator=random)
-        return numbers[_rank() :: processes].to(self.state.device)
+        return numbers[process_number() :: processes].to(self.state.device)
 
     def _discriminator_step(self, real: Tensor, fake: Tensor, random: torch.Generator) -> tuple[Tensor, Tensor]:
         real_logits, fake_logits = self.d_network(real), self.d_network(fake)
@@ -166,20 +170,12 @@ class StyleGANTrainer(Trainer):
         self.last_penalty = penalty.detach()
 
     def _backward(self, loss: Tensor) -> None:
-        """Gradients of the discriminator, averaged over the processes."""
+        """Compute the discriminator's gradients, averaged over the processes."""
         self.d_optimizer.zero_grad()
         loss.backward()
-        if _world_size() > 1:
+        if process_count() > 1:
             gradients = [p.grad for p in self.d_network.parameters()]
             flat = torch.cat([g.flatten() for g in gradients])
             dist.all_reduce(flat)
             for gradient, mean in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
-                gradient.copy_(mean.view_as(gradient) / _world_size())
-
-
-def _world_size() -> int:
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-
-
-def _rank() -> int:
-    return dist.get_rank() if _world_size() > 1 else 0
+                gradient.copy_(mean.view_as(gradient) / process_count())

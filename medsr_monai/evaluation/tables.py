@@ -21,7 +21,6 @@ from medsr_monai.atomic import written_together
 from medsr_monai.inferers import PlaneInferer
 from medsr_monai.metrics import (
     SliceEvaluation,
-    SliceTable,
     busiest_crop,
     comparison_grid,
     count_parameters,
@@ -31,7 +30,7 @@ from medsr_monai.metrics import (
 )
 from medsr_monai.recipes import inference_postprocessing, load_volume
 from medsr_monai.transforms import (
-    LEFT_EDGE,
+    EDGES,
     axis_factors,
     describe_grid,
     displayed_slice,
@@ -318,7 +317,7 @@ class Comparison:
         self.device = torch.cuda.get_device_name(device) if on_gpu else f"CPU (threads: {torch.get_num_threads()})"
         self.slices: dict[str, np.ndarray] = {}
         self.rows: list[dict[str, Any]] = []
-        self.table = SliceTable(("system", "plane"), ("psnr", "ssim"))
+        self.slice_rows: list[dict[str, Any]] = []
 
     def add(self, name: str, runner: Runner) -> MetaTensor:
         """Run a system, measure it and return its result; its row is the last of `rows`.
@@ -333,7 +332,7 @@ class Comparison:
             raise RuntimeError("its result has voxels that are NaN or infinite, which cannot be compared")
         evaluation = SliceEvaluation(self.border)
         volume = compare_volumes(result, self.full_ref, evaluation, self.plane, method=name)
-        self.table.extend({"system": name} | {k: row[k] for k in SLICE_COLUMNS} for row in evaluation.rows)
+        self.slice_rows.extend({"system": name} | {k: row[k] for k in SLICE_COLUMNS} for row in evaluation.rows)
         summary = {k: v for k, v in evaluation.groups()[0].items() if k not in ("case", "method")}
         row = {"system": name} | summary | volume
         row |= {"parameters": count_parameters(runner.network), "seconds": seconds}
@@ -375,7 +374,7 @@ class Comparison:
             markdown.write_text("\n".join(lines) + "\n")
             write_rows(self.rows, table)
             content.write_text(json.dumps(report, indent=2, allow_nan=False) + "\n")
-            self.table.write_csv(slices)
+            write_rows(self.slice_rows, slices)
             self.draw(crop).savefig(picture, metadata={"Description": self.caption()})
         return report
 
@@ -391,7 +390,7 @@ class Comparison:
         """
         figures = {
             row["system"]: f"{row['psnr']:.2f} dB / {row['ssim']:.4f}"
-            for row in self.table.rows
+            for row in self.slice_rows
             if row["slice"] == self.slice_number
         }
         note = f"{self.plane} slice {self.slice_number}\nx{self.scale} in both axes\nPSNR / SSIM of this slice"
@@ -405,7 +404,7 @@ class Comparison:
             figures,
             spacing=self.spacing,
             note=note,
-            left_edge=LEFT_EDGE[self.plane],
+            left_edge=EDGES[self.plane][0],
         )
 
     def checked_crop(self, crop: tuple[int, int, int, int] | None = None) -> tuple[int, int, int, int]:

@@ -1,1 +1,1 @@
-"""Networks in other runtimes' formats, ONNX and TorchScript: written and run."""
+"""Networks written in other runtimes' formats, ONNX and TorchScript, and run from them."""

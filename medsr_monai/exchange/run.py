@@ -1,4 +1,4 @@
-"""Networks that `medsr export` wrote, ONNX or TorchScript, run in the place of the Python class that they were."""
+"""Networks that `medsr export` wrote as ONNX or TorchScript, run in place of their Python class."""
 
 from __future__ import annotations
 
@@ -14,46 +14,42 @@ from torch import Tensor, nn
 __all__ = ["ONNX_PREFIX", "SUFFIXES", "TORCHSCRIPT_RECORD", "ExportedNetwork", "is_exported"]
 
 SUFFIXES = {"onnx": ".onnx", "torchscript": ".ts"}
+"""The suffix of a file's name for each format."""
 ONNX_PREFIX = "medsr_monai."
-"""Of the names under which an ONNX file keeps what it is, each value as JSON, in its metadata_props."""
+"""Prefix of the names in an ONNX file's metadata_props that record what it is; each value is JSON."""
 TORCHSCRIPT_RECORD = "medsr_monai.json"
-"""Extra file of a TorchScript archive that holds the same."""
+"""Name of the extra file in a TorchScript archive that records the same."""
 
 
 def is_exported(path: str | os.PathLike) -> bool:
-    """Whether a file's name is that of an exported network."""
+    """Return whether a file's name is that of an exported network."""
     return Path(path).suffix in SUFFIXES.values()
 
 
 class ExportedNetwork(nn.Module):
     """A network in an ONNX or TorchScript file: [B, in_channels, H, W] -> [B, out_channels, H * rows, W * columns].
 
-    Nothing of medsr_monai.networks is needed. TorchScript runs on the device and with the autocast of its input; ONNX
-    is run by onnxruntime, as precisely as it was exported, on as many threads as torch uses.
+    Nothing of medsr_monai.networks is needed. TorchScript runs on the device of its input and under autocast if that is
+    on. ONNX is run by onnxruntime on the CPU, in the precision of its export and on as many threads as torch uses.
 
     Attributes:
-        information: what `medsr export` recorded: bundle, version, network, weights_sha256, training_data and so on;
-            empty of files that others wrote.
+        information: what `medsr export` recorded: bundle, version, network, weights_sha256, training_data and so on. It
+            is empty for files that others wrote.
         exchange_format: onnx or torchscript.
-        scale_factors: (rows, columns) by which the output is larger; None where neither `scale` nor the file says it.
+        scale_factors: factors (rows, columns) by which the output is larger; None if neither `scale` nor the file tells
+            them.
 
     Args:
-        path: .onnx or .ts file.
-        scale: that the network must have; None takes any.
-        providers: of onnxruntime, in the order of preference. Images are handed over in the CPU's memory.
+        path: the .onnx or .ts file.
+        scale: the scale that the network must have; None takes any.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: another suffix, no such network in it, or one of another scale.
+        FileNotFoundError: there is no such file.
+        ValueError: the suffix is another, the file holds no such network, or its scale is another.
         ImportError: onnxruntime is not installed.
     """
 
-    def __init__(
-        self,
-        path: str | os.PathLike,
-        scale: int | Sequence[int] | None = None,
-        providers: Sequence[str] = ("CPUExecutionProvider",),
-    ) -> None:
+    def __init__(self, path: str | os.PathLike, scale: int | Sequence[int] | None = None) -> None:
         super().__init__()
         self.path = Path(path)
         if not is_exported(path):
@@ -66,7 +62,7 @@ class ExportedNetwork(nn.Module):
         self.script: nn.Module | None = None
         self.session: Any = None
         if self.path.suffix == SUFFIXES["onnx"]:
-            self.session, self.information = _open_onnx(self.path, providers)
+            self.session, self.information = _open_onnx(self.path)
             self.channels = self.session.get_inputs()[0].shape[1]
         else:
             self.script, self.information = _open_torchscript(self.path)
@@ -86,7 +82,7 @@ class ExportedNetwork(nn.Module):
         """Super-resolve [B, in_channels, H, W].
 
         Raises:
-            ValueError: the images have other channels, or the result another size than the scale says.
+            ValueError: the images have other channels, or the result is not of the size that the scale says.
         """
         if isinstance(self.channels, int) and x.shape[1] != self.channels:
             raise ValueError(f"{self.path}: takes images of {self.channels} channels, got {x.shape[1]}")
@@ -106,16 +102,16 @@ class ExportedNetwork(nn.Module):
         return torch.from_numpy(pred).to(x.device)
 
 
-def _open_onnx(path: Path, providers: Sequence[str]) -> tuple[Any, dict[str, Any]]:
+def _open_onnx(path: Path) -> tuple[Any, dict[str, Any]]:
     try:
         import onnxruntime
     except ImportError as error:
         raise ImportError(f"{path}: needs onnxruntime: pip install 'medsr_monai[export]'") from error
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    options.log_severity_level = 3  # errors; of float16 it warns line by line what a CPU computes in float32
+    options.log_severity_level = 3  # errors only; it warns of every node of float16 that a CPU computes in float32
     try:
-        session = onnxruntime.InferenceSession(path, options, providers=list(providers))
+        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime has no common class for what it raises
         raise ValueError(f"{path}: not a model that onnxruntime reads, or a damaged one") from error
     properties = session.get_modelmeta().custom_metadata_map.items()

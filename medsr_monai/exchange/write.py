@@ -1,4 +1,4 @@
-"""Networks written for other runtimes, ONNX or TorchScript, and compared with the original before they are kept."""
+"""Networks written as ONNX or TorchScript for other runtimes, and compared with the original before they are kept."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ from medsr_monai.networks.blocks.deformable import DeformableConv2d, use_grid_sa
 __all__ = ["OPSET", "PRECISIONS", "Parity", "check_sizes", "export_network"]
 
 OPSET = 20
-"""Of ONNX: GridSample for images of any rank came with it; onnxruntime reads it since 1.17."""
+"""Version of ONNX's operators: the first with GridSample for images of any rank; onnxruntime reads it since 1.17."""
 PRECISIONS = {"float32": 1e-4, "float16": 2e-2}
-"""Largest difference to the original in float32 that an exported network may show, in parts of its largest output, or
-of 1 where that is less."""
+"""For each precision, by how much an exported network may differ from the original in float32, as a share of the
+largest output, or of 1 if that is larger."""
 
 
 @dataclass(frozen=True)
@@ -37,10 +37,10 @@ class Parity:
     """How an exported network compares with the original.
 
     Attributes:
-        difference: largest absolute difference of the outputs, over all sizes.
-        limit: that was allowed.
+        difference: largest absolute difference of the outputs over all sizes.
+        limit: the allowed difference, as PRECISIONS has it.
         largest: largest absolute output of the original.
-        sizes: (batch, height, width) of the random images in [0, 1] that were compared.
+        sizes: (batch, height, width) of the random images in [0, 1] on which both were run.
     """
 
     difference: float
@@ -50,7 +50,7 @@ class Parity:
 
 
 class HalfPrecision(nn.Module):
-    """A network that computes in float16 between float32 images."""
+    """A network that takes and gives float32 images and computes in float16."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -71,27 +71,28 @@ def export_network(
     """Write a super-resolution network for any batch, height and width, and compare it with the original.
 
     Both formats take float32 images [B, in_channels, H, W] and give [B, out_channels, H * rows, W * columns]. Padding,
-    tiles and cropping are inside the file: whoever runs it hands over images as they are. The file holds `information`
-    and the network's scale, channels, size multiple and arguments (see `medsr_monai.exchange.run.ExportedNetwork`), and
-    no path of this machine. It appears under its name when it has passed.
+    tiles and cropping are inside the file, so whoever runs it hands over images as they are. The file holds
+    `information` and the network's scale, channels, size multiple and arguments (see
+    `medsr_monai.exchange.run.ExportedNetwork`), and no path of this machine. It gets its name when it has passed the
+    comparison.
 
     Deformable convolutions are written by grid_sample, so that neither torchvision nor DeformConv is needed.
 
     Args:
-        network: with `arguments`, `scale_factors` and `size_multiple`, as those of medsr_monai.networks have; it stays
-            as it is.
-        path: ends in .onnx or .ts, as the format wants.
+        network: a network with `arguments`, `scale_factors` and `size_multiple`, as those of medsr_monai.networks have;
+            it stays as it is.
+        path: the file, whose name ends in .onnx or .ts as the format wants.
         format: "onnx" or "torchscript".
         precision: "float32", or "float16" for weights and all that is computed inside, at half the size.
-        information: further entries that JSON can hold.
+        information: further entries, which JSON can hold.
 
     Returns:
         The comparison.
 
     Raises:
-        ImportError: ONNX without onnx, onnxscript and onnxruntime.
-        ValueError: another format, precision or suffix; a network that this format cannot hold; outputs that differ by
-            more than `PRECISIONS` allows. No file is written then.
+        ImportError: the format is ONNX, and onnx, onnxscript or onnxruntime is not installed.
+        ValueError: the format, precision or suffix is unknown, the format cannot hold the network, or the outputs
+            differ by more than `PRECISIONS` allows. No file is written then.
     """
     path = Path(path)
     if format not in SUFFIXES:
@@ -131,7 +132,7 @@ def export_network(
 
 
 def check_sizes(size_multiple: int) -> tuple[tuple[int, int, int], ...]:
-    """Batches and sizes that find what padding, windows and tiles could get wrong: whole, odd, small and narrow."""
+    """Return (batch, height, width) that show faults of padding, windows and tiles: whole, odd, small and narrow."""
     whole = -(-32 // size_multiple) * size_multiple
     return (1, whole, whole), (2, whole + 5, whole - 3), (3, 5, 7), (1, 2, whole + 1)
 
@@ -151,12 +152,12 @@ def _compare(network: nn.Module, exported: ExportedNetwork, limit: float) -> Par
 
 def _write_onnx(network: nn.Module, path: Path, record: Mapping[str, Any]) -> None:
     try:
-        import onnxruntime  # noqa: F401 (compares)
+        import onnxruntime  # noqa: F401 (the comparison needs it)
         import onnxscript  # noqa: F401 (torch.onnx needs it)
     except ImportError as error:
         raise ImportError(f"ONNX needs {error.name}: pip install 'medsr_monai[export]'") from error
     batch, height, width = (torch.export.Dim(name, min=least) for name, least in AXES.items())
-    # any sizes will do, but no axis may look like another, or like 1
+    # any sizes will do if no axis is as long as another, or 1 long
     whole = -(-32 // record["size_multiple"]) * record["size_multiple"]
     example = torch.rand(2, record["in_channels"], whole + 5, 2 * whole - 3)
     try:
@@ -186,26 +187,26 @@ def _write_onnx(network: nn.Module, path: Path, record: Mapping[str, Any]) -> No
 
 
 AXES = {"batch": 1, "height": 2, "width": 2}
-"""Names of the axes that are free in ONNX, and their least lengths in torch.export, which sees 1 as a number; the
-written model takes 1, too."""
+"""The free axes in ONNX and their least lengths for torch.export, which takes a length of 1 for a constant; the written
+model takes 1, too."""
 
 
 def _write_torchscript(network: nn.Module, path: Path, record: Mapping[str, Any]) -> None:
     archive = io.BytesIO()
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # of torch.jit, which MONAI's bundles still use
+            warnings.simplefilter("ignore", DeprecationWarning)  # torch.jit is, but MONAI's bundles still use it
             warnings.simplefilter("ignore", FutureWarning)
             script = torch.jit.script(network)
             torch.jit.save(script, archive, _extra_files={TORCHSCRIPT_RECORD: json.dumps(record)})
-    except Exception as error:  # torch.jit's have no common class
+    except Exception as error:  # what torch.jit raises has no common class
         raise ValueError(
             f"{_name(record)} has no TorchScript form: it is made of another library's parts, which torch.jit.script "
             "does not compile, see medsr_monai/networks/README.md"
         ) from error
     with zipfile.ZipFile(archive) as source, zipfile.ZipFile(path, "w") as target:
         for name in source.namelist():
-            if not name.endswith(".debug_pkl"):  # where on this machine each line of code stands
+            if not name.endswith(".debug_pkl"):  # these hold the paths of source files on this machine
                 target.writestr(name, source.read(name))
 
 
@@ -215,7 +216,7 @@ def _name(record: Mapping[str, Any]) -> str:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without what torch, onnxscript and onnx_ir log of their own steps."""
+    """Keep torch, onnxscript and onnx_ir from logging their own steps."""
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

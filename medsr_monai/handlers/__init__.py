@@ -1,12 +1,8 @@
-"""What MONAI's and ignite's handlers lack."""
+"""Handlers that MONAI and ignite lack: training, validation, evaluation and what is kept of them."""
 
 from .adversarial_pairs import AdversarialPairs
 from .batch_statistics import BroadcastBuffers
-from .checkpoints import (
-    EarlyStop,
-    TrainingCheckpoints,
-    WeightsLoader,
-)
+from .checkpoints import EarlyStop, TrainingCheckpoints, WeightsLoader
 from .data_wait import ReportDataWait
 from .evaluation import ReportDice, ReportSlices
 from .gradient_penalty import GradientPenalty

@@ -1,4 +1,4 @@
-"""Batch statistics that differ between processes, made equal."""
+"""Running statistics that differ between processes, made equal."""
 
 from __future__ import annotations
 
@@ -6,27 +6,29 @@ import torch
 import torch.distributed as dist
 from ignite.engine import Engine, Events
 
+from medsr_monai.handlers.process_group import process_count
+
 __all__ = ["BroadcastBuffers"]
 
 
 class BroadcastBuffers:
-    """Give every process the first one's buffers of a network when the engine starts.
+    """Copy the first process's buffers of a network to all processes when the engine starts.
 
-    ``DistributedDataParallel`` does it before each training step only, so after the last one running statistics of
-    batch normalisation differ, and a validation shared by the processes would score a network that is nowhere saved.
+    ``DistributedDataParallel`` does so before each training step only. After the last one the running statistics of
+    batch normalisation differ, and a validation shared by the processes would score a network that is saved nowhere.
 
     Args:
-        network: the same in all processes; nothing happens in a single one.
+        network: the network, which is the same in all processes. In a single process nothing happens.
     """
 
     def __init__(self, network: torch.nn.Module) -> None:
         self.network = network
 
     def attach(self, engine: Engine) -> None:
-        """Broadcast at the engine's start."""
+        """Copy at the engine's start."""
         engine.add_event_handler(Events.STARTED, self)
 
     def __call__(self, engine: Engine) -> None:
-        if dist.is_available() and dist.is_initialized():
+        if process_count() > 1:
             for buffer in self.network.buffers():
                 dist.broadcast(buffer, src=0)

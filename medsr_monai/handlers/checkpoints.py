@@ -1,4 +1,4 @@
-"""The state of a training on disk: written atomically, nothing overwritten unasked."""
+"""A training's weights and state on disk, written atomically; nothing is overwritten unasked."""
 
 from __future__ import annotations
 
@@ -19,24 +19,22 @@ from medsr_monai.networks.arguments import NetworkArguments
 from medsr_monai.records.sidecar import sidecar_path
 from medsr_monai.weights.load import load_weights, save_atomically, transfer_weights
 
-__all__ = [
-    "EarlyStop",
-    "TrainingCheckpoints",
-    "WeightsLoader",
-]
+__all__ = ["EarlyStop", "TrainingCheckpoints", "WeightsLoader"]
 
 logger = logging.getLogger(__name__)
 
 LAST, BEST = "last.pt", "model.pt"
+"""Names of the file from which a training resumes, and of the best weights."""
 
 
 class WeightsLoader:
-    """Load a bundle's weights when its engine starts, see :func:`load_weights`.
+    """Load a bundle's weights when its engine starts, see :func:`medsr_monai.weights.load.load_weights`.
 
     Args:
         path: weights file, or None to load nothing (a network without weights, or training from scratch).
-        network: to be filled; several where a moving average starts from the same weights.
-        transfer: take of weights for another scale or fewer blocks what fits, see :func:`transfer_weights`.
+        network: the network that gets the weights, or several where a moving average starts from the same ones.
+        transfer: load what fits from weights for another scale or fewer blocks, see
+            :func:`medsr_monai.weights.load.transfer_weights`.
     """
 
     def __init__(
@@ -48,7 +46,7 @@ class WeightsLoader:
         self.networks = (network,) if isinstance(network, torch.nn.Module) else tuple(network)
 
     def attach(self, engine: Engine) -> None:
-        """Load at the engine's start."""
+        """Load the weights at the engine's start, if there is a path."""
         if self.path is not None:
             engine.add_event_handler(Events.STARTED, self)
 
@@ -63,12 +61,12 @@ class WeightsLoader:
 
 
 class EarlyStop(EarlyStopHandler):
-    """MONAI's early stopping, attached to the trainer that it stops; ``patience=None`` never stops.
+    """MONAI's early stopping, attached to the trainer that it stops.
 
     Args:
-        patience: validations without a better score before training ends.
-        evaluator: whose key metric, the higher the better, is the score.
-        min_gain: a score counts as better if it is higher by more than this than the last one that counted.
+        patience: number of validations without a better score after which training ends; None never ends it.
+        evaluator: the engine whose key metric, the higher the better, is the score.
+        min_gain: by how much a score must exceed the last better one to count as better.
     """
 
     def __init__(self, patience: int | None, evaluator: Engine, min_gain: float = 0.0) -> None:
@@ -82,7 +80,7 @@ class EarlyStop(EarlyStopHandler):
         self.evaluator = evaluator
 
     def attach(self, engine: Engine) -> None:
-        """Count at the end of every epoch in which a validation ran; attach after the validation."""
+        """Count at the end of every epoch in which a validation ran. Attach it after the validation."""
         self.set_trainer(engine)
         if self.enabled:
             super().attach(engine)
@@ -93,7 +91,7 @@ class EarlyStop(EarlyStopHandler):
             super().__call__(engine)
 
     def state_dict(self) -> dict:
-        """Counter and best score."""
+        """Return the counter and the best score."""
         return dict(self._handler.state_dict())
 
     def load_state_dict(self, state: Mapping) -> None:
@@ -102,28 +100,30 @@ class EarlyStop(EarlyStopHandler):
 
 
 class TrainingCheckpoints:
-    """Write ``last.pt`` (all that an exact resume needs) after an epoch and ``model.pt`` (the best weights); resume.
+    """Write ``last.pt`` (all that an exact resume needs) and ``model.pt`` (the best weights), and resume from them.
 
-    Without an evaluator there is no best, and ``model.pt`` is always the latest.
-
-    ``last.pt`` is a weights file, too, of the latest ``best_network``: MONAI Label offers every .pt file of the folder.
+    Without an evaluator there are no best weights, and ``model.pt`` holds the latest ones. ``last.pt`` is a weights
+    file of the latest ``best_network`` too, since MONAI Label offers every .pt file of the folder.
 
     A training that is started anew in a folder with such files sets them aside first (``model.1.pt``, ``last.1.pt``
-    and so on). An earlier ``model.pt`` also keeps its name until the first weights of the new training replace it: a
-    server that reads it meanwhile, MONAI Label's, would take untrained weights if there were none.
-
-    Args:
-        ckpt_dir: folder, made if missing.
-        network: whose arguments are written beside the weights.
-        state: objects with ``state_dict`` and ``load_state_dict`` that make up the training state besides the trainer:
-            network, optimiser, moving average, early stopping.
-        best_network: what is written to ``model.pt``, such as the moving average.
-        evaluator: whose key metric, the higher the better, chooses ``model.pt``; None takes the latest.
-        resume: go on from ``last.pt`` where there is one.
-        interval: epochs between two savings; the last epoch of a training is saved in any case.
-        record: what stands in ``model.pt.json`` and ``last.pt.json``, beside the files; None writes neither.
+    and so on). An earlier ``model.pt`` is copied and keeps its name until the first weights of the new training
+    replace it: MONAI Label's server, which may read it meanwhile, would take untrained weights if there were none.
 
     Attach it last, after validation and early stopping. Only the first process writes.
+
+    Args:
+        ckpt_dir: folder of the files; it is made if missing.
+        network: the trained network, whose arguments are written beside the weights.
+        state: objects with ``state_dict`` and ``load_state_dict`` that make up the training state besides the trainer:
+            network, optimiser, moving average, early stopping.
+        best_network: the network that is written to ``model.pt``, such as the moving average.
+        evaluator: the engine whose key metric, the higher the better, chooses ``model.pt``; None takes the latest.
+        resume: go on from ``last.pt`` if there is one.
+        interval: epochs between two savings; the last epoch of a training is saved in any case.
+        record: content of ``model.pt.json`` and ``last.pt.json`` beside the files; None writes neither.
+
+    Raises:
+        ValueError: when the engine starts: ``last.pt`` is of another configuration, or its training has ended.
     """
 
     def __init__(
@@ -148,13 +148,13 @@ class TrainingCheckpoints:
         self.best = float("-inf")
 
     def attach(self, engine: Engine) -> None:
-        """Resume or set old files aside at the start, save at the end of every ``interval``-th epoch and at the end."""
+        """Resume or set old files aside at the start; save after every ``interval``-th epoch and at the end."""
         engine.add_event_handler(Events.STARTED, self.start)
         engine.add_event_handler(Events.EPOCH_COMPLETED(every=self.interval), self.save)
         engine.add_event_handler(Events.COMPLETED, self.save_rest)
 
     def start(self, engine: Engine) -> None:
-        """Resume, or make room."""
+        """Resume, or set the files of an earlier training aside."""
         resumed = self.folder / LAST if self.resume and (self.folder / LAST).is_file() else None
         if resumed:
             self._load(engine)
@@ -182,16 +182,17 @@ class TrainingCheckpoints:
         logger.info("resumed after epoch %d from %s", engine.state.epoch, path)
 
     def save_rest(self, engine: Engine) -> None:
-        """Save the epochs since the last saving."""
+        """Save at the end of a training whose last epoch has not been saved."""
         if engine.state.epoch % self.interval:
             self.save(engine)
 
     def save(self, engine: Engine) -> None:
-        """Write both files."""
+        """Write ``last.pt``, and ``model.pt`` if the weights are the best so far."""
         if process_number() > 0:
             return
         if self._improved():
-            content = {"network": NetworkArguments(self.best_network).state_dict(), "model": _cpu(self.best_network)}
+            model = {name: tensor.detach().cpu() for name, tensor in self.best_network.state_dict().items()}
+            content = {"network": NetworkArguments(self.best_network).state_dict(), "model": model}
             self._write(content, self.folder / BEST, engine)
         content = {
             "network": NetworkArguments(self.network).state_dict(),
@@ -231,7 +232,7 @@ class TrainingCheckpoints:
 
 
 def _with_steps_of(engine: Engine, trainer: Mapping, path: Path) -> Mapping:
-    """The state of a trainer after the same epoch, where its epochs have another number of steps than they had."""
+    """A trainer's state after the same epoch, if its epochs now have another number of steps."""
     steps, had = len(engine.state.dataloader), trainer["epoch_length"]
     if steps == had:
         return trainer
@@ -244,17 +245,13 @@ def _with_steps_of(engine: Engine, trainer: Mapping, path: Path) -> Mapping:
 
 
 def _optimizer_record(optimizer: torch.optim.Optimizer) -> dict[str, object]:
-    """Class of an optimiser and, by parameter group, its learning rate and other numbers as they are now."""
+    """The class of an optimiser and, for each parameter group, its learning rate and other options as they are now."""
     groups = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
     return {"Class": type(optimizer).__name__, "Groups": groups}
 
 
-def _cpu(network: torch.nn.Module) -> dict[str, torch.Tensor]:
-    return {name: tensor.detach().cpu() for name, tensor in network.state_dict().items()}
-
-
 def _set_aside(path: Path, keep: bool = False) -> None:
-    """Give a file a numbered name; ``keep`` copies it instead, unless there is such a copy."""
+    """Give a file a numbered name, or with ``keep`` a numbered copy, unless there is one already."""
     if not path.exists():
         return
     number = 1

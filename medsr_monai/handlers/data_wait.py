@@ -1,4 +1,4 @@
-"""How much of a training's time goes by without data."""
+"""How much of a training's time is spent waiting for data."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ logger = logging.getLogger(__name__)
 
 
 class ReportDataWait:
-    """Say after every epoch which share of the time the trainer waited for data, and its steps per second.
+    """Log after every epoch the share of the time that the trainer waited for data, and its steps per second.
 
-    The time is that of the steps alone, from asking for a batch to the end of the iteration: validation and saving do
-    not count. Kernels of a GPU run on while data are fetched unless something, such as the logging of the loss, waits
-    for them in every step: then the share is the GPU's, else an upper bound of it.
+    The time is that of the steps alone, from asking for a batch to the end of the iteration; validation and saving do
+    not count. Kernels of a GPU run on while data are fetched, unless something, such as the logging of the loss, waits
+    for them in every step. If it does, the share is the one that the GPU is idle; if not, it is an upper bound of that.
 
-    Every process measures its own. The first one reports; all of them warn.
+    Every process measures its own time. The first one reports it; all of them warn.
 
     Args:
         limit: share, 0 to 1, above which there is a warning.
 
     Attributes:
-        share: of the last epoch, 0 to 1.
-        steps_per_second: of the last epoch.
+        share: share of the last epoch, 0 to 1.
+        steps_per_second: steps of the last epoch by its seconds.
     """
 
     def __init__(self, limit: float = 0.05) -> None:
@@ -37,7 +37,7 @@ class ReportDataWait:
         self.waiting, self.total = Timer(), Timer()
 
     def attach(self, engine: Engine) -> None:
-        """Time the steps; attach it after other handlers of iterations, whose time counts as the step's."""
+        """Time the steps. Attach it after other handlers of iterations, so that their time counts as the step's."""
         for timer, end in ((self.waiting, Events.GET_BATCH_COMPLETED), (self.total, Events.ITERATION_COMPLETED)):
             timer.attach(
                 engine, start=Events.EPOCH_STARTED, resume=Events.GET_BATCH_STARTED, pause=end,

@@ -1,4 +1,4 @@
-"""Tables of per-slice figures: image quality beside interpolation, overlap of label maps."""
+"""Handlers that write tables of every slice's figures: image quality beside interpolation, overlap of label maps."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from ignite.engine import Engine, Events
 from monai.engines import IterationEvents
 from monai.utils import CommonKeys, ensure_tuple_rep
 
 from medsr_monai.atomic import written_atomically
+from medsr_monai.handlers.process_group import gathered, process_number
 from medsr_monai.metrics.benchmark import network_figures
 from medsr_monai.metrics.evaluation import DEGRADATION, HIGH_RESOLUTION, SliceEvaluation
 from medsr_monai.metrics.failures import Failure, WorstSlices, failure_grid
@@ -26,19 +26,11 @@ __all__ = ["ReportDice", "ReportSlices"]
 logger = logging.getLogger(__name__)
 
 SEGMENTATION = "segmentation"
-"""Key of a slice's label map, in a batch whose ``label`` is the high-resolution slice."""
+"""Key of a slice's label map in an item whose ``label`` is the high-resolution slice."""
 BICUBIC = "bicubic"
+"""Default name of the rows of the input, enlarged by bicubic interpolation."""
 UNKNOWN = "unknown"
-"""Modality of slices whose item names none, see medsr_monai.data.SliceDataset."""
-
-
-def _gathered(part: object) -> list | None:
-    """Parts of all processes, for the one that writes; None for the others."""
-    if not (dist.is_available() and dist.is_initialized()):
-        return [part]
-    parts: list = [None] * dist.get_world_size()
-    dist.all_gather_object(parts, part)
-    return parts if dist.get_rank() == 0 else None
+"""Modality of slices whose item names none (:class:`medsr_monai.data.SliceDataset`); no row is made for it."""
 
 
 def _key(item: dict, group_by: Sequence[str] = ()) -> dict:
@@ -49,35 +41,35 @@ def _key(item: dict, group_by: Sequence[str] = ()) -> dict:
 class ReportSlices:
     """Collect the figures of every slice for the network and for interpolations of its input.
 
-    Image quality always; FID and the Dice of a frozen U-Net's predictions where their networks are given. The slices go
-    into them as they are scaled, so choose the intensity scaling that the U-Net was trained with. A slice's label map
-    is what the batch has under ``segmentation``. See :class:`medsr_monai.metrics.SliceEvaluation` for the columns and
-    its ``write`` for the files, which are written when the evaluation ends; the pooled table is logged too, and the one
-    by modality where the items of the data name theirs. Items that name their ``degradation`` get rows for each, see
-    :class:`medsr_monai.data.SliceDataset`.
+    Image quality is always measured; FID and the Dice of a frozen U-Net's predictions are where their networks are
+    given. Slices go into these as they are scaled, so choose the intensity scaling that the U-Net was trained with. A
+    slice's label map is what its item has under ``segmentation``. The columns are those of
+    :class:`medsr_monai.metrics.SliceEvaluation`, whose ``write`` makes the files when the evaluation ends. The pooled
+    table is logged too, and the one by modality if items name their modality. Where items name their ``degradation``
+    there are rows for each (see :class:`medsr_monai.data.SliceDataset`).
 
     Args:
-        output_dir: made if missing.
+        output_dir: folder of the files; it is made if missing.
         scale: factor per slice axis, for the bicubic interpolation of ``image``.
         border: pixels left out at every side, for the paper's PSNR and SSIM.
-        network: the evaluated one, not wrapped for several processes, for its size, its operations and its speed on the
-            first slice (see :func:`medsr_monai.metrics.network_figures`); None for none of these.
-        inception: None for no FID.
-        unet: None for no Dice.
+        network: the evaluated network, not wrapped for several processes, of which size, operations and speed on the
+            first slice are told (see :func:`medsr_monai.metrics.network_figures`); None leaves them out.
+        inception: network of the FID, see :func:`medsr_monai.metrics.inception_features`; None leaves it out.
+        unet: segmentation network of the Dice, slices -> logits [B, classes, H, W]; None leaves it out.
         method: name of the network's rows.
-        interpolation: name of the rows of the input, enlarged; with scale 1 they show the input itself, which another
+        interpolation: name of the rows of the enlarged input. With scale 1 they show the input itself, which another
             interpolation may have brought to the grid.
-        interpolations: rows of further ones, by name: functions of a slice [C, h, w] and the size (H, W) that make
-            [C, H, W] of it, such as :func:`medsr_monai.transforms.resample`.
+        interpolations: further interpolations by the name of their rows: functions of a slice [C, h, w] and the size
+            (H, W) that return [C, H, W], such as :func:`medsr_monai.transforms.resample`.
         factor: with scale 1, by how much the input was interpolated along the item's ``thick_axis``, one of its
-            ``axes``, for the figures of sharpness; None for ``scale``.
+            ``axes``, for the figures of sharpness; None takes ``scale``.
         padded_size, foreground, group_by: see :class:`medsr_monai.metrics.SliceEvaluation`.
-        failures: of how many volumes and planes ``failures.png`` shows the slice whose PSNR is lowest beside the better
-            one of the interpolations, see :class:`medsr_monai.metrics.WorstSlices`; 0 for no picture. With several
-            degradations there is one for each, ``failures_1.png`` and so on, in the order of the tables.
+        failures: number of volumes and planes for which ``failures.png`` shows the slice whose PSNR is lowest beside
+            that of the best interpolation, see :class:`medsr_monai.metrics.WorstSlices`; 0 draws no picture. With
+            several degradations there is a picture for each, ``failures_1.png`` and so on, in the order of the tables.
 
     Raises:
-        ValueError: the name of other rows, or one name for two; ``failures`` below 0.
+        ValueError: two kinds of rows have one name, or ``failures`` is below 0.
     """
 
     def __init__(
@@ -124,12 +116,12 @@ class ReportSlices:
         self.first: torch.Tensor | None = None
 
     def attach(self, engine: Engine) -> None:
-        """Measure after every batch, write at the end."""
+        """Measure the slices after every batch and write the files at the end."""
         engine.add_event_handler(IterationEvents.MODEL_COMPLETED, self.measure)
         engine.add_event_handler(Events.COMPLETED, self.write)
 
     def measure(self, engine: Engine) -> None:
-        """Rows of one batch, decollated."""
+        """Add the rows of one batch, which the engine has decollated."""
         for item, output in zip(engine.state.batch, engine.state.output, strict=True):
             image, label, pred = (output[k] for k in (CommonKeys.IMAGE, CommonKeys.LABEL, CommonKeys.PRED))
             if self.first is None:
@@ -179,8 +171,8 @@ class ReportSlices:
 
     def write(self, engine: Engine) -> None:
         """Gather the rows of all processes and write the files."""
-        parts, worst = _gathered(self.evaluation.state()), _gathered(self.worst)
-        if parts is None or worst is None:
+        parts, worst = gathered(self.evaluation.state()), gathered(self.worst)
+        if process_number() > 0:
             return
         if len(parts) > 1:
             self.evaluation.load(parts)
@@ -223,21 +215,21 @@ def _merged(parts: Sequence[Mapping[str, WorstSlices]], count: int) -> dict[str,
 
 
 class ReportDice:
-    """Collect the Dice of every class of every slice and over the whole region, all classes but the background.
+    """Collect the Dice of every class of every slice, and of the whole region: all classes but the background.
 
-    Writes, when the evaluation ends, ``slices.csv`` (a row per slice: Dice, and the pixels it is made of) and a row
-    per class in ``dice.csv`` and ``dice.md`` (also logged):
+    When the evaluation ends, it writes ``slices.csv`` (a row per slice: its Dice and the pixels that make it) and, with
+    a row per class and one for the whole region, ``dice.csv`` and ``dice.md``, which is logged too:
 
-    - ``pooled``: 2 |pred and label| / (|pred| + |label|), pixels summed over all slices; of the whole region also over
-      the classes;
-    - ``mean``, ``std``: over all slices, MONAI's Dice. A class that is in neither label map has Dice 1, one in only one
-      of them 0;
-    - ``mean_present``: over the ``slices_present`` slices whose label has the class, as MONAI's ``DiceMetric`` by
-      default.
+    - ``pooled``: 2 |pred and label| / (|pred| + |label|) with the pixels summed over all slices, for the whole region
+      also over the classes;
+    - ``mean``, ``std``: mean and standard deviation of MONAI's Dice over all slices. A class that is in neither label
+      map has Dice 1, and one that is in only one of them 0;
+    - ``mean_present``: mean over the ``slices_present`` slices whose label has the class, as MONAI's ``DiceMetric``
+      computes it by default.
 
     Args:
-        output_dir: made if missing.
-        classes: background included.
+        output_dir: folder of the files; it is made if missing.
+        classes: number of classes, the background included.
     """
 
     def __init__(self, output_dir: str, classes: int) -> None:
@@ -246,18 +238,18 @@ class ReportDice:
         self.rows: list[dict] = []
 
     def attach(self, engine: Engine) -> None:
-        """Measure after every batch, write at the end."""
+        """Measure the slices after every batch and write the files at the end."""
         engine.add_event_handler(IterationEvents.MODEL_COMPLETED, self.measure)
         engine.add_event_handler(Events.COMPLETED, self.write)
 
     def measure(self, engine: Engine) -> None:
-        """Rows of one batch of label maps [1, H, W], decollated."""
+        """Add the rows of one batch of label maps [1, H, W], which the engine has decollated."""
         for item, output in zip(engine.state.batch, engine.state.output, strict=True):
             dice = dice_of_slice(output[CommonKeys.PRED], output[CommonKeys.LABEL], self.classes)
             self.rows.append(_key(item) | dice)
 
     def summary(self) -> list[dict]:
-        """One row per class, and one over the whole region."""
+        """Return one row for each class and one for the whole region."""
         rows = []
         for region in regions(self.classes):
             values = [row[f"dice_{region}"] for row in self.rows]
@@ -269,8 +261,8 @@ class ReportDice:
 
     def write(self, engine: Engine) -> None:
         """Gather the rows of all processes and write the files."""
-        parts = _gathered(self.rows)
-        if parts is None:
+        parts = gathered(self.rows)
+        if process_number() > 0:
             return
         if len(parts) > 1:
             rows = (row for part in parts for row in part)

@@ -1,4 +1,4 @@
-"""The gradient penalty that AdversarialTrainer lacks."""
+"""The gradient penalty that MONAI's AdversarialTrainer lacks."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ class GradientPenalty:
     """Add a penalty on the discriminator's gradient to the discriminator's loss of an ``AdversarialTrainer``.
 
     Its value is kept in ``engine.state.output["gradient_penalty"]``. The points between the real and the generated
-    images are drawn from the seed and the iteration, so that a resumed training sees those of an uninterrupted one.
+    images are drawn from the seed and the iteration, so that a resumed training draws the same ones as an uninterrupted
+    one.
 
     Args:
-        penalty: of (discriminator, real [B, C, H, W], fake, mix [B] in [0, 1]), such as
-            :class:`medsr_monai.losses.GradientPenaltyLoss`; computed in float32.
-        seed: of the mixes.
+        penalty: function of (discriminator, real [B, C, H, W], fake, mix [B] in [0, 1]), such as
+            :class:`medsr_monai.losses.GradientPenaltyLoss`; it is computed in float32.
+        seed: seed of the mixes.
     """
 
     def __init__(self, penalty: Callable[[nn.Module, Tensor, Tensor, Tensor], Tensor], seed: int = 0) -> None:
@@ -29,7 +30,7 @@ class GradientPenalty:
         self.seed = seed
 
     def attach(self, engine: Engine) -> None:
-        """Add the penalty whenever the discriminator's loss is known."""
+        """Add the penalty each time the discriminator's loss has been computed."""
         engine.register_events(*AdversarialIterationEvents)  # the trainer does so only after attaching its handlers
         engine.add_event_handler(AdversarialIterationEvents.DISCRIMINATOR_LOSS_COMPLETED, self)
 

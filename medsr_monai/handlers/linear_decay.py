@@ -12,17 +12,17 @@ __all__ = ["LinearDecay"]
 
 
 class LinearDecay:
-    """Lower the rates of optimisers linearly, from their first values at iteration ``start`` to 0 after ``steps``.
+    """Lower the learning rates of optimisers linearly from iteration ``start`` on, to 0 after ``steps`` iterations.
 
-    The rate follows from the iteration alone, so a resumed training has that of an uninterrupted one.
+    The rate follows from the iteration alone, so a resumed training has the rate of an uninterrupted one.
 
     Args:
-        optimizers: one or more.
-        steps: iterations of the whole training.
-        start: iterations at the full rate; None never lowers it.
+        optimizers: one optimiser, or several.
+        steps: number of iterations of the whole training.
+        start: number of iterations at the full rate; None never lowers it.
 
     Raises:
-        ValueError: start is not within the training.
+        ValueError: ``start`` is not within the training.
     """
 
     def __init__(

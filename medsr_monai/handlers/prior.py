@@ -1,4 +1,4 @@
-"""The generator that TransMRSR is built around, put in its place when training starts."""
+"""Loads the generator that TransMRSR is built around when training starts."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from ignite.engine import Engine, Events
 from monai.utils import ensure_tuple
 
+from medsr_monai.errors import naming
 from medsr_monai.weights.load import read_weights
 
 __all__ = ["PriorLoader"]
@@ -24,15 +25,15 @@ class PriorLoader:
     and before :class:`TrainingCheckpoints`, whose resumed state replaces it. A resumed training does not need it.
 
     Args:
-        path: ``{"model": state dict of a StyleSwinGenerator, "network": its arguments, "centroids": [N, style_dim]}``,
-            the ``models/model.pt`` of bundle transmrsr_prior; None for no prior.
-        network: with ``load_prior`` and ``centroids``, such as :class:`medsr_monai.networks.TransMRSR`; several where a
-            moving average starts from the same weights.
+        path: file with ``{"model": state dict of a StyleSwinGenerator, "network": its arguments, "centroids": [N,
+            style_dim]}``, such as the ``models/model.pt`` of bundle transmrsr_prior; None loads no prior.
+        network: a network with ``load_prior`` and ``centroids``, such as :class:`medsr_monai.networks.TransMRSR`, or
+            several where a moving average starts from the same weights.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: a file of something else, a prior that does not fit, a prior without centroids for a network that
-            truncates to them, or no centroids from anywhere. At the start, in one line.
+        FileNotFoundError: when the engine starts: there is no such file.
+        ValueError: when the engine starts: the file holds something else, the prior does not fit, or the network
+            truncates to centroids and there are none.
     """
 
     def __init__(self, path: str | None, network: torch.nn.Module | Sequence[torch.nn.Module]) -> None:
@@ -40,7 +41,7 @@ class PriorLoader:
         self.networks = ensure_tuple(network)
 
     def attach(self, engine: Engine) -> None:
-        """Load at the engine's start."""
+        """Load the prior at the engine's start."""
         engine.add_event_handler(Events.STARTED, self)
 
     def __call__(self, engine: Engine) -> None:
@@ -59,8 +60,6 @@ class PriorLoader:
                     f"{self.path}: a prior without centroids: cluster its latents first (the last step of bundle "
                     "transmrsr_prior), or train with truncation 'none' (configs/ablation_no_truncation.json)"
                 )
-            try:
+            with naming(self.path):
                 network.load_prior(content["model"], None if network.centroids is None else centroids)
-            except ValueError as error:
-                raise ValueError(f"{self.path}: {error}") from error
         logger.info("loaded prior %s", self.path)

@@ -1,4 +1,4 @@
-"""What a generator has learnt, to look at."""
+"""Generated images in TensorBoard, which show what a generator has learnt."""
 
 from __future__ import annotations
 
@@ -12,21 +12,19 @@ from medsr_monai.handlers.process_group import process_number
 
 __all__ = ["SampleGrid"]
 
+IMAGES, COLUMNS = 32, 8
+"""Number of images in a grid and in a row of it; a row is generated at a time."""
+
 
 class SampleGrid(TensorBoardHandler):
-    """Write a grid of generated images to TensorBoard, always from the same latents.
+    """Write a grid of 32 generated images to TensorBoard, always from the same latents. Only the first process writes.
 
     Args:
         network: latents [B, style_dim] -> images [B, C, H, W] in [0, 1], such as the moving average of a generator.
-        style_dim: channels of a latent.
-        log_dir: folder of the events.
-        count: images.
-        columns: images in a row.
-        interval: epochs between two grids.
-        seed: of the latents.
-        tag: name of the images.
-
-    Only the first process writes.
+        style_dim: number of channels of a latent.
+        log_dir: folder of TensorBoard's event files.
+        interval: number of epochs from one grid to the next.
+        seed: seed of the latents.
     """
 
     def __init__(
@@ -35,23 +33,18 @@ class SampleGrid(TensorBoardHandler):
         style_dim: int,
         log_dir: str = "./runs",
         *,
-        count: int = 32,
-        columns: int = 8,
         interval: int = 1,
         seed: int = 0,
-        tag: str = "samples",
     ) -> None:
         self.enabled = process_number() == 0
         if self.enabled:  # the writer makes its file at once
             super().__init__(log_dir=log_dir)
         self.network = network
-        self.latents = torch.randn(count, style_dim, generator=torch.Generator().manual_seed(seed))
-        self.columns = columns
+        self.latents = torch.randn(IMAGES, style_dim, generator=torch.Generator().manual_seed(seed))
         self.interval = interval
-        self.tag = tag
 
     def attach(self, engine: Engine) -> None:
-        """Write after every ``interval``-th epoch."""
+        """Write a grid after every ``interval``-th epoch."""
         if self.enabled:
             engine.add_event_handler(Events.EPOCH_COMPLETED(every=self.interval), self)
             engine.add_event_handler(Events.COMPLETED, lambda _: self.close())
@@ -59,6 +52,6 @@ class SampleGrid(TensorBoardHandler):
     @torch.no_grad()
     def __call__(self, engine: Engine) -> None:
         device = next(self.network.parameters()).device
-        images = [self.network(z.to(device)) for z in self.latents.split(self.columns)]
-        grid = make_grid(torch.cat(images).clamp(0, 1).cpu(), nrow=self.columns)
-        self._writer.add_image(self.tag, grid, engine.state.epoch)
+        images = [self.network(z.to(device)) for z in self.latents.split(COLUMNS)]
+        grid = make_grid(torch.cat(images).clamp(0, 1).cpu(), nrow=COLUMNS)
+        self._writer.add_image("samples", grid, engine.state.epoch)

@@ -1,4 +1,4 @@
-"""What weights were trained with: the JSON beside a checkpoint."""
+"""The JSON beside a checkpoint, which says what the weights were trained with."""
 
 from __future__ import annotations
 
@@ -13,10 +13,9 @@ from time import perf_counter
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from ignite.engine import Engine
 
-from medsr_monai.atomic import written_atomically
+from medsr_monai.handlers.process_group import process_count
 from medsr_monai.metrics.report import json_values
 from medsr_monai.records.sidecar import (
     INTENDED_USE,
@@ -28,25 +27,27 @@ from medsr_monai.records.sidecar import (
     source_record,
     versions,
 )
+from medsr_monai.weights.load import save_atomically
 from medsr_monai.weights.stated import METADATA
 
 __all__ = ["TrainingRecord", "extend_record"]
 
 FOLDERS = ("bundle_root", "ckpt_dir", "dataset_dir", "output_dir")
+"""Settings that name folders of this machine, which are not recorded."""
 
 
 class TrainingRecord:
-    """What a training consists of, gathered when it starts, and how far it has come, for the JSON beside its files.
+    """The record of a training for the JSON beside its files: what it consists of and how far it has come.
 
-    Files are named without the folder of the data, all others without any folder, and each is hashed once, at the
-    start. A resumed training goes on with the list of ``Runs`` of the file that it resumes from.
+    Everything is hashed once, when the training starts. Images are named relative to the folder of the data, all other
+    files without any folder. A resumed training goes on with the list of ``Runs`` of the file that it resumes from.
 
     Args:
         settings: the configuration's ids and their values, as a bundle's ``$__local_refs`` holds them when the
-            training starts: whatever an overlay or the command line has changed is among them. Those of the top level
-            are told: numbers, words and lists of these, the class of the loss, and files by name and sum.
-        files: data list of each part, such as ``training`` and ``validation``.
-        bundle_root: of the bundle, for its name and version.
+            training starts, with whatever an overlay or the command line has changed. Of the top level are recorded:
+            numbers, words and lists of these, the class of the loss, and files by name and checksum.
+        files: the data list of each part, such as ``training`` and ``validation``.
+        bundle_root: folder of the bundle, for its name and version; None leaves them out.
     """
 
     def __init__(
@@ -60,7 +61,7 @@ class TrainingRecord:
         self.started = 0.0
 
     def start(self, engine: Engine, resumed_from: Path | None = None) -> None:
-        """Hash the files and begin a run, after those that ``resumed_from`` tells of."""
+        """Hash the files and begin a run, which follows those in the JSON of the file ``resumed_from``."""
         self.runs = _earlier_runs(resumed_from)
         settings = _top_level(self.settings)
         named = {name: value for name, value in settings.items() if isinstance(value, str) and os.path.isfile(value)}
@@ -79,7 +80,7 @@ class TrainingRecord:
                 "Started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
                 "AfterEpoch": engine.state.epoch,
                 "Device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-                "Processes": dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1,
+                "Processes": process_count(),
                 "Threads": torch.get_num_threads(),
                 "Versions": versions(),
             }
@@ -87,10 +88,12 @@ class TrainingRecord:
 
     @contextlib.contextmanager
     def written(self, path: Path, engine: Engine, facts: Mapping[str, object]) -> Iterator[Path]:
-        """Give a temporary name to write ``path`` to; the JSON takes its name with it, see provenance.recorded.
+        """Give a temporary name to write ``path`` to; the file and its JSON take their names together.
 
         Args:
-            facts: to be told beside epoch, steps and seconds, plain values.
+            path: the weights file.
+            engine: the trainer.
+            facts: plain values that are recorded beside epoch, steps and seconds.
         """
         self.runs[-1]["Seconds"] = round(perf_counter() - self.started, 3)
         training = {
@@ -130,12 +133,11 @@ class TrainingRecord:
 
 
 def extend_record(path: str | os.PathLike, content: object, facts: Mapping[str, object]) -> None:
-    """Rewrite a weights file that a training wrote, and its JSON with further facts about the training."""
+    """Write new content to a weights file that a training wrote, and further facts about the training to its JSON."""
     path = Path(path)
     record = read_sidecar(path)
-    if record is None:  # weights of elsewhere
-        with written_atomically(path) as partial:
-            torch.save(content, partial)
+    if record is None:  # the weights come from elsewhere
+        save_atomically(content, path)
         return
     record["Training"] |= facts
     with recorded(path, record) as (partial,):
@@ -143,7 +145,7 @@ def extend_record(path: str | os.PathLike, content: object, facts: Mapping[str, 
 
 
 def _earlier_runs(path: Path | None) -> list[dict[str, Any]]:
-    """Runs by which a file came about, if its JSON is there and of this very file."""
+    """The runs that made a file, if its JSON is there and has the file's checksum."""
     record = None if path is None else read_sidecar(path)
     if record is None or record["Outputs"][0].get("SHA256") != sha256(path):
         return []
@@ -151,7 +153,7 @@ def _earlier_runs(path: Path | None) -> list[dict[str, Any]]:
 
 
 def _top_level(settings: Mapping[str, object]) -> dict[str, object]:
-    """Ids of the top level but those of folders, which are nobody else's business."""
+    """The settings of the top level but those that name folders."""
     return {name: value for name, value in settings.items() if not re.search("::|#", name) and name not in FOLDERS}
 
 

@@ -1,8 +1,8 @@
-"""Whether a super-resolved volume shows what its input shows, and what makes it do so.
+"""Consistency of a super-resolved volume with its input: how it is measured, and a projection that improves it.
 
-A volume x is consistent with its input y where D(x), the volume degraded again, is y. D is linear and separable, one
-matrix an axis (:func:`medsr_monai.transforms.degradation.sampling_matrix`), so that its singular vectors are at hand,
-and what iterative back-projection, x + D'(y - D(x)) again and again, comes to in the end can be computed at once.
+A volume x is consistent with its input y if D(x), the volume degraded again, is y. D is linear and separable, with one
+matrix for each axis (:func:`medsr_monai.transforms.sampling_matrix`). So its singular vectors are known,
+and the limit of iterative back-projection, x + D'(y - D(x)) again and again, is computed at once.
 """
 
 from __future__ import annotations
@@ -15,20 +15,26 @@ import torch
 from monai.data import MetaTensor
 from scipy.optimize import brentq
 
-from medsr_monai.transforms.degradation import METHODS, sampling_matrix
+from medsr_monai.transforms.point_spread import METHODS, PointSpread, sampling_matrix
 
 __all__ = ["DataConsistency", "Residual"]
 
 SLAB_VOXELS = 2**22
+"""Number of voxels of the output that are worked on at a time: 32 MiB in float64."""
 NEGLIGIBLE = 1e-6
-"""Singular values below this part of the largest one count as zero: what they carry, the degradation does not show."""
+"""Singular values below this share of the largest one count as zero, since the degradation removes what they carry."""
 MARGIN = 1e-4
-"""By which a residual ends below its bound, since the volume is rounded to float32."""
+"""Share of a bound by which the residual ends below it, which leaves room for rounding the volume to float32."""
 
 
 @dataclass(frozen=True)
 class Residual:
-    """Of D(x) - y: root mean square and largest absolute value, in the volumes' units."""
+    """The size of the residual D(x) - y, in the volumes' units.
+
+    Attributes:
+        rms: root mean square.
+        max: largest absolute value.
+    """
 
     rms: float
     max: float
@@ -37,32 +43,33 @@ class Residual:
 class DataConsistency:
     """Degrade super-resolved volumes again, compare them with their inputs, and project them onto these.
 
-    Every axis that has grown is degraded to the input's number of samples; the ratio need not be whole, since both
-    grids have the same outer faces. All is done slab by slab along an axis that has not grown.
+    Every axis that has grown is degraded to the input's number of samples. The ratio need not be whole, since both
+    grids have the same outer faces. Volumes are worked on slab by slab along an axis that has not grown.
 
     Memory: a few float64 copies of a slab of the output, and for `project` the result.
 
     Args:
-        method: of the degradation, see :func:`medsr_monai.transforms.degradation.sampling_matrix`.
-        fwhm: width of the Gaussian profile in fine samples; by default the thick sample's.
-        slab_voxels: voxels of the output in a slab, at least one slice.
+        method: degradation along every axis that has grown: a :class:`medsr_monai.transforms.PointSpread` or
+            its kind.
+        fwhm: width of the kind "gaussian" in fine samples; None takes that of the thick sample.
+        slab_voxels: number of voxels of the output in a slab, which is at least one slice.
 
     Raises:
-        ValueError: an unknown method.
+        ValueError: the method is unknown.
     """
 
-    def __init__(self, method: str, *, fwhm: float | None = None, slab_voxels: int = SLAB_VOXELS) -> None:
-        if method not in METHODS:
+    def __init__(self, method: str | PointSpread, *, fwhm: float | None = None, slab_voxels: int = SLAB_VOXELS) -> None:
+        if isinstance(method, str) and method not in METHODS:
             raise ValueError(f"degradation method is {method!r}, expected one of {', '.join(METHODS)}")
         self.method = method
         self.fwhm = fwhm
         self.slab_voxels = slab_voxels
 
     def grown(self, pred: torch.Tensor, image: torch.Tensor) -> list[int]:
-        """Tensor axes along which the output [C, X, Y, Z] has more samples than the input.
+        """Return the tensor axes along which the output [C, X, Y, Z] has more samples than the input.
 
         Raises:
-            ValueError: other channels, fewer samples than the input, or all axes have grown.
+            ValueError: the output has other channels or fewer samples than the input, or all axes have grown.
         """
         shapes = f"the output has the shape {tuple(pred.shape)}, the input {tuple(image.shape)}"
         if pred.ndim != image.ndim or pred.shape[0] != image.shape[0]:
@@ -75,7 +82,7 @@ class DataConsistency:
         return axes
 
     def residual(self, pred: torch.Tensor, image: torch.Tensor) -> Residual:
-        """Of an output [C, X, Y, Z] and its input, both in the same units."""
+        """Measure the residual of an output [C, X, Y, Z] and its input, both in the same units."""
         squares, largest = 0.0, 0.0
         for _, part, slab in self._slabs(pred, image):
             difference = self._degrade(slab, part.shape) - part
@@ -85,7 +92,7 @@ class DataConsistency:
         return Residual(float(np.sqrt(squares / image.numel())), largest)
 
     def residual_slice(self, pred: torch.Tensor, image: torch.Tensor, axis: int, number: int) -> torch.Tensor:
-        """One slice of D(x) - y in the input's grid, [C, X, Y, Z] with one sample along ``axis`` (1 to 3)."""
+        """Return a slice of D(x) - y in the input's grid: [C, X, Y, Z] with one sample along ``axis`` (1 to 3)."""
         thin = _plain(pred)
         if axis in self.grown(pred, image):
             row = self._matrix(pred.shape[axis], image.shape[axis])[number]
@@ -104,25 +111,27 @@ class DataConsistency:
         return self._degrade(thin, part.shape) - part
 
     def project(self, pred: torch.Tensor, image: torch.Tensor, bound: float) -> torch.Tensor:
-        """The volume nearest to ``pred`` (in the sense of least squares) whose residual's RMS is below a bound.
+        """Return the volume nearest to ``pred``, by least squares, whose residual's RMS is below a bound.
 
-        Where the true volume's residual, which is the input's noise, has at most this RMS, the result is never farther
-        from the true volume than ``pred``, since it is a projection onto a convex set that holds both: the PSNR cannot
-        fall. With the bound at the noise's RMS (Morozov's discrepancy principle) noise is not copied into the output.
+        The true volume's residual is the input's noise. If its RMS is below the bound, the result is never farther from
+        the true volume than ``pred``, since it is a projection onto a convex set that holds the true volume: the PSNR
+        cannot fall. With the bound at the noise's RMS (Morozov's discrepancy principle) noise is not copied into the
+        output.
 
         Parts of the input that no volume can show after the degradation, such as the highest frequency of ``kspace``,
         stay in the residual, which may then remain above the bound.
 
         Args:
-            pred: output [C, X, Y, Z], float; not changed.
+            pred: output [C, X, Y, Z] of floats, which is not changed.
             image: its input, in the same units.
-            bound: for the RMS of the residual over all voxels and channels, in these units; 0 for what rounding allows.
+            bound: bound of the residual's RMS over all voxels and channels, in these units; 0 means as small as
+                rounding allows.
 
         Returns:
             [C, X, Y, Z] with the type and the metadata of ``pred``, affine and outer corners as they were.
 
         Raises:
-            ValueError: a negative bound, or shapes that `grown` refuses.
+            ValueError: the bound is negative or infinite, or `grown` refuses the shapes.
         """
         if not 0 <= bound < np.inf:
             raise ValueError(f"bound is {bound}, expected 0 or more, in the input's units")
@@ -155,14 +164,14 @@ class DataConsistency:
         return sampling_matrix(size, small, self.method, self.fwhm)
 
     def _degrade(self, slab: torch.Tensor, shape: torch.Size) -> torch.Tensor:
-        """A slab of the output degraded to ``shape``."""
+        """Return a slab of the output degraded to ``shape``."""
         pairs = enumerate(zip(slab.shape, shape, strict=True))
         return _along(slab, {axis: self._matrix(*sizes) for axis, sizes in pairs if sizes[0] != sizes[1]})
 
     def _slabs(
         self, pred: torch.Tensor, image: torch.Tensor
     ) -> Iterator[tuple[tuple[slice, ...], torch.Tensor, torch.Tensor]]:
-        """Place of a slab, the input's part of it and the output's, both float64."""
+        """Yield the place of each slab, the input's part of it and the output's, both float64."""
         axes = self.grown(pred, image)
         along = max((a for a in range(1, pred.ndim) if a not in axes), key=lambda a: pred.shape[a])
         thickness = max(1, self.slab_voxels * pred.shape[along] // pred.numel())
@@ -180,29 +189,30 @@ def _like(volume: torch.Tensor, ref: torch.Tensor) -> torch.Tensor:
 
 
 def _along(volume: torch.Tensor, matrices: dict[int, torch.Tensor]) -> torch.Tensor:
-    """A volume multiplied by a matrix along each of some axes."""
+    """Multiply a volume by a matrix along each of some axes."""
     for axis, matrix in matrices.items():
         volume = torch.movedim(torch.movedim(volume, axis, -1) @ matrix.T, -1, axis)
     return volume
 
 
 def _singular_vectors(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Of a matrix [n, N]: left vectors [n, k], singular values [k] and right vectors [N, k], without the zero ones."""
+    """Return left vectors [n, k], nonzero singular values [k] and right vectors [N, k] of a matrix [n, N]."""
     left, values, right = torch.linalg.svd(matrix, full_matrices=False)
     kept = values > NEGLIGIBLE * values.max()
     return left[:, kept], values[kept], right[kept].T
 
 
 def _strength(squared: torch.Tensor, energy: torch.Tensor, total: float, allowed: float) -> float | None:
-    """Regularisation at which the residual's sum of squares is ``allowed``; None where it is smaller already.
+    """Return the regularisation at which the residual's sum of squares is ``allowed``; None if it is smaller already.
 
-    The nearest volume has the residual ``strength / (squared + strength)`` along each pair of singular vectors, by the
-    Lagrange multiplier of the bound; it grows with the strength, which is therefore found by bisection.
+    With the Lagrange multiplier of the bound, the nearest volume keeps the share ``strength / (squared + strength)`` of
+    the residual along each pair of singular vectors. It grows with the strength, which is therefore found as a root.
 
     Args:
         squared: squares of the singular values.
-        energy: the residual's squares by singular vectors, of the same shape.
-        total: all of the residual's squares.
+        energy: the residual's squares along the singular vectors, of the same shape.
+        total: the sum of all the residual's squares.
+        allowed: the sum that the result may have.
     """
     if total <= allowed:
         return None

@@ -1,4 +1,4 @@
-"""A 2D network in half precision, or compiled: what an inferer hands its slices to."""
+"""A 2D network in half precision or compiled, as inferers call it."""
 
 from __future__ import annotations
 
@@ -12,18 +12,20 @@ from medsr_monai.errors import is_out_of_memory
 __all__ = ["PRECISIONS", "FastNetwork", "check_compiler", "chosen_precision"]
 
 PRECISIONS = ("float32", "bfloat16", "float16")
+"""The precisions in which convolutions and matrix products may be computed."""
 GPU_PRECISION = "float16"
-"""By default on CUDA: of the two half precisions the one with the smaller error, which upscaling/README.md states."""
+"""The precision of ``auto`` on CUDA: of both half precisions the one with the smaller error (upscaling/README.md)."""
 SIZES = 64
-"""Sizes of slices that one process compiles for; torch's own limit of 8 is soon reached by a folder of volumes."""
+"""Number of sizes of slices that one process compiles for; a folder of volumes soon exceeds torch's limit of 8."""
 COMPILER_ERRORS = ("torch._dynamo", "torch._inductor")
+"""Modules of the errors that torch's compiler raises."""
 
 
 def chosen_precision(precision: str, device: torch.device | str) -> str:
-    """The precision that ``auto`` is on a device: float32, on CUDA float16; any other is returned as it is.
+    """Return the precision that ``auto`` means on a device: float16 on CUDA, else float32; others stay as they are.
 
     Raises:
-        ValueError: unknown precision.
+        ValueError: the precision is unknown.
     """
     if precision not in ("auto", *PRECISIONS):
         raise ValueError(f"precision is {precision!r}, expected auto, {', '.join(PRECISIONS)}")
@@ -33,24 +35,24 @@ def chosen_precision(precision: str, device: torch.device | str) -> str:
 
 
 class FastNetwork:
-    """A network under autocast, compiled if wanted, called with images [B, C, H, W].
+    """A network under autocast and, if wanted, compiled, that is called with images [B, C, H, W].
 
     Autocast lowers the precision of convolutions and matrix products, not of normalisation and softmax, and leaves the
-    weights as they are. Compiling takes minutes for the first batch of each size of slices in a process, less where an
-    earlier process has left torch's cache on disk; so that a last, smaller batch needs no compiling of its own, it is
-    filled up with its last image, and the result is cut again. On CUDA the compiled network is replayed as a CUDA
+    weights as they are. Compiling takes minutes for the first batch of each size of slices in a process, and less if an
+    earlier process has left torch's cache on disk. A last, smaller batch is filled up with its last image, so that it
+    needs no compiling of its own, and the result is cut again. On CUDA the compiled network is replayed as a CUDA
     graph; this is unmeasured, for want of a GPU.
 
     Args:
-        network: [B, C, H, W] to [B, C', H', W']. Of one whose attribute ``exchange_format`` is ``onnx`` the precision
-            is its file's, and none with this attribute is compiled.
+        network: [B, C, H, W] -> [B, C', H', W']. A network with an attribute ``exchange_format`` is not compiled, and
+            one whose format is ``onnx`` computes in the precision of its file.
         precision: float32, bfloat16, float16 or auto, see :func:`chosen_precision`.
-        compile: call ``torch.compile``.
-        device: of the images.
+        compile: whether ``torch.compile`` is called.
+        device: device of the images.
 
     Raises:
-        ValueError: unknown precision; one or compiling asked of a network that has none to give; by a call or at once,
-            no compiler that works.
+        ValueError: the precision is unknown, the network has no other precision or cannot be compiled, or, also when
+            called, no compiler works here.
     """
 
     def __init__(
@@ -82,7 +84,7 @@ class FastNetwork:
             self.network = torch.compile(network, dynamic=False, mode=mode)
 
     def __call__(self, images: torch.Tensor, *args: object, batch: int | None = None, **kwargs: object) -> torch.Tensor:
-        """The network's output; ``batch``: the number of images for which a compiled network is compiled."""
+        """Return the network's output; ``batch`` is the number of images for which a compiled network is compiled."""
         count = images.shape[0]
         filled = self.compile and batch is not None and count < batch
         if filled:
@@ -100,10 +102,10 @@ class FastNetwork:
 
 
 def check_compiler(device: torch.device | str = "cpu") -> None:
-    """Compile a line of nothing, to know before any work whether torch.compile works here.
+    """Compile a trivial function, which tells before any work whether torch.compile works here.
 
     Raises:
-        ValueError: it does not, and what to do.
+        ValueError: it does not; the text says what to do.
     """
     with torch.inference_mode(), _compiler_errors():
         torch.compile(_line)(torch.zeros(8, device=device))
@@ -115,7 +117,7 @@ def _line(x: torch.Tensor) -> torch.Tensor:
 
 @contextlib.contextmanager
 def _compiler_errors() -> Iterator[None]:
-    """What torch's compiler raises, in words for users; memory that has run out is left to who can save some."""
+    """Put errors of torch's compiler into words for users; out-of-memory errors pass, since callers can save memory."""
     try:
         yield
     except Exception as error:

@@ -1,4 +1,4 @@
-"""Images from latents, with truncation."""
+"""Images generated from latents, with truncation."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ class TruncationInferer(Inferer):
     """Generate images whose style latents are drawn towards their mean: fewer odd images, less variety.
 
     Args:
-        psi: 1 leaves the latents as they are, 0 gives the image of the mean latent for all.
-        mean_latents: random latents of which the mean is taken.
-        seed: of these.
+        psi: from 0, which gives the image of the mean latent for all, to 1, which leaves the latents as they are.
+        mean_latents: number of random latents of which the mean is taken.
+        seed: seed of these random latents.
 
     Raises:
         ValueError: psi is not in [0, 1].
@@ -34,8 +34,8 @@ class TruncationInferer(Inferer):
         """Generate images from latents z [B, style_dim].
 
         Args:
-            inputs: normal latents.
-            network: with ``forward(z, psi, centre)`` and ``mean_latent(count, generator)``, such as
+            inputs: latents drawn from N(0, I).
+            network: a generator with ``forward(z, psi, centre)`` and ``mean_latent(count, generator)``, such as
                 :class:`medsr_monai.networks.StyleSwinGenerator`.
         """
         if self.psi == 1:

@@ -1,7 +1,8 @@
-"""Slice-by-slice inference in an anatomical plane."""
+"""Inference slice by slice in an anatomical plane."""
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Callable, Sequence
 
@@ -12,6 +13,7 @@ from monai.utils import BlendMode, PytorchPadMode
 
 from medsr_monai.errors import is_out_of_memory
 from medsr_monai.inferers.fast_network import FastNetwork, chosen_precision
+from medsr_monai.inferers.plan import InferencePlan, SlicePass
 from medsr_monai.inferers.slice_batches import enlarge_slices
 from medsr_monai.transforms.geometry import PLANES, plane_axis, sharp_plane
 
@@ -20,41 +22,43 @@ __all__ = ["PlaneInferer"]
 logger = logging.getLogger(__name__)
 
 WHOLE_SLICES = (-1, -1)
+"""The ``roi_size`` that stands for whole slices."""
 MEMORY_TILES = (128, 128)
-"""Tiles taken when not even one slice fits into memory."""
+"""Rows and columns of the tiles that are taken when not even one slice fits into memory."""
 
 
 class PlaneInferer(SliceInferer):
-    """Run a 2D network on the slices of a volume, the plane named by anatomy instead of by array axis.
+    """Run a 2D network on the slices of a volume in a plane that is named by anatomy instead of by array axis.
 
-    Whole slices by default, which leaves no seams. Slices are batched; a batch that does not fit into memory is halved
-    until it fits, also for the volumes that follow, and where not even one slice does, the slices of this volume are
-    tiled, each time with a warning.
-    The result differs between batch sizes by less than 1e-5 of the output's range (measured: 3e-7; the order of float32
-    sums changes with the batch), and is bit-identical for the same batch size.
+    By default slices are whole, which leaves no seams. They go through the network in batches. A batch that does not
+    fit into memory is halved until it fits, also for the volumes that follow; if not even one slice fits, the slices of
+    this volume are tiled. There is a warning each time. The result is bit-identical for the same batch size, and
+    differs between batch sizes by less than 1e-5 of the output's range (3e-7 was measured), because the order of
+    float32 sums changes with the batch.
 
-    Memory: the output, and the activations of one slice batch; of tiles also a count map of the output's size (of one
-    channel).
+    Memory: the output and the activations of one batch of slices; with tiles also a count map of the output's size for
+    one channel.
 
     Args:
         plane: ``sagittal``, ``coronal``, ``axial``, or ``auto`` for the plane with the finest pixels by voxel size
             (axial where voxels are isotropic).
-        sw_batch_size: slices per batch.
-        roi_size: (-1, -1) for whole slices. Smaller tiles save memory and leave seams, never larger than the network's
-            own error at a tile's border, which blending does not remove. With overlap 0.5 and tiles of 64 or 128
-            pixels, measured in parts of the output's range: 0.1 % for bicubic, 0.4 % for bicubic plus a tenth of
-            untrained zero-padded convolutions, a third for these alone (see ``tests/inferers``).
-        overlap: of neighbouring tiles; only for tiles.
-        through: plane in which thick slices were acquired, for networks with a scale per axis: slices are handed to
-            the network with the thick axis last, as ``scale=[1, 4]`` expects. None keeps the volume's axis order.
+        sw_batch_size: number of slices in a batch.
+        roi_size: rows and columns of tiles, or (-1, -1) for whole slices. Tiles save memory and leave seams, which
+            blending does not remove but which are never larger than the network's own error at a tile's border. With
+            overlap 0.5 and tiles of 64 or 128 pixels they measured 0.1 % of the output's range for bicubic
+            interpolation, 0.4 % for it plus a tenth of untrained zero-padded convolutions, and a third for these alone
+            (see ``tests/inferers``).
+        overlap: share of a tile by which neighbouring tiles overlap.
+        through: plane in which thick slices were acquired, for networks with a scale for each axis: they get slices
+            with the thick axis last, as ``scale=[1, 4]`` expects. None keeps the volume's order of axes.
         precision, compile: see :class:`medsr_monai.inferers.FastNetwork`.
-        progress: show a progress bar with the time left.
-        sw_device, device: where windows are computed and where the output is gathered; None for the input's device. On
-            a GPU, of which this is unmeasured, an output of whole slices that does not fit is gathered in main memory.
+        progress: whether a bar with the time left is shown.
+        sw_device, device: devices on which slices are computed and the output is gathered; None for the input's. An
+            output of whole slices that does not fit on a GPU is gathered in main memory, which has not been measured.
 
     Raises:
-        ValueError: for unknown planes or precisions, or ``through`` equal to the plane that is cut.
-        MemoryError: by a call, where not even tiles fit into memory.
+        ValueError: a plane or the precision is unknown, or ``through`` is the plane that is cut.
+        MemoryError: when called: not even tiles fit into memory.
     """
 
     def __init__(
@@ -96,13 +100,16 @@ class PlaneInferer(SliceInferer):
             progress=progress,
         )
 
+    takes_pictures = True
+    """2D images are volumes of one slice."""
+
     @property
     def slices(self) -> PlaneInferer:
         """The part that cuts volumes into slices: itself, as other inferers name theirs."""
         return self
 
     def resolve(self, affine: torch.Tensor, shape: Sequence[int] | None = None) -> str:
-        """Plane that a volume with this 4x4 affine and shape is cut in."""
+        """Return the plane in which a volume with this 4x4 affine and shape (X, Y, Z) is cut."""
         if self.plane != "auto":
             return self.plane
         plane = sharp_plane(affine, shape)
@@ -110,16 +117,35 @@ class PlaneInferer(SliceInferer):
             return plane
         return next(name for name in PLANES if name != self.through)
 
-    def planes(self, image: MetaTensor) -> list[str]:
-        """Planes whose slices the network sees of a volume [C, X, Y, Z]."""
-        return [self.resolve(image.affine, image.shape[1:])]
+    def plan(self, affine: torch.Tensor, shape: Sequence[int], scale: Sequence[int] = (1, 1)) -> InferencePlan:
+        """What will be done to a volume with this 4x4 affine and shape (X, Y, Z).
 
-    def describe(self, image: MetaTensor) -> str:
-        """What will be done to a volume [C, X, Y, Z], in words."""
-        return f"plane {self.resolve(image.affine, image.shape[1:])}{' (auto)' if self.plane == 'auto' else ''}"
+        Args:
+            scale: by which the network enlarges rows and columns of a slice.
+        """
+        shape = tuple(int(n) for n in shape)
+        plane = self.resolve(affine, shape)
+        across, rows, columns = self.axes(affine, shape)
+        new_shape = list(shape)
+        new_shape[rows] *= scale[0]
+        new_shape[columns] *= scale[1]
+        seen = SlicePass(plane, across, shape[across], shape[rows], shape[columns])
+        sentence = f"plane {plane}{' (auto)' if self.plane == 'auto' else ''}"
+        return InferencePlan(shape, tuple(new_shape), (seen,), sentence, tiled=self.tiled)
+
+    @property
+    def tiled(self) -> bool:
+        """Whether slices are computed in tiles."""
+        return min(self.orig_roi_size) > 0
+
+    def of_plane(self, plane: str, image: MetaTensor) -> PlaneInferer:
+        """A copy that cuts parts of a volume in a plane that was chosen for the whole; it shows no progress."""
+        fixed = copy.copy(self)
+        fixed.plane, fixed.progress = plane, False
+        return fixed
 
     def axes(self, affine: torch.Tensor, shape: Sequence[int] | None = None) -> tuple[int, int, int]:
-        """Array axes as (across the slices, slice rows, slice columns)."""
+        """Return three array axes: the one across the slices, that of their rows and that of their columns."""
         across = plane_axis(affine, self.resolve(affine, shape))
         rows, columns = (axis for axis in range(3) if axis != across)
         if self.through is not None and plane_axis(affine, self.through) == rows:
@@ -132,12 +158,12 @@ class PlaneInferer(SliceInferer):
         """Super-resolve a batch of volumes.
 
         Args:
-            inputs: ``MetaTensor`` [N, C, X, Y, Z], one affine for the batch; a plain tensor counts as RAS, 1 mm.
-            network: [B, C, H, W] to [B, C', H * sh, W * sw], integer factors.
+            inputs: ``MetaTensor`` [N, C, X, Y, Z] of volumes that are cut alike; a plain tensor counts as RAS, 1 mm.
+            network: [B, C, H, W] -> [B, C', H * sh, W * sw] with whole factors.
 
         Returns:
-            [N, C', X', Y', Z'], axes in the order of the input, on ``device``, with the input's metadata (its affine
-            is that of the input: :class:`medsr_monai.transforms.geometry.MatchCornersd` mends it).
+            [N, C', X', Y', Z'] on ``device``, with axes in the order of the input and the input's metadata. The affine
+            is the input's, too, which :class:`medsr_monai.transforms.geometry.MatchCornersd` corrects.
         """
         affine = torch.eye(4)
         if isinstance(inputs, MetaTensor):
@@ -153,10 +179,10 @@ class PlaneInferer(SliceInferer):
         return MetaTensor(out).copy_meta_from(inputs) if isinstance(inputs, MetaTensor) else out
 
     def prepare(self, network: Callable[..., torch.Tensor], device: torch.device | str) -> FastNetwork:
-        """What slices on a device are handed to, made once for a network; a call does this, too.
+        """Return what is called with slices on a device; it is made once for a network, also by a call.
 
         Raises:
-            ValueError: see :class:`FastNetwork`.
+            ValueError: see :class:`medsr_monai.inferers.FastNetwork`.
         """
         wanted = (network, torch.device(device))
         if self._prepared is None or self._prepared_of != wanted:
@@ -192,7 +218,7 @@ class PlaneInferer(SliceInferer):
             self.orig_roi_size, self.mode = tiles, mode
 
     def _save_memory(self, error: Exception) -> None:
-        """Take fewer slices at a time, then tiles; raise a MemoryError in words for users if that was done already."""
+        """Take fewer slices at a time, then tiles; if both was done already, raise a MemoryError in words for users."""
         if self.sw_batch_size > 1:
             self.sw_batch_size //= 2
             logger.warning("out of memory: going on with %d slices at a time", self.sw_batch_size)

@@ -1,8 +1,7 @@
-"""Volumes super-resolved a few slices at a time, for outputs that are too large for the memory."""
+"""Inference a few slices at a time, for outputs that are too large for the memory."""
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -12,7 +11,6 @@ from tqdm import tqdm
 
 from medsr_monai.inferers.plane import PlaneInferer
 from medsr_monai.inferers.through_plane import ThroughPlaneInferer
-from medsr_monai.transforms.geometry import plane_axis
 
 __all__ = ["Slab", "slab_passes"]
 
@@ -21,9 +19,9 @@ class Slab(NamedTuple):
     """Some slices of an inferer's output.
 
     Attributes:
-        axis: array axis, 0 to 2, along which slabs follow each other.
-        start: place of its first slice along this axis.
-        pred: [C', X', Y', Z'], whole along the other axes.
+        axis: the array axis, 0 to 2, along which slabs follow each other.
+        start: position of the slab's first slice along this axis.
+        pred: the slab [C', X', Y', Z'], which is whole along the other axes.
     """
 
     axis: int
@@ -37,47 +35,38 @@ def slab_passes(
     network: Callable[..., torch.Tensor],
     device: torch.device | str = "cpu",
 ) -> list[Iterator[Slab]]:
-    """What an inferer makes of a volume, slab by slab: one iterator for each plane, whose mean is the output.
+    """Return an iterator over the slabs of an inferer's output for each plane; the mean of the planes is the output.
 
-    A slab is a slice batch. The network sees the same batches as when the inferer is called with the whole volume. In a
-    plane the output is bit-identical; through it, interpolation adds up in another order, which float32 rounds (below
-    1e-6 of the range). Where memory runs out the inferer learns it, as it does for whole volumes.
+    A slab is a batch of slices. The network gets the same batches as when the inferer is called with the whole volume.
+    The output of a PlaneInferer is bit-identical. In that of a ThroughPlaneInferer interpolation adds up in another
+    order, which float32 rounds (below 1e-6 of the range). If memory runs out, the inferer takes fewer slices from then
+    on, as it does for whole volumes.
 
     Args:
-        inferer: in one plane, or through it.
-        image: [C, X, Y, Z].
-        network: see the inferer.
-        device: where the network is; slabs are brought to the CPU.
+        inferer: the inferer.
+        image: the volume [C, X, Y, Z].
+        network: the network, see the inferer.
+        device: device of the network; slabs are brought to the CPU.
 
     Raises:
-        ValueError, MemoryError: as calling the inferer does.
+        ValueError, MemoryError: what the inferer raises when called.
     """
-    if not isinstance(inferer, ThroughPlaneInferer):
-        fixed = copy.copy(inferer)
-        fixed.plane = inferer.resolve(image.affine, image.shape[1:])  # that of the volume, not of a slab
-        fixed.progress = False
-        return [_slabs(fixed, fixed, inferer, fixed.plane, image, network, device)]
     plan = inferer.plan(image.affine, image.shape[1:])
-    passes = []
-    for plane in plan.planes:
-        fixed = copy.copy(inferer)
-        fixed.thick_axis, fixed.refine = plan.thick_axis, plane
-        fixed.slices = copy.copy(inferer.slices)
-        fixed.slices.progress = False
-        passes.append(_slabs(fixed, fixed.slices, inferer.slices, plane, image, network, device))
-    return passes
+    return [
+        _slabs(inferer.of_plane(one.plane, image), inferer.slices, one.axis, image, network, device)
+        for one in plan.passes
+    ]
 
 
 def _slabs(
     inferer: PlaneInferer | ThroughPlaneInferer,
-    slices: PlaneInferer,
     learner: PlaneInferer,
-    plane: str,
+    axis: int,
     image: MetaTensor,
     network: Callable[..., torch.Tensor],
     device: torch.device | str,
 ) -> Iterator[Slab]:
-    axis = plane_axis(image.affine, plane)
+    slices = inferer.slices
     count, start = image.shape[axis + 1], 0
     slices.sw_batch_size = learner.sw_batch_size
     with tqdm(total=count, unit="slice", disable=not learner.progress) as bar:

@@ -1,10 +1,10 @@
-"""Thick slices made thin: interpolation across them, and a 2D network on the slices that contain the thick axis."""
+"""Makes thick slices thin: interpolation across them, and a 2D network on the slices that contain the thick axis."""
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from monai.inferers import Inferer
 from monai.utils import ensure_tuple_rep
 
 from medsr_monai.inferers.fast_network import FastNetwork
+from medsr_monai.inferers.plan import InferencePlan, SlicePass
 from medsr_monai.inferers.plane import WHOLE_SLICES, PlaneInferer
 from medsr_monai.transforms.geometry import (
     AXES,
@@ -28,28 +29,7 @@ from medsr_monai.transforms.geometry import (
 )
 from medsr_monai.transforms.interpolation import resample
 
-__all__ = ["ThroughPlaneInferer", "ThroughPlanePlan"]
-
-
-@dataclass(frozen=True)
-class ThroughPlanePlan:
-    """What is done to one volume.
-
-    Attributes:
-        thick_axis: left-right, posterior-anterior or inferior-superior.
-        array_axis: the array axis nearest to it, 0 to 2.
-        planes: whose slices the network refines; their results are averaged.
-        size, edge: slices of the input and their thickness in mm.
-        new_size, new_edge: of the output; ``new_size * new_edge`` is ``size * edge``.
-    """
-
-    thick_axis: str
-    array_axis: int
-    planes: tuple[str, ...]
-    size: int
-    edge: float
-    new_size: int
-    new_edge: float
+__all__ = ["ThroughPlaneInferer"]
 
 
 class ThroughPlaneInferer(Inferer):
@@ -72,17 +52,20 @@ class ThroughPlaneInferer(Inferer):
     Args:
         thick_axis: ``left-right``, ``posterior-anterior``, ``inferior-superior``, or ``auto`` for the axis of the
             longest voxel edge (see :func:`medsr_monai.transforms.geometry.thick_axis`).
-        target_spacing: slice thickness wanted, in mm; None for the smaller one of the other two voxel edges.
-        refine: ``both`` planes that contain the thick axis, averaged, or one of them by name (half the time).
+        target_spacing: wanted slice thickness in mm; None for the smaller one of the other two voxel edges.
+        refine: ``both`` for the mean of the two planes that contain the thick axis, or one of them by name, which takes
+            half the time.
         sw_batch_size, roi_size, overlap: see :class:`PlaneInferer`.
-        scale: of the network.
-        force: take volumes whose slices are less than THICK_RATIO times as thick as the target, too.
+        scale: scale of the network, 1 or [1, k].
+        force: whether volumes are taken whose slices are less than THICK_RATIO times as thick as the target.
         precision, compile, progress, sw_device, device: see :class:`PlaneInferer`.
 
     Raises:
-        ValueError: an unknown axis or plane, a plane across the thick axis, a target that is no positive number, or a
-            scale that is neither 1 nor [1, k].
+        ValueError: the axis or plane is unknown, the plane runs across the thick axis, the target is no positive
+            number, or the scale is neither 1 nor [1, k].
     """
+
+    takes_pictures = False
 
     def __init__(
         self,
@@ -133,12 +116,17 @@ class ThroughPlaneInferer(Inferer):
             device=device,
         )
 
-    def plan(self, affine: np.ndarray | torch.Tensor, shape: Sequence[int]) -> ThroughPlanePlan:
+    def plan(
+        self, affine: np.ndarray | torch.Tensor, shape: Sequence[int], scale: Sequence[int] | None = None
+    ) -> InferencePlan:
         """What will be done to a volume with this 4x4 affine and shape (X, Y, Z).
 
+        Args:
+            scale: that of the network is known here already; the argument is that of :class:`PlaneInferer`.
+
         Raises:
-            ValueError: no thick axis, or two, and none named; slices not thick enough for the target; a plane to refine
-                that does not contain the thick axis.
+            ValueError: no thick axis is named and the volume has none or two, its slices are not thick enough for the
+                target, or the plane to refine does not contain the thick axis.
         """
         axis_name = self.thick_axis
         if axis_name == "auto":
@@ -157,25 +145,41 @@ class ThroughPlaneInferer(Inferer):
                 f"{voxels}, below {THICK_RATIO:g} times the target spacing of {target:.3g} mm: nothing to do, "
                 "unless you give --force"
             )
-        return ThroughPlanePlan(axis_name, axis, planes, size, edge, new_size, size * edge / new_size)
+        shape = tuple(int(n) for n in shape)
+        new_shape = tuple(new_size if a == axis else n for a, n in enumerate(shape))
+        seen = new_shape if self.factor == 1 else shape
+        passes = []
+        for plane in planes:
+            across, rows, columns = PlaneInferer(plane, through=PLANE_ACROSS[axis_name]).axes(affine, seen)
+            passes.append(SlicePass(plane, across, seen[across], seen[rows], seen[columns]))
+        work = "refined" if self.factor == 1 else f"made x{self.factor} by the network"
+        new_edge = size * edge / new_size
+        sentence = (
+            f"thick axis {axis_name}{' (auto)' if self.thick_axis == 'auto' else ''}: {size} slices of {edge:.3g} mm "
+            f"become {new_size} of {new_edge:.4g} mm, {work} in {' and '.join(planes)} slices"
+        )
+        return InferencePlan(
+            *(shape, new_shape, tuple(passes), sentence),
+            volumes=1 + len(planes),
+            tiled=self.slices.tiled,
+            thick_axis=axis_name,
+            array_axis=axis,
+            edge=edge,
+            new_edge=new_edge,
+            interpolated=self.factor == 1,
+        )
 
     def prepare(self, network: Callable[..., torch.Tensor], device: torch.device | str) -> FastNetwork:
         """See :meth:`PlaneInferer.prepare`."""
         return self.slices.prepare(network, device)
 
-    def planes(self, image: MetaTensor) -> list[str]:
-        """Planes whose slices the network sees of a volume [C, X, Y, Z]; raises the errors of :meth:`plan`."""
-        return list(self.plan(image.affine, image.shape[1:]).planes)
-
-    def describe(self, image: MetaTensor) -> str:
-        """What will be done to a volume [C, X, Y, Z], in words; raises the errors of :meth:`plan`."""
-        plan = self.plan(image.affine, image.shape[1:])
-        work = "refined" if self.factor == 1 else f"made x{self.factor} by the network"
-        return (
-            f"thick axis {plan.thick_axis}{' (auto)' if self.thick_axis == 'auto' else ''}: "
-            f"{plan.size} slices of {plan.edge:.3g} mm become {plan.new_size} of {plan.new_edge:.4g} mm, "
-            f"{work} in {' and '.join(plan.planes)} slices"
-        )
+    def of_plane(self, plane: str, image: MetaTensor) -> ThroughPlaneInferer:
+        """A copy that refines parts of a volume [C, X, Y, Z] in a plane chosen for the whole; it shows no progress."""
+        fixed = copy.copy(self)
+        fixed.thick_axis, fixed.refine = self.plan(image.affine, image.shape[1:]).thick_axis, plane
+        fixed.slices = copy.copy(self.slices)
+        fixed.slices.progress = False
+        return fixed
 
     def __call__(
         self, inputs: torch.Tensor, network: Callable[..., torch.Tensor], *args: object, **kwargs: object
@@ -183,16 +187,17 @@ class ThroughPlaneInferer(Inferer):
         """Refine a batch of volumes.
 
         Args:
-            inputs: ``MetaTensor`` [N, C, X, Y, Z], voxels alike in the whole batch.
-            network: [B, C, H, W] to [B, C', H, W * k], with the k of ``scale``; the thick axis runs along W.
+            inputs: ``MetaTensor`` [N, C, X, Y, Z], whose voxels are alike in the whole batch.
+            network: [B, C, H, W] -> [B, C', H, W * k], with the k of ``scale``; the thick axis runs along W.
 
         Returns:
-            [N, C', X', Y', Z'], axes in the order of the input, larger along the thick axis only, with the input's
-            metadata (its affine is that of the input: :class:`medsr_monai.transforms.geometry.MatchCornersd` mends it).
+            [N, C', X', Y', Z'], larger along the thick axis only, with axes in the order of the input and the input's
+            metadata. The affine is the input's, too, which :class:`medsr_monai.transforms.geometry.MatchCornersd`
+            corrects.
 
         Raises:
-            ValueError: see :meth:`plan`; a plain tensor; volumes of one batch that differ in their voxels; a network of
-                another scale.
+            ValueError: see :meth:`plan`; or the input is a plain tensor, the volumes of a batch differ in their voxels,
+                or the network is of another scale.
         """
         if not isinstance(inputs, MetaTensor):
             raise ValueError("the volume has no affine, by which the thick axis is found: give a MetaTensor")
@@ -219,13 +224,13 @@ class ThroughPlaneInferer(Inferer):
     def _refine(
         self,
         volume: MetaTensor,
-        plan: ThroughPlanePlan,
+        plan: InferencePlan,
         plane: str,
         network: Callable[..., torch.Tensor],
         *args,
         **kwargs,
     ) -> torch.Tensor:
-        """The network's output on the slices of one plane, in the grid that the network makes."""
+        """Return the network's output on the slices of one plane, in the grid that the network makes."""
         # one object for all planes and volumes: it has learnt how many slices fit into memory
         self.slices.plane, self.slices.through = plane, PLANE_ACROSS[plan.thick_axis]
         refined = self.slices(volume, network, *args, **kwargs).as_tensor()
@@ -240,7 +245,7 @@ class ThroughPlaneInferer(Inferer):
 
 
 def _planes(axis_name: str, refine: str) -> tuple[str, ...]:
-    """Planes to be refined, all of which contain the axis."""
+    """Return the planes that are refined, all of which contain the axis."""
     across = PLANE_ACROSS[axis_name]
     planes = tuple(plane for plane in PLANES if plane != across)
     if refine == across:

@@ -10,7 +10,7 @@ class WassersteinGeneratorLoss(nn.Module):
     """The generator's -mean(D(fake)), the ``g_loss_function`` of AdversarialTrainer.
 
     Args:
-        weight: factor, relative to the reconstruction loss that the trainer adds.
+        weight: factor of the loss, relative to the reconstruction loss that the trainer adds.
     """
 
     def __init__(self, weight: float = 1.0) -> None:
@@ -18,7 +18,7 @@ class WassersteinGeneratorLoss(nn.Module):
         self.weight = weight
 
     def forward(self, fake_logits: Tensor) -> Tensor:
-        """Loss for the critic's values [B, ...] of the generated images."""
+        """Return the loss for the critic's values [B, ...] of the generated images."""
         return -self.weight * fake_logits.mean()
 
 
@@ -26,7 +26,7 @@ class WassersteinDiscriminatorLoss(nn.Module):
     """The critic's mean(D(fake)) - mean(D(real)), the ``d_loss_function`` of AdversarialTrainer."""
 
     def forward(self, real_logits: Tensor, fake_logits: Tensor) -> Tensor:
-        """Loss for the critic's values [B, ...] of the real and of the generated images."""
+        """Return the loss for the critic's values [B, ...] of the real and of the generated images."""
         return fake_logits.mean() - real_logits.mean()
 
 
@@ -34,10 +34,10 @@ class GradientPenaltyLoss(nn.Module):
     """The critic's weight * mean((|grad D(x)| - 1)^2) at points x between generated and real images (equation 3).
 
     |grad D(x)| is the Euclidean norm over all pixels and channels of one image. The critic must not mix the images of a
-    batch, so no batch normalisation.
+    batch, so it must not have batch normalisation.
 
     Args:
-        weight: lambda of the paper.
+        weight: factor of the penalty, lambda of the paper and 10 there.
     """
 
     def __init__(self, weight: float = 10.0) -> None:
@@ -45,15 +45,15 @@ class GradientPenaltyLoss(nn.Module):
         self.weight = weight
 
     def forward(self, network: nn.Module, real: Tensor, fake: Tensor, mix: Tensor) -> Tensor:
-        """Penalty of the critic ``network`` at (1 - mix) * fake + mix * real.
+        """Return the penalty of the critic ``network`` at (1 - mix) * fake + mix * real.
 
         Args:
-            network: image -> values [B, ...], of which each image's are summed.
+            network: critic, images -> values [B, ...]; the values of an image are summed.
             real, fake: images [B, C, H, W]; gradients reach neither.
             mix: one number in [0, 1] for each image, [B].
 
         Raises:
-            ValueError: images of different shapes, or another number of mixes.
+            ValueError: the images differ in shape, or there is not one mix for each.
         """
         if real.shape != fake.shape or mix.shape != real.shape[:1]:
             shapes = ", ".join(f"{n} is {tuple(t.shape)}" for n, t in (("real", real), ("fake", fake), ("mix", mix)))

@@ -1,4 +1,4 @@
-"""What losses have in common that look at images through a trained network."""
+"""The common part of losses that compare images through a trained network."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from torch import Tensor, nn
 class FrozenPriorLoss(nn.Module):
     """Compare two images by what a network makes of them; the network is never changed.
 
-    Its weights ask for no gradients from here on, and it is in eval mode whenever it is used, whatever `train()` is
-    called, so that running statistics stay too. Subclasses say in `compare` what is compared.
+    From here on its weights ask for no gradients, and it is in eval mode whenever it is used, whoever calls `train()`,
+    so that its running statistics stay as they are. Subclasses say in `compare` what is compared.
 
     Args:
-        network: the prior.
+        network: the trained network, called a prior.
 
     Raises:
-        ValueError: images of different shapes.
+        ValueError: when called: the images differ in shape.
     """
 
     def __init__(self, network: nn.Module) -> None:

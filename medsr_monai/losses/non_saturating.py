@@ -1,4 +1,4 @@
-"""What StyleSwin's generator and discriminator minimise (arXiv 2112.10762, section 4.1; R1: arXiv 1801.04406)."""
+"""The losses of StyleSwin's generator and discriminator (arXiv 2112.10762, section 4.1; R1: arXiv 1801.04406)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class NonSaturatingGeneratorLoss(nn.Module):
     """The generator's mean softplus(-D(fake)), minus the log of the probability that a fake is taken for real."""
 
     def forward(self, fake_logits: Tensor) -> Tensor:
-        """Loss for the discriminator's logits [B, ...] of the generated images."""
+        """Return the loss for the discriminator's logits [B, ...] of the generated images."""
         return F.softplus(-fake_logits).mean()
 
 
@@ -21,7 +21,7 @@ class NonSaturatingDiscriminatorLoss(nn.Module):
     """The discriminator's mean softplus(-D(real)) + mean softplus(D(fake)): its binary cross entropy."""
 
     def forward(self, real_logits: Tensor, fake_logits: Tensor) -> Tensor:
-        """Loss for the discriminator's logits [B, ...] of the real and of the generated images."""
+        """Return the loss for the discriminator's logits [B, ...] of the real and of the generated images."""
         return F.softplus(-real_logits).mean() + F.softplus(fake_logits).mean()
 
 
@@ -29,7 +29,7 @@ class R1Penalty(nn.Module):
     """The discriminator's gamma / 2 * mean |grad D(x)|^2 at real images x.
 
     Args:
-        gamma: strength; the authors take 10, and 5 for churches and aligned faces of celebrities.
+        gamma: strength of the penalty; the authors take 10, and 5 for churches and aligned faces of celebrities.
     """
 
     def __init__(self, gamma: float = 10.0) -> None:
@@ -37,12 +37,12 @@ class R1Penalty(nn.Module):
         self.gamma = gamma
 
     def forward(self, network: nn.Module, real: Tensor) -> Tensor:
-        """Penalty of the discriminator ``network`` at ``real`` [B, C, H, W]; every weight gets a gradient, if only 0.
+        """Return the penalty of the discriminator ``network`` at ``real``; every weight gets a gradient, if only 0.
 
         Args:
-            network: images -> logits [B, ...], whose sum is differentiated, so that a channel of batch statistics
-                counts as the authors count it.
-            real: images, which get no gradient themselves.
+            network: discriminator, images -> logits [B, ...]. Their sum is differentiated, so that a channel of batch
+                statistics counts as the authors count it.
+            real: images [B, C, H, W], which get no gradient themselves.
         """
         real = real.detach().requires_grad_()
         logits = network(real)
@@ -54,12 +54,13 @@ class R1Penalty(nn.Module):
 class BalancedConsistencyLoss(nn.Module):
     """The discriminator's weight * MSE(D(T(x)), D(x)): its logits should not depend on how x is augmented.
 
-    Balanced: taken of the real and of the generated images alike (bCR, arXiv 2002.04724).
+    It is called balanced since the trainer takes it of the real and of the generated images alike (bCR, arXiv
+    2002.04724).
 
     Args:
         transform: T, a function of images [B, C, H, W] and of random numbers [B, transform.count] in [0, 1), such as
             :class:`medsr_monai.transforms.AugmentImages`.
-        weight: of the mean squared difference.
+        weight: factor of the mean squared difference.
     """
 
     def __init__(self, transform: Callable[[Tensor, Tensor], Tensor], weight: float = 10.0) -> None:
@@ -69,9 +70,9 @@ class BalancedConsistencyLoss(nn.Module):
 
     @property
     def count(self) -> int:
-        """Random numbers that an image needs."""
+        """How many random numbers an image needs."""
         return self.transform.count
 
     def forward(self, network: nn.Module, images: Tensor, logits: Tensor, numbers: Tensor) -> Tensor:
-        """Loss of the discriminator ``network`` for ``images``, whose ``logits`` are known, and random ``numbers``."""
+        """Return the loss of the discriminator ``network`` for ``images``, their ``logits`` and random ``numbers``."""
         return self.weight * F.mse_loss(network(self.transform(images, numbers)), logits)

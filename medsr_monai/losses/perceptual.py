@@ -1,4 +1,4 @@
-"""Content and style losses: the features of a trained network compared."""
+"""Content and style losses, which compare the features of a trained network."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from medsr_monai.losses.frozen_prior import FrozenPriorLoss
 class VGGContentLoss(FrozenPriorLoss):
     """Mean squared difference between the VGG features of two images (SRGAN, arXiv 1609.04802, equation 5).
 
-    Images of 3 channels go in as they are, those of 1 channel three times over; of any other number each channel goes
-    in alone and the losses are summed, as in the RDST authors' code. Nothing is rescaled. Gradients reach ``pred``
-    only; the network is frozen for good and stays in eval mode (see `FrozenPriorLoss`).
+    Images of 3 channels go in as they are, and those of 1 channel are repeated to 3. Of images with other channels each
+    channel goes in alone, repeated to 3, and the losses are summed, as in the RDST authors' code. Nothing is rescaled.
+    Gradients reach ``pred`` only; the network is frozen for good and stays in eval mode (see `FrozenPriorLoss`).
 
     Args:
-        network: features of an RGB image [B, 3, H, W] in [0, 1], such as
-            :func:`medsr_monai.networks.load_vgg19_features`, where VGG22 and VGG54 are chosen.
+        network: RGB images [B, 3, H, W] in [0, 1] -> features, such as
+            :func:`medsr_monai.networks.load_vgg19_features`, whose ``layer`` chooses VGG22 or VGG54.
 
     Raises:
-        ValueError: images of different shapes.
+        ValueError: when called: the images differ in shape.
     """
 
     def compare(self, pred: Tensor, label: Tensor) -> Tensor:
@@ -40,19 +40,20 @@ class ContentStyleLoss(FrozenPriorLoss):
     """Mean squared differences of features (content) and of their Gram matrices (style), each summed over layers.
 
     Content is what a feature map shows and where, style only how its channels go together (arXiv 1508.06576 and
-    1603.08155; TransMRSR, arXiv 2306.06669, has their sum). Gradients reach ``pred`` only; the network is frozen for
-    good and stays in eval mode (see `FrozenPriorLoss`). Features are compared in float32, whatever the images are.
+    1603.08155; TransMRSR, arXiv 2306.06669, adds both). Gradients reach ``pred`` only; the network is frozen for good
+    and stays in eval mode (see `FrozenPriorLoss`). Features are compared in float32 or better, whatever the images are.
 
     Args:
-        network: of an image [B, C, H, W], trained; its own output is not looked at.
+        network: a trained network of images [B, C, H, W]; its own output is not used.
         content: names of the modules in ``network`` whose outputs [B, C', H', W'] are compared.
-        style: names of the modules whose outputs' :func:`gram_matrix` is compared.
-        content_weight, style_weight: of the two sums.
-        rgb: the network takes RGB images: those of 1 channel go in three times over, of any other number but 3 each
-            channel goes in alone and the losses are summed.
+        style: names of the modules of whose outputs the :func:`gram_matrix` is compared.
+        content_weight, style_weight: factors of the two sums.
+        rgb: whether the network takes RGB images. Images of 1 channel are then repeated to 3; of images with other
+            channels than 3 each channel goes in alone and the losses are summed.
 
     Raises:
-        ValueError: no layer at all; a name that the network does not have; images of different shapes.
+        ValueError: there is no layer to compare, or a name that the network does not have; when called: the images
+            differ in shape.
     """
 
     def __init__(
@@ -95,7 +96,7 @@ class ContentStyleLoss(FrozenPriorLoss):
         return loss * channels if self.rgb and channels not in (1, 3) else loss
 
     def _features(self, image: Tensor) -> dict[str, Tensor]:
-        """Outputs of the layers, in float32 or better."""
+        """Return the outputs of the layers by name, in float32 or better."""
         features: dict[str, Tensor] = {}
         handles = []
         for name in {*self.content, *self.style}:
@@ -113,7 +114,7 @@ class ContentStyleLoss(FrozenPriorLoss):
 
 
 def gram_matrix(features: Tensor) -> Tensor:
-    """Which channels go together: F F^T / (C H W) of features [B, C, H, W] seen as F [C, H W], [B, C, C].
+    """Return which channels go together: F F^T / (C H W), [B, C, C], of features [B, C, H, W] seen as F [C, H W].
 
     Source: arXiv 1603.08155, equation 3.
     """

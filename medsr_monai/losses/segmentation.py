@@ -1,4 +1,4 @@
-"""The segmentation prior of RDST: a frozen U-Net's features and predictions compared (arXiv 2302.11184)."""
+"""RDST's segmentation prior, which compares a frozen U-Net's features and predictions (arXiv 2302.11184)."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ TARGETS = ("hard", "soft")
 class SegmentationPerceptualLoss(FrozenPriorLoss):
     """Compare two images by what a frozen segmentation U-Net makes of them.
 
-    The sum of the chosen terms, a scalar:
+    The loss is the sum of the chosen terms, a scalar:
 
-    - E(k), ``encoder``: the distance between the k-th feature maps of the encoder (equation 8). Of a ResNet encoder,
-      E(1) is the stem's output after its activation, at half the image's size, and E(5) the deepest.
+    - E(k), ``encoder``: the distance between the k-th feature maps of the encoder (equation 8). In a ResNet encoder,
+      E(1) compares the stem's output after its activation, at half the image's size, and E(5) the deepest features.
     - D, ``decoder``: the distance between the outputs of the decoder, before the segmentation head.
     - HRL, ``hrl``: the Dice loss (equation 10) between the class probabilities p of the super-resolved image and the
-      prediction y on the reference: the mean over classes of 1 - 2 sum(p y) / sum(p + y), summed over batch and
-      pixels; a class that y does not have counts 0.
+      prediction y on the reference. It is the mean over classes of 1 - 2 sum(p y) / sum(p + y), with sums over batch
+      and pixels; a class that y does not have counts 0.
 
     Gradients reach ``pred`` only; the network is frozen for good and stays in eval mode (see `FrozenPriorLoss`).
 
@@ -34,19 +34,19 @@ class SegmentationPerceptualLoss(FrozenPriorLoss):
         network: a U-Net with the parts ``encoder`` (image -> list of features, the image itself first), ``decoder``
             (list of features -> features) and ``segmentation_head`` (-> logits [B, classes, H, W]), such as
             :class:`medsr_monai.networks.SegmentationUNet` or any ``segmentation_models_pytorch.Unet``.
-        encoder: the k of E(k) to sum, such as 1 or [1, 2, 3, 4, 5]; empty for none.
-        decoder: add D.
-        hrl: add HRL.
+        encoder: each k of the E(k) to be summed, such as 1 or [1, 2, 3, 4, 5]; empty for none.
+        decoder: whether D is added.
+        hrl: whether HRL is added.
         distance: "l1", the paper's mean absolute difference, or "mse", what the authors' code computes for "L1".
-        layer_reduction: "sum", the paper's plain sum of the E(k), or "nested_mean", the authors' code: the sum so far
-            is divided by the number n of layers after each of them, so that the last weighs 1/n and the first n^-n.
-        target: of HRL. "hard": the most probable class on the reference, the authors' code. "soft": its probabilities;
-            this Dice loss is not 0 for equal predictions unless they are certain.
-        include_background: HRL counts class 0 too.
+        layer_reduction: "sum", the paper's plain sum of the E(k), or "nested_mean" as in the authors' code: after each
+            layer the sum so far is divided by the number n of layers, so that the last weighs 1/n and the first n^-n.
+        target: the prediction y of HRL: "hard", the most probable class, as in the authors' code, or "soft", the
+            probabilities, with which the Dice loss of equal predictions is 0 only if these are certain.
+        include_background: whether HRL counts class 0, too.
 
     Raises:
-        ValueError: no term at all; a k below 1 or beyond the encoder's depth; an unknown option; HRL of a network with
-            one class; images of different shapes.
+        ValueError: no term is chosen, a k is below 1, or an option is unknown; when called: a k is beyond the encoder's
+            depth, HRL is of a network with one class, or the images differ in shape.
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class SegmentationPerceptualLoss(FrozenPriorLoss):
         return loss
 
     def _outputs(self, image: Tensor) -> tuple[Sequence[Tensor], Tensor | None, Tensor | None]:
-        """Features of the encoder, of the decoder and logits, as far as they are needed."""
+        """Return the encoder's features, the decoder's and the logits, as far as they are needed."""
         features = self.network.encoder(image)
         if self.encoder and max(self.encoder) >= len(features):
             raise ValueError(

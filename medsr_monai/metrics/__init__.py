@@ -1,4 +1,4 @@
-"""Image quality, size and speed, and the tables and pictures that report them."""
+"""Image quality, and the size and speed of networks, with the tables and pictures that report them."""
 
 from .benchmark import (
     benchmark_beside,
@@ -31,7 +31,7 @@ from .image import (
 )
 from .noise import estimate_noise
 from .picture import PlaneRow, busiest_crop, comparison_grid, comparison_picture, quality_grid
-from .report import SliceTable, json_text, json_values, markdown_table, write_rows
+from .report import group_rows, json_text, json_values, markdown_table, summarise_rows, write_rows
 from .segmentation import PooledDice, count_pixels, dice_of_slice, pooled_dice, regions
 from .sharpness import high_frequency_figures
 from .spectrum import AxisSpectrum, axis_spectrum

@@ -1,4 +1,4 @@
-"""Size, speed and memory of networks, beside what the machine can do, in one table."""
+"""Size, speed and memory of networks in one table, beside what the machine can do."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ __all__ = [
 ]
 
 WARM_UP = 2
+"""Number of runs before the timed ones, in which caches fill and libraries choose their kernels."""
 
-# Every table's columns: key in CSV and JSON -> heading in Markdown, and what prints its number there.
 COLUMNS: dict[str, tuple[str, Callable]] = {
     "network": ("network", str),
     "input": ("input", str),
@@ -60,9 +60,11 @@ COLUMNS: dict[str, tuple[str, Callable]] = {
     "peak_mib": ("peak MiB", "{:.0f}".format),
     "speed_up": ("times as fast as the reference", "{:.2f}".format),
 }
+"""The columns of every table: the key in CSV and JSON, the heading in Markdown, and what prints a value there."""
 MODES = ("inference", "training step")
+"""What can be timed: a forward pass, or forward, loss, backward and a step of Adam."""
 DIFFERENCE = 1e-3
-"""Of a network's output from its reference's, at most, as a share of the greatest value."""
+"""Largest difference between the outputs of a network and of its reference, as a share of the largest output."""
 
 
 def benchmark_network(
@@ -75,32 +77,35 @@ def benchmark_network(
 ) -> dict[str, float | int | str | None]:
     """Count a network's weights and operations, and time it on random slices in a process of its own.
 
-    The weights are random, the arithmetic float32 unless ``faster`` makes it another. A fresh process a network keeps
-    the peak memory of one from hiding that of the next. On the CPU the peak is the process's resident memory as the
-    operating system counts it, with Python and torch, some hundred MiB; on CUDA what torch's allocator has handed out,
-    the weights included.
+    The weights are random, and the arithmetic is float32 unless ``faster`` changes it. A fresh process for each network
+    keeps the peak memory of one from hiding that of the next. On the CPU the peak is the resident memory of the process
+    as the operating system counts it, of which Python and torch take some hundred MiB. On CUDA it is what torch's
+    allocator has handed out, the weights included.
 
     Args:
-        build: takes no arguments and returns the network; it is pickled, and called on the meta device too.
-        shape: [B, C, H, W] of the input.
+        build: function without arguments that returns the network; it is pickled, and called on the meta device, too.
+        shape: shape [B, C, H, W] of the input.
         device: cpu or cuda.
-        runs: timed, after two warm-up runs; 0 counts only, and no process is started.
-        mode: inference, a forward pass, or training step: forward, L1 loss to random images, backward, Adam.
-        faster: what is called in place of the network, made of it and ``device=``, such as one under autocast or
-            compiled (`medsr_monai.inferers.FastNetwork`); pickled, too.
+        runs: number of timed runs, after two runs to warm up; 0 only counts and starts no process.
+        mode: "inference", a forward pass, or "training step": forward, L1 loss to random images, backward, Adam.
+        faster: makes of the network and ``device=`` what is called in its place, such as the network under autocast or
+            compiled (`medsr_monai.inferers.FastNetwork`); it is pickled, too.
 
     Returns:
-        network (its class), input, parameters and macs (see `count_parameters` and `count_macs`, of a forward pass) and
-        what the RDST paper would print (`count_parameters_as_published`, `count_macs_as_published`); mode, precision
-        (float32, or that of ``faster``, with "compiled"), device, threads (of the CPU), runs, seconds (median), their
-        quartiles seconds_q1 and seconds_q3, spread (slowest over fastest), slices_per_s (of the median), gflop_per_s (a
-        multiply and an add count as two, a training step as three forward passes), the machine's (float32)
-        matmul_gflop_per_s in the same process, the share of it, peak_mib, and speed_up, None here. All from mode on are
-        None without runs.
+        A value for each of `COLUMNS`; all from mode on are None without runs, and speed_up always is.
+
+        - network (its class), input (its shape), parameters and macs (see `count_parameters` and `count_macs`), and
+          what the RDST paper would print (`count_parameters_as_published`, `count_macs_as_published`);
+        - mode, precision (float32, or that of ``faster``, with "compiled"), device, threads (of the CPU) and runs;
+        - seconds (median), their quartiles seconds_q1 and seconds_q3, spread (slowest over fastest) and slices_per_s
+          (of the median);
+        - gflop_per_s (a multiply and an add count as two, a training step as three forward passes),
+          matmul_gflop_per_s (what the machine reaches in the same process, in float32) and matmul_share, their ratio;
+        - peak_mib.
 
     Raises:
-        ValueError: a negative number of runs; another word for mode.
-        MemoryError: the process ended early, as one does that the system ends for its memory.
+        ValueError: the number of runs is negative, or the mode is unknown.
+        MemoryError: the process ended early, as it does when the system ends it for its memory.
         RuntimeError: what the network raises, such as CUDA's lack of memory.
     """
     row = _counted(build, shape, runs, mode)
@@ -120,21 +125,22 @@ def benchmark_beside(
     mode: str = "inference",
     faster: Callable[..., Callable] | None = None,
 ) -> list[dict[str, float | int | str | None]]:
-    """`benchmark_network` of a network and of a plainer form of it, in turns in one process and with the same weights.
+    """Do `benchmark_network` for a network and a plainer form of it, in turns in one process and with the same weights.
 
-    Load that comes and goes falls on both. The peaks of memory are measured in a process each.
+    So load that comes and goes falls on both. The peaks of memory are measured in a process each.
 
     Args:
+        build, shape, device, runs, mode: see `benchmark_network`.
         reference: FILE.py:NAME, where NAME(**arguments) builds a module that takes the network's `state_dict`.
-        arguments: of the network, with or without `_target_`.
-        faster: as above, of the network alone.
+        arguments: the network's arguments, with or without `_target_`.
+        faster: see `benchmark_network`; it is applied to the network alone.
 
     Returns:
-        The rows of the network and of the reference; the network's speed_up is the median of the reference's time
-        over its own, run by run, and the reference's is 1.
+        The rows of the network and of the reference. The network's speed_up is the median over runs of the reference's
+        time divided by its own; the reference's is 1.
 
     Raises:
-        ValueError: no such file or name in it; their outputs differ by more than 0.1 % of the greatest value.
+        ValueError: there is no such file, or no such name in it; the outputs differ by more than 0.1 % of the largest.
     """
     plain = _Reference(reference, {name: value for name, value in arguments.items() if name != "_target_"})
     rows = [_counted(each, shape, runs, mode) for each in (build, plain)]
@@ -148,7 +154,7 @@ def benchmark_beside(
 
 
 class _Reference:
-    """Builds a module from a name in a Python file; can be pickled."""
+    """A function that builds a module from a name in a Python file, and can be pickled."""
 
     def __init__(self, reference: str, arguments: dict[str, Any]) -> None:
         self.reference = reference
@@ -176,14 +182,17 @@ def _counted(build: Callable[[], nn.Module], shape: Sequence[int], runs: int, mo
         raise ValueError(f"mode is {mode!r}, expected one of {', '.join(MODES)}")
     with torch.device("meta"):
         network = build().eval()
-        return dict.fromkeys(COLUMNS) | {
-            "network": type(network).__name__,
-            "input": "x".join(map(str, shape)),
-            "parameters_as_published": count_parameters_as_published(network),
-            "macs_as_published": count_macs_as_published(network, shape),
-            "parameters": count_parameters(network),
-            "macs": count_macs(network, shape),
-        }
+        return dict.fromkeys(COLUMNS) | {"network": type(network).__name__} | _size(network, shape)
+
+
+def _size(network: nn.Module, shape: Sequence[int]) -> dict[str, str | int]:
+    return {
+        "input": "x".join(map(str, shape)),
+        "parameters": count_parameters(network),
+        "parameters_as_published": count_parameters_as_published(network),
+        "macs": count_macs(network, shape),
+        "macs_as_published": count_macs_as_published(network, shape),
+    }
 
 
 def _in_a_process(row: dict, function: Callable, *args: Any) -> Any:
@@ -203,45 +212,30 @@ def _in_a_process(row: dict, function: Callable, *args: Any) -> Any:
 def _measured_row(row: dict, measured: dict, shape: Sequence[int], mode: str) -> dict:
     passes = 1 if mode == "inference" else 3
     rate = 2 * passes * row["macs"] / 1e9 / measured["seconds"]
-    return (
-        row
-        | measured
-        | {
-            "mode": mode,
-            "slices_per_s": shape[0] / measured["seconds"],
-            "gflop_per_s": rate,
-            "matmul_share": rate / measured["matmul_gflop_per_s"],
-        }
-    )
+    row = row | measured | {"mode": mode, "slices_per_s": shape[0] / measured["seconds"]}
+    return row | {"gflop_per_s": rate, "matmul_share": rate / measured["matmul_gflop_per_s"]}
 
 
 def network_figures(
     network: nn.Module, image: torch.Tensor, runs: int = 5, amp: bool = False
 ) -> dict[str, float | int | str]:
-    """Size of a network, its operations and its speed on one input, in this process and on the input's device.
+    """Return the size of a network, and its speed on one input in this process and on the input's device.
 
     Args:
-        network: its mode is left as it is.
-        image: [B, C, H, W].
-        runs: timed, after two warm-up runs; the median counts.
-        amp: time it under autocast.
+        network: the network, whose mode is left as it is.
+        image: the input [B, C, H, W].
+        runs: number of timed runs, after two runs to warm up; the median counts.
+        amp: whether it is timed under autocast.
 
     Returns:
         input (its shape), parameters and macs (see `count_parameters` and `count_macs`), what the RDST paper would
         print (`parameters_as_published`, `macs_as_published`), and fps, slices per second.
     """
-    shape = tuple(image.shape)
     with eval_mode(network):
-        row = {
-            "input": "x".join(map(str, shape)),
-            "parameters": count_parameters(network),
-            "parameters_as_published": count_parameters_as_published(network),
-            "macs": count_macs(network, shape),
-            "macs_as_published": count_macs_as_published(network, shape),
-        }
+        row = _size(network, tuple(image.shape))
         with torch.autocast(image.device.type, enabled=amp):
-            times = _seconds(lambda: network(image), image.device, runs)
-    return row | {"fps": shape[0] / statistics.median(times)}
+            [times] = _seconds_in_turn([lambda: network(image)], image.device, runs)
+    return row | {"fps": len(image) / statistics.median(times)}
 
 
 def _measure(
@@ -252,9 +246,10 @@ def _measure(
     mode: str,
     faster: Callable[..., Callable] | None = None,
 ) -> list[dict]:
-    """Build and time networks, by turns, in this process, which must have done nothing else: its peak memory is taken.
+    """Build networks and time them in turns in this process, which must have done nothing else before.
 
-    The peak is that of the first network, which alone is made faster; without runs there is nothing else.
+    The process's peak memory is that of the first network, which alone is made faster. Without runs it is all that is
+    measured.
     """
     place = torch.device(device)
     image = torch.rand(shape, device=place)
@@ -271,10 +266,8 @@ def _measure(
             if len(builds) > 1:
                 outputs.append(network.eval()(image))
         called = faster(network, device=device) if faster and not steps else network
-        if not steps:
-            precision = (
-                ", ".join([called.precision, *(["compiled"] if called.compile else [])]) if faster else "float32"
-            )
+        if faster and not steps:
+            precision = f"{called.precision}, compiled" if called.compile else called.precision
         step = _step(network, called, image, mode)
         step()
         if peak is None:
@@ -313,7 +306,7 @@ def _measure(
 
 
 def _step(network: nn.Module, called: Callable, image: torch.Tensor, mode: str) -> Callable[[], object]:
-    """What is timed: a forward pass, or a step of training with random targets; ``called`` in the network's place."""
+    """Return what is timed, with ``called`` in the network's place: a forward pass, or a step of training."""
     if mode == "inference":
         network.eval()
 
@@ -336,22 +329,18 @@ def _step(network: nn.Module, called: Callable, image: torch.Tensor, mode: str) 
 
 
 def peak_resident_mib() -> float:
-    """Greatest resident memory of this process so far, in MiB, as the operating system counts it."""
+    """Return the largest resident memory of this process so far, in MiB, as the operating system counts it."""
     status = Path("/proc/self/status")
     if status.is_file():
-        # not getrusage: what it tells on Linux begins with the peak of the process that started this one
+        # getrusage on Linux begins with the peak of the process that started this one
         for line in status.read_text().splitlines():
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) / 2**10
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
-def _seconds(run: Callable[[], object], device: torch.device, runs: int) -> list[float]:
-    return _seconds_in_turn([run], device, runs)[0]
-
-
 def _seconds_in_turn(calls: Sequence[Callable[[], object]], device: torch.device, runs: int) -> list[list[float]]:
-    """Time calls, one after the other and then all again, after WARM_UP rounds: a list a call."""
+    """Time calls in turns, after WARM_UP rounds; there is a list of seconds for each call."""
     times: list[list[float]] = [[] for _ in calls]
     for number in range(runs + WARM_UP):
         for call, seconds in zip(calls, times, strict=True):
@@ -367,24 +356,25 @@ def _seconds_in_turn(calls: Sequence[Callable[[], object]], device: torch.device
 
 
 def matmul_rate(device: torch.device | str, runs: int = 5, size: int = 2048) -> float:
-    """GFLOP/s of a float32 matrix product of ``size`` x ``size``, the median of ``runs``."""
+    """Return the GFLOP/s of a float32 product of ``size`` x ``size`` matrices, the median of ``runs``."""
     device = torch.device(device)
     a, b = (torch.randn(size, size, device=device) for _ in range(2))
-    return 2 * size**3 / statistics.median(_seconds(lambda: a @ b, device, runs)) / 1e9
+    [times] = _seconds_in_turn([lambda: a @ b], device, runs)
+    return 2 * size**3 / statistics.median(times) / 1e9
 
 
 def benchmark_header() -> str:
-    """The two lines above the lines of a Markdown table."""
+    """Return the two lines at the top of a Markdown table of benchmarks."""
     headings = [heading for heading, _ in COLUMNS.values()]
     return f"| {' | '.join(headings)} |\n|{'---|' * len(headings)}"
 
 
 def benchmark_line(row: dict) -> str:
-    """One row of `benchmark_network` as a line of a Markdown table; what was not measured is a dash."""
+    """Return a row of `benchmark_network` as a line of a Markdown table; what was not measured is a dash."""
     cells = ("-" if row[key] is None else text(row[key]) for key, (_, text) in COLUMNS.items())
     return f"| {' | '.join(cells)} |"
 
 
 def write_benchmark(rows: Sequence[dict], path: str | Path) -> None:
-    """Write rows of `benchmark_network` as CSV, all digits; what was not measured is empty."""
+    """Write rows of `benchmark_network` as CSV with all digits; what was not measured is empty."""
     write_rows(rows, path, list(COLUMNS))

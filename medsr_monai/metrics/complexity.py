@@ -1,4 +1,4 @@
-"""Size of a network: weights, and multiply-accumulate operations (MACs) of a forward pass."""
+"""The size of a network: its weights, and the multiply-accumulate operations (MACs) of a forward pass."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 __all__ = ["count_macs", "count_macs_as_published", "count_parameters", "count_parameters_as_published"]
 
-# The layers with weights that the paper's networks have and its counter knows.
 COUNTED = (nn.Conv2d, nn.Conv3d, nn.Linear, nn.LayerNorm)
+"""The layers with weights that the RDST paper's networks have and its counter knows."""
 
 
 def count_parameters(network: nn.Module) -> int:
@@ -34,12 +34,12 @@ def count_parameters_as_published(network: nn.Module) -> int:
 def count_macs(network: nn.Module, shape: Sequence[int]) -> int:
     """Return the MACs of all convolutions, linear layers and matrix products, those of attention included.
 
-    Half of what `torch.utils.flop_counter.FlopCounterMode` counts in one forward pass; nothing else is counted. Layers
-    that a network computes as one (its `merges_layers`) count as what they are, one by one.
+    They are half of what `torch.utils.flop_counter.FlopCounterMode` counts in one forward pass. Layers that a network
+    computes as one (its `merges_layers`) count one by one.
 
     Args:
-        network: in eval mode; on the meta device nothing is computed, however large the network.
-        shape: [B, C, H, W] of the input, which lies on the network's device.
+        network: a network in eval mode; on the meta device nothing is computed, however large it is.
+        shape: shape [B, C, H, W] of the input, which is made on the network's device.
     """
     counter = FlopCounterMode(display=False)
     with counter:
@@ -55,8 +55,8 @@ def count_macs_as_published(network: nn.Module, shape: Sequence[int]) -> int:
     values. The matrix products of attention, which `count_macs` has, are not counted, nor are subclasses of the layers.
 
     Args:
-        network: in eval mode; on the meta device nothing is computed, however large the network.
-        shape: [B, C, H, W] of the input, which lies on the network's device.
+        network: a network in eval mode; on the meta device nothing is computed, however large it is.
+        shape: shape [B, C, H, W] of the input, which is made on the network's device.
     """
     total = 0
 
@@ -97,7 +97,7 @@ class _SoftmaxOperations(TorchDispatchMode):
 
 
 def _forward(network: nn.Module, shape: Sequence[int]) -> None:
-    """Run a network on zeros; attention as separate products and softmax, which every counter knows."""
+    """Run a network on zeros, with attention as separate products and softmax, which every counter knows."""
     parameter = next(network.parameters(), torch.empty(0))
     x = torch.zeros(tuple(shape), device=parameter.device, dtype=parameter.dtype)
     merging = [module for module in network.modules() if getattr(module, "merges_layers", False)]

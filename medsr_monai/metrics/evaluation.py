@@ -1,4 +1,4 @@
-"""What a paper's table of super-resolution results holds, collected slice by slice."""
+"""The figures of a paper's table of super-resolution results, collected slice by slice."""
 
 from __future__ import annotations
 
@@ -13,21 +13,24 @@ from torch import Tensor, nn
 
 from medsr_monai.metrics.fid import fid, inception_features
 from medsr_monai.metrics.image import padded_psnr, padded_ssim, psnr, ssim
-from medsr_monai.metrics.report import SliceTable, json_values, markdown_table, write_rows
+from medsr_monai.metrics.report import group_rows, json_values, markdown_table, summarise_rows, write_rows
 from medsr_monai.metrics.segmentation import dice_of_slice, pooled_dice, regions
 from medsr_monai.metrics.sharpness import high_frequency_figures
 
 __all__ = ["EVALUATION_FILES", "HIGH_RESOLUTION", "SliceEvaluation", "image_figures"]
 
 EVALUATION_FILES = ("slices.csv", "summary.csv", "summary.md", "summary.json")
+"""Names of the files that :meth:`SliceEvaluation.write` makes."""
 HIGH_RESOLUTION = "HR"
-"""The method whose rows show what the U-Net makes of the reference itself."""
+"""Name of the method whose rows show what the U-Net makes of the reference itself."""
 LABELS, PREDICTION = "label map", "prediction on HR"
+"""What the U-Net's predictions are compared with, as the column ``dice_against`` says it."""
 DEGRADATION = "degradation"
-"""Of the keys of a slice: how its low resolution was made, where one evaluation has several ways."""
+"""Key of a slice that says how its low resolution was made, if one evaluation has several ways."""
 FOREGROUND = ("foreground_error", "foreground_pixels")
+"""Columns of which the PSNR of the foreground is made."""
 WINDOW = 11
-"""Of MONAI's SSIM."""
+"""Side of the window of MONAI's SSIM in pixels; smaller slices have none."""
 
 
 def image_figures(
@@ -38,21 +41,29 @@ def image_figures(
     foreground: float | None = None,
     factors: Sequence[int] | None = None,
 ) -> dict[str, float | None]:
-    """PSNR in dB and SSIM of one slice [C, H, W] with data range 1, by two definitions.
+    """Return the figures of one slice: PSNR in dB and SSIM by two or three definitions, and what else is asked for.
 
-    - ``psnr``, ``ssim``: the RDST paper's, see :func:`medsr_monai.metrics.psnr` and :func:`medsr_monai.metrics.ssim`:
-      ``border`` pixels left out at every side, uniform 7x7 window;
-    - ``psnr_monai``, ``ssim_monai``: MONAI's metrics of the whole slice, Gaussian window 11 with sigma 1.5 (None where
-      the slice is smaller);
-    - ``psnr_padded``, ``ssim_padded``, where ``padded_size`` is given: the TransMRSR paper's, see
-      :func:`medsr_monai.metrics.padded_psnr` and :func:`medsr_monai.metrics.padded_ssim`;
-    - ``foreground_error``, ``foreground_pixels``, where ``foreground`` is given: sum of squared differences over the
-      pixels whose label is above it, and their number;
-    - ``hf_power``, ``hf_correlation``, where the ``factors`` are given by which rows and columns were enlarged:
-      sharpness, see :func:`medsr_monai.metrics.high_frequency_figures`; all channels together.
+    - ``psnr``, ``ssim``: those of the RDST paper, without the border, see :func:`medsr_monai.metrics.psnr` and
+      :func:`medsr_monai.metrics.ssim`;
+    - ``psnr_monai``, ``ssim_monai``: MONAI's metrics of the whole slice, with a Gaussian window of 11 pixels and a
+      standard deviation of 1.5. The SSIM of a smaller slice is None;
+    - ``psnr_padded``, ``ssim_padded``: those of the TransMRSR paper, see :func:`medsr_monai.metrics.padded_psnr` and
+      :func:`medsr_monai.metrics.padded_ssim`;
+    - ``foreground_error``, ``foreground_pixels``: the sum of squared differences over the pixels whose label is above
+      ``foreground``, and their number;
+    - ``hf_power``, ``hf_correlation``: sharpness, see :func:`medsr_monai.metrics.high_frequency_figures`, of all
+      channels together.
 
-    Those of several channels are pooled (PSNR of the mean squared error over all, mean SSIM); then the channels, such
-    as modalities, follow one by one, ``psnr_modality_1`` and so on.
+    The figures of several channels are pooled (the PSNR of the mean squared error over all, the mean SSIM). Those of
+    each channel, such as a modality, follow as ``psnr_modality_1`` and so on.
+
+    Args:
+        pred, label: result and reference [C, H, W]; the data range is 1.
+        border: pixels left out at every side for ``psnr`` and ``ssim``.
+        padded_size: side of the square for ``psnr_padded`` and ``ssim_padded``; None leaves these out.
+        foreground: intensity for ``foreground_error`` and ``foreground_pixels``; None leaves these out.
+        factors: by which rows and columns were enlarged, for ``hf_power`` and ``hf_correlation``; None leaves these
+            out.
     """
     pred, label = (torch.as_tensor(image).detach().cpu() for image in (pred, label))
     row = _figures(pred, label, border)
@@ -85,27 +96,26 @@ def _figures(pred: Tensor, label: Tensor, border: int) -> dict[str, float | None
 
 
 class SliceEvaluation:
-    """Figures of every slice for one or more methods, and their tables.
+    """The figures of every slice for one or more methods, and their tables.
 
-    - image quality (:func:`image_figures`), mean and standard deviation over slices;
-    - ``fid``: :func:`medsr_monai.metrics.fid` between the slices of a method and of the reference, over all slices
-      (also ``fid_modality_1`` and so on);
-    - ``dice_1`` ... ``dice_all``: what a frozen U-Net makes of the slices of each method and of the reference ("HR")
-      against the label map, or against its own prediction on the reference where there is none
-      (:func:`medsr_monai.metrics.dice_of_slice`); mean and standard deviation over slices, and ``dice_1_pooled`` and so
-      on with the pixels of all slices summed. ``dice_against`` says against what;
+    - image quality (:func:`image_figures`), with mean and standard deviation over slices;
+    - ``fid``: :func:`medsr_monai.metrics.fid` between all slices of a method and of the reference, and with several
+      channels ``fid_modality_1`` and so on;
+    - ``dice_1`` ... ``dice_all``: :func:`medsr_monai.metrics.dice_of_slice` of what a frozen U-Net makes of the slices
+      of each method and of the reference ("HR"), against the label map or, if there is none, against its own prediction
+      on the reference; ``dice_against`` says which. There are mean and standard deviation over slices, and
+      ``dice_1_pooled`` and so on with the pixels of all slices summed;
     - ``psnr_foreground``, in the summaries: the PSNR of the ``foreground`` pixels of all slices together.
 
     Networks are used in eval mode, on their own device.
 
     Args:
-        border: pixels left out at every side, for the paper's PSNR and SSIM.
-        padded_size, foreground: see :func:`image_figures`; None for none of their figures.
-        group_by: of the keys of a slice, what makes a row of the summary besides the method.
-        inception: see :func:`medsr_monai.metrics.inception_features`; None for no FID.
-        unet: slices [B, C, H, W] -> logits [B, classes, H, W]; None for no Dice.
-        method, interpolations: names of rows: the summary rows of the method count the slices on which its PSNR is
-            below that of each interpolation, ``below_bicubic`` and so on. None for no count.
+        border, padded_size, foreground: see :func:`image_figures`.
+        group_by: keys of a slice that make a row of the summary, besides the method.
+        inception: network of the FID, see :func:`medsr_monai.metrics.inception_features`; None leaves it out.
+        unet: network of the Dice, slices [B, C, H, W] -> logits [B, classes, H, W]; None leaves it out.
+        method, interpolations: names of rows. The summary rows of the method count, as ``below_bicubic`` and so on,
+            the slices on which its PSNR is below that of each interpolation; None does not count.
     """
 
     def __init__(
@@ -142,16 +152,16 @@ class SliceEvaluation:
         """Measure one slice.
 
         Args:
-            key: ``case``, ``plane`` and ``slice``, what else ``group_by`` names, and, where it is known, ``modality``
-                and ``degradation``: what has several of these has rows for each in all tables.
-            label: the reference [C, H, W], intensities scaled to about [0, 1].
-            preds: results [C, H, W] by method, any name but "HR".
-            segmentation: label map [1, H, W].
+            key: ``case``, ``plane`` and ``slice``, what else ``group_by`` names, and, if known, ``modality`` and
+                ``degradation``. There are rows for each modality and degradation.
+            label: the reference [C, H, W], with intensities scaled to about [0, 1].
+            preds: results [C, H, W] by method, whose name is any but "HR".
+            segmentation: label map [1, H, W]; None if there is none.
             factors: see :func:`image_figures`.
 
         Raises:
-            ValueError: slices of different shapes, a U-Net of one class or of other channels, labels beyond its
-                classes, or label maps of some slices only.
+            ValueError: the slices differ in shape, the U-Net has one class, labels are beyond its classes, or only
+                some slices have a label map.
         """
         for method, pred in preds.items():
             if pred.shape != label.shape:
@@ -192,46 +202,40 @@ class SliceEvaluation:
         return {method: {"dice_against": against, **row} for method, row in rows.items()}
 
     def state(self) -> tuple[list[dict], dict[tuple[str | None, str], list[Tensor]]]:
-        """What has been measured, to be sent to another process."""
+        """Return what has been measured, to be sent to another process."""
         return self.rows, self.features
 
     def load(self, states: Sequence[tuple[list[dict], dict[tuple[str | None, str], list[Tensor]]]]) -> None:
-        """Replace what has been measured by what several processes have; rows are sorted by slice."""
+        """Replace what has been measured by the :meth:`state` of several processes, with rows sorted by slice."""
         rows = [row for part, _ in states for row in part]
         self.rows = sorted(rows, key=lambda row: (row.get(DEGRADATION, ""), row["case"], row["plane"], row["slice"]))
         names = dict.fromkeys(method for _, part in states for method in part)
         self.features = {m: [one for _, part in states for one in part.get(m, [])] for m in names}
 
     def slices(self) -> int:
-        """Number of slices."""
+        """Return the number of slices."""
         return len({tuple(row[k] for k in ("case", "plane", "slice")) for row in self.rows})
 
-    def table(self) -> SliceTable:
-        """Rows of all slices and methods; the summary is by volume, plane and method."""
-        other = {"case", "plane", "slice", "method", "modality", DEGRADATION, *self.group_by}
-        other |= {"dice_against", *FOREGROUND}
-        values = [n for n in self.rows[0] if n not in other and not n.startswith(("both_", "pred_", "label_"))]
-        table = SliceTable(self._by(*self.group_by, "method"), values)
-        table.extend(self.rows)
-        return table
-
     def _by(self, *names: str) -> tuple[str, ...]:
-        """Names of columns, after the degradation's where slices name theirs."""
+        """Return these names of columns, after that of the degradation if slices name theirs."""
         return (*([DEGRADATION] if any(DEGRADATION in row for row in self.rows) else []), *names)
 
     def groups(self) -> list[dict]:
-        """One row per volume, plane (or what ``group_by`` names) and method."""
+        """Return a row for each method and each volume and plane, or what else ``group_by`` names."""
         return self._summary(self._by(*self.group_by, "method"))
 
     def modalities(self) -> list[dict]:
-        """One row per modality and method; none where no slice names its modality."""
+        """Return a row for each modality and method; none if no slice names its modality."""
         return self._summary(self._by("modality", "method")) if any("modality" in row for row in self.rows) else []
 
     def pooled(self, extra: Mapping[str, Mapping] | None = None) -> list[dict]:
-        """One row per method (and degradation), over all slices; with the FID.
+        """Return a row for each method (and degradation) over all slices, with the FID.
 
         Args:
-            extra: more columns by method, such as `medsr_monai.metrics.network_figures`.
+            extra: further columns by method, such as those of :func:`medsr_monai.metrics.network_figures`.
+
+        Raises:
+            ValueError: the FID is wanted of fewer than two slices.
         """
         rows = self._summary(self._by("method"))
         for row in rows:
@@ -239,9 +243,11 @@ class SliceEvaluation:
         return rows
 
     def _summary(self, group_by: tuple[str, ...]) -> list[dict]:
-        table = self.table()
-        out = []
-        for entry, rows in zip(table.summary(group_by), table.groups(group_by).values(), strict=True):
+        other = {"case", "plane", "slice", "method", "modality", DEGRADATION, *self.group_by}
+        other |= {"dice_against", *FOREGROUND}
+        values = [n for n in self.rows[0] if n not in other and not n.startswith(("both_", "pred_", "label_"))]
+        out = summarise_rows(self.rows, group_by, values)
+        for entry, rows in zip(out, group_rows(self.rows, group_by).values(), strict=True):
             if self.foreground is not None and entry["method"] != HIGH_RESOLUTION:
                 entry["psnr_foreground"] = _foreground_psnr(rows)
             if self.unet is not None:
@@ -250,16 +256,15 @@ class SliceEvaluation:
                 entry["dice_against"] = rows[0]["dice_against"]
             if entry["method"] == self.method:
                 entry |= {f"below_{other}": self._below(rows, other) for other in self.interpolations}
-            out.append(entry)
         return out
 
     def _below(self, rows: Sequence[Mapping], other: str) -> int:
-        """Of so many of these slices another method has the higher PSNR."""
+        """Count the slices on which another method has a higher PSNR than these rows."""
         theirs = {_slice_of(row): row["psnr"] for row in self.rows if row["method"] == other}
         return sum(row["psnr"] < theirs[_slice_of(row)] for row in rows)
 
     def where_below(self) -> list[str]:
-        """Sentences that say on how many slices, and in which volumes' means, the method is below interpolation."""
+        """Return sentences that say on how many slices, and in which volumes, the method is below interpolation."""
         if self.method is None:
             return []
         groups = self.groups()
@@ -297,14 +302,14 @@ class SliceEvaluation:
     def write(self, folder: str | Path, pooled: Sequence[dict]) -> None:
         """Write ``slices.csv`` (a row per slice and method), ``summary.csv``, ``summary.md`` and ``summary.json``.
 
-        ``summary.csv`` has the pooled rows and those of every modality ("all" in the columns of ``group_by``), and
-        those of every volume and plane, all digits; ``summary.md`` the same as tables, mean (standard deviation),
-        and where the method is below interpolation;
-        ``summary.json`` all lists, with null for what is not finite.
+        ``summary.csv`` has with all digits the pooled rows and those of every modality, with "all" in the columns of
+        ``group_by``, and those of every volume and plane. ``summary.md`` has the same as tables of mean (standard
+        deviation), and says where the method is below interpolation. ``summary.json`` has all lists, with null for
+        what is not finite.
 
         Args:
-            folder: made if missing.
-            pooled: see :meth:`pooled`, which may take a while.
+            folder: folder of the files; it is made if missing.
+            pooled: the rows of :meth:`pooled`, which may take a while to compute.
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
@@ -323,7 +328,7 @@ class SliceEvaluation:
 
 
 def _foreground_psnr(rows: Sequence[Mapping]) -> float:
-    """Of data range 1; NaN where there is no foreground."""
+    """Return the PSNR in dB with data range 1; NaN if there is no foreground."""
     error, pixels = (sum(row[name] for row in rows) for name in FOREGROUND)
     if not pixels:
         return math.nan
@@ -331,7 +336,7 @@ def _foreground_psnr(rows: Sequence[Mapping]) -> float:
 
 
 def _stack(images: Mapping[str, Tensor], network: nn.Module) -> Tensor:
-    """Slices as one batch on the device of a network."""
+    """Return slices as one batch on the device of a network."""
     device = next(network.parameters(), torch.empty(0)).device
     return torch.stack([torch.as_tensor(image).float().to(device) for image in images.values()])
 

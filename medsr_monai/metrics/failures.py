@@ -1,9 +1,9 @@
-"""The slices on which a network does worst beside interpolation, found and drawn."""
+"""The slices on which a network is worst beside interpolation: how they are found and drawn."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,26 +17,27 @@ if TYPE_CHECKING:
 __all__ = ["Failure", "WorstSlices", "failure_grid"]
 
 DOWNWARDS = "LPI"
-"""Where rows and columns of an upright picture lead: to the patient's left, back, feet."""
+"""The directions that rows and columns of an upright picture may lead to: the patient's left, back and feet."""
 UPRIGHT = ("SI", "AP", "RL")
-"""What runs from top to bottom rather than from left to right."""
+"""The patient's axes in the order in which they are preferred from top to bottom of a picture."""
 PANEL, GAP, TEXT, HEAD, FOOT, BAR = 2.1, 0.06, 0.42, 0.5, 0.3, 0.85
-"""Inches: side of a panel, between panels, below a row, above and below all, to the right of them."""
+"""Lengths in inches: the side of a panel, the gap between panels, the text below a row, the margins above, below and
+to the right of all panels."""
 
 
 @dataclass(frozen=True)
 class Failure:
-    """One slice as the network and an interpolation of its input see it.
+    """One slice as the network and an interpolation of its input show it.
 
     Attributes:
-        name: of the slice, such as "t1w, axial slice 40".
+        name: name of the slice, such as "t1w, axial slice 40".
         difference: PSNR of the network less that of the interpolation, in dB.
-        interpolation: its name.
-        images: title to slice [H, W] or, for the input, [h, w] of the same extent: the input where it is smaller, the
-            interpolation, the network and last the reference.
-        figures: title to what is written under it.
-        spacing: edges of the reference's pixels (rows, columns).
-        towards: R, L, A, P, S or I for the side that rows and columns lead to; empty if unknown.
+        interpolation: name of the interpolation.
+        images: slices [H, W] by title, in this order: the input [h, w] of the same extent if it is smaller, the
+            interpolation, the network and the reference.
+        figures: by title, the text below the image.
+        spacing: edges (rows, columns) of the reference's pixels, in any unit.
+        towards: two of R, L, A, P, S and I, the sides that rows and columns lead to; empty if unknown.
     """
 
     name: str
@@ -48,7 +49,7 @@ class Failure:
     towards: str = ""
 
     def upright(self) -> Failure:
-        """The same as radiologists look at it: feet below, the patient's left or back on the right."""
+        """Return the slice as radiologists look at it: feet below, the patient's left or back on the right."""
         if len(self.towards) != 2:
             return self
         rank = [next(i for i, ends in enumerate(UPRIGHT) if letter in ends) for letter in self.towards]
@@ -57,17 +58,19 @@ class Failure:
         images = {title: np.flip(image, flips) for title, image in self.images.items()}
         if turned:
             images = {title: image.T for title, image in images.items()}
-        spacing = self.spacing[::-1] if turned else self.spacing
-        return Failure(self.name, self.difference, self.interpolation, images, self.figures, spacing)
+        return replace(self, images=images, spacing=self.spacing[::-1] if turned else self.spacing, towards="")
 
 
 class WorstSlices:
-    """Keep the worst slice of every group, such as a volume's plane, of the ``count`` groups with the worst ones.
+    """Keep the worst slice of each group, such as a volume's plane, for the ``count`` groups with the worst slices.
 
-    Neighbours in a volume look alike: one slice of each says more than ten of one. What comes first wins a tie.
+    Neighbours in a volume look alike, so one slice of each says more than ten of one. What comes first wins a tie.
 
     Args:
-        count: of groups, 0 for none.
+        count: number of groups, 0 or more.
+
+    Raises:
+        ValueError: the number is negative.
     """
 
     def __init__(self, count: int) -> None:
@@ -77,7 +80,7 @@ class WorstSlices:
         self.kept: dict[tuple, Failure] = {}
 
     def is_worse(self, group: tuple, difference: float) -> bool:
-        """Whether a slice of this group would be kept."""
+        """Return whether a slice of this group with this difference in dB would be kept."""
         if group in self.kept:
             return difference < self.kept[group].difference
         return len(self.kept) < self.count or (
@@ -93,23 +96,22 @@ class WorstSlices:
             del self.kept[max(self.kept, key=lambda one: self.kept[one].difference)]
 
     def worst(self) -> list[Failure]:
-        """From the lowest difference on; of equal ones by name of their groups."""
+        """Return the slices from the lowest difference on; those of equal ones by the names of their groups."""
         return [one for _, one in sorted(self.kept.items(), key=lambda item: (item[1].difference, item[0]))]
 
 
 def failure_grid(failures: Sequence[Failure], title: str, foot: str) -> Figure:
-    """Draw slices, one a row: the reference with a box, what lies in it, and where the errors differ.
+    """Draw slices, one a row: the reference with a box, the images inside the box, and where the errors differ.
 
-    The box is where the network's squared error exceeds the interpolation's most, counting the pixels on which it does:
-    the difference of sums would choose air in a slice that the network improves everywhere. The last panel shows the
-    network's absolute error less the interpolation's: red where the network is worse; one scale for all, which ends at
-    the 99.5th percentile of all rows. Pixels are drawn as they are.
+    The box is where the network's squared error exceeds the interpolation's most, summed over the pixels on which it
+    does: the difference of the sums would choose air in a slice that the network improves everywhere. The last panel
+    shows the network's absolute error less the interpolation's, red where the network is worse. One scale serves all
+    rows and ends at their 99.5th percentile. Pixels are drawn without smoothing.
 
     Args:
-        failures: at least one, all with as many images.
-        title, foot: lines above and below.
+        failures: one slice or more, all with the same number of images.
+        title, foot: the lines above and below the panels.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.patches import Rectangle
 
@@ -120,10 +122,9 @@ def failure_grid(failures: Sequence[Failure], title: str, foot: str) -> Figure:
     columns = len(names) + 2
     size = (columns * (PANEL + GAP) + GAP + BAR, HEAD + len(failures) * (PANEL + TEXT) + FOOT)
     figure = Figure(figsize=size, dpi=150, facecolor="white")
-    FigureCanvasAgg(figure)
 
     def write(x: float, y: float, text: str, points: float, room: float, **options: object) -> None:
-        """In inches from the upper left corner, smaller where it is too long for its room."""
+        """Write text at a place in inches from the upper left corner, smaller if it is too long for its room."""
         fitting = points * min(1, 1.75 * 72 * room / (points * max(1, len(text))))
         place = (x / size[0], 1 - y / size[1])
         figure.text(*place, text, size=fitting, ha="center", va="center", parse_math=False, **options)
@@ -139,7 +140,7 @@ def failure_grid(failures: Sequence[Failure], title: str, foot: str) -> Figure:
 
     write(size[0] / 2, 0.14, title, 11, size[0], weight="bold")
     write(size[0] / 2, size[1] - 0.14, foot, 8.5, size[0])
-    # of several interpolations each row has its best
+    # each row has the best one of several interpolations
     heads = [*names[:-3], "interpolation", *names[-2:]]
     for column, name in enumerate([f"{names[-1]}, whole", *heads, "error: red, network's is larger"]):
         write(middle(column), HEAD - 0.12, name, 9, PANEL, weight="bold")
@@ -180,6 +181,6 @@ def failure_grid(failures: Sequence[Failure], title: str, foot: str) -> Figure:
 
 
 def _worse_by(one: Failure) -> np.ndarray:
-    """The network's absolute error less the interpolation's."""
+    """Return the network's absolute error less the interpolation's."""
     interpolated, network, reference = list(one.images.values())[-3:]
     return np.abs(network - reference) - np.abs(interpolated - reference)

@@ -1,4 +1,4 @@
-"""How noisy a volume is, from the volume alone."""
+"""The noise of a volume, estimated from the volume alone."""
 
 from __future__ import annotations
 
@@ -11,32 +11,33 @@ from skimage.filters import threshold_otsu
 __all__ = ["estimate_noise"]
 
 WAVELET = "db2"
+"""The Daubechies wavelet with two vanishing moments, the one of skimage.restoration.estimate_sigma."""
 MOST_SLICES = 64
-"""Slices that are looked at, evenly spaced."""
+"""At most this many slices, evenly spaced, are looked at."""
 FEWEST = 256
-"""Wavelet coefficients from which a deviation is taken."""
+"""A region needs at least this many wavelet coefficients, or no deviation is taken from it."""
 FLAT = 1e-6
-"""Coefficients below this part of the range are those of a masked background, and no noise."""
+"""Wavelet coefficients below this part of the volume's range come from a masked background and are no noise."""
 RAYLEIGH = float(rice.mean(0) / rice.std(0))
-"""Mean over deviation of pure noise in magnitude images: 1.91."""
+"""The mean of pure noise in a magnitude image divided by its standard deviation: 1.91."""
 
 
 def estimate_noise(volume: np.ndarray, axis: int = 2) -> float | None:
-    """Standard deviation of a volume's noise, in its units; None where there are too few voxels to tell.
+    """Return the standard deviation of a volume's noise, in its units; None if there are too few voxels to tell.
 
-    Of each slice the finest diagonal wavelet coefficients are taken, in which white noise has its own deviation and
-    smooth anatomy next to nothing, and of these the median absolute deviation. This is done for what lies above Otsu's
-    threshold, for the half of it with the weaker gradients, and for what lies below, since air has no texture; texture
-    only adds, so the smaller one counts. The noise of magnitude MR is Rician: near zero signal its deviation is 0.655
-    times that of the receiver's noise, which is corrected by the ratio of signal to deviation; where air has values on
-    both sides of zero, noise is additive, and nothing is corrected. What a mask has made constant is left out.
+    It is the median absolute deviation of the slices' finest diagonal wavelet coefficients, in which white noise keeps
+    its deviation and smooth anatomy leaves next to nothing. Two regions are measured: below Otsu's threshold, since air
+    has no texture, and of what lies above it the half with the weaker gradients. Texture only adds, so the smaller
+    deviation counts. The noise of magnitude MR is Rician: near zero signal its deviation is 0.655 times that of the
+    receiver's noise, which is corrected by the ratio of signal to deviation. Where air has values on both sides of
+    zero, noise is additive and nothing is corrected. What a mask has made constant is left out.
 
-    Texture that fills a volume, as after a degradation without antialiasing, is taken for noise; noise that a scanner's
+    Texture that fills a volume, as after a degradation without antialiasing, is taken for noise. Noise that a scanner's
     filter has removed from the air, or that is stronger inside the body, is underestimated.
 
     Args:
-        volume: [X, Y, Z], finite.
-        axis: across the slices.
+        volume: finite voxels [X, Y, Z].
+        axis: the array axis that runs across the slices.
 
     Source: Donoho and Johnstone, Biometrika 81 (1994) (as ``skimage.restoration.estimate_sigma``, which takes whole
     slices); Coupe et al., Medical Image Analysis 14 (2010), for the regions and the Rician correction.
@@ -66,7 +67,7 @@ def estimate_noise(volume: np.ndarray, axis: int = 2) -> float | None:
 
 
 def _deviation(detail: np.ndarray, mean: np.ndarray) -> float:
-    """Of the receiver's noise, from coefficients and the local means beside them."""
+    """Return the receiver's noise, from wavelet coefficients and the local means beside them."""
     measured = float(median_abs_deviation(detail, scale="normal"))
     ratio = float(np.median(mean)) / measured if measured else np.inf
     if not 1 < ratio < 10:  # additive, or so far above zero that Rician noise is Gaussian

@@ -1,4 +1,4 @@
-"""Pictures of slices side by side."""
+"""Pictures of slices side by side: a network's result, what it is compared with and where they differ."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ __all__ = [
 ]
 
 BOX = 0.3
-"""Side of the enlarged detail as a fraction of the slice's shorter side."""
+"""Side of the enlarged detail, as a share of the slice's shorter side."""
 
 
 def comparison_picture(
@@ -36,19 +36,18 @@ def comparison_picture(
     window: tuple[float, float],
     spacing: Sequence[float] = (1.0, 1.0),
 ) -> None:
-    """Write a PNG: one column per slice with its title, the whole slice above, an enlarged detail below.
+    """Write a PNG with a column for each slice: its title, the whole slice and below it an enlarged detail.
 
-    Slices of different grids are shown over the same extent with square pixels drawn as they are (no smoothing).
+    Slices on different grids are shown over the same extent. Pixels are drawn without smoothing.
 
     Args:
-        path: of the PNG.
-        slices: title to slice [H, W], rows from top to bottom of the picture; the last one chooses the detail (where
-            its gradients are strongest).
-        shape: grid of the finest slice.
-        window: intensities shown as black and white, the same for all.
-        spacing: pixel edges (rows, columns) of the finest grid, for the aspect.
+        path: the file.
+        slices: slices [H, W] by title, with rows from top to bottom of the picture. The detail lies where the gradients
+            of the last one are strongest.
+        shape: number of rows and columns of the finest slice.
+        window: intensities shown as black and white, the same for all slices.
+        spacing: edges (rows, columns) of the finest slice's pixels, for the aspect.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.patches import Rectangle
 
@@ -58,7 +57,6 @@ def comparison_picture(
     aspect = spacing[0] / spacing[1]
     width = 3.2
     figure = Figure(figsize=(width * len(slices), width * (rows * aspect / columns + 1) + 0.4), dpi=120)
-    FigureCanvasAgg(figure)
     axes = figure.subplots(2, len(slices), squeeze=False, gridspec_kw={"height_ratios": [rows * aspect / columns, 1]})
     for column, (title, image) in enumerate(slices.items()):
         for row in range(2):
@@ -82,24 +80,25 @@ def comparison_picture(
 
 
 PANEL, GAP, LEGEND = 2.0, 0.05, 0.48
-"""Inches: width of a panel of `comparison_grid`, between panels, below them."""
+"""Lengths in inches: the width of a panel of `comparison_grid`, the gap between panels, the text below them."""
 SHAPES = (0.6, 1.6)
-"""Height of a panel over its width, at least and at most: other slices leave some of it empty."""
+"""Smallest and largest height of a panel divided by its width; slices of other shapes leave some of it empty."""
 
 
 def busiest_crop(image: np.ndarray, size: tuple[int, int]) -> tuple[int, int, int, int]:
-    """Window (top, left, height, width) of an image [H, W] in which the gradients are strongest.
+    """Return the window (top, left, height, width) of an image [H, W] in which the gradients are strongest.
 
-    Not the highest variance, which is that of a window half in air.
+    The variance would not do: it is highest in a window that lies half in air.
 
     Args:
+        image: the image [H, W].
         size: (height, width) of the window, in pixels.
     """
     return strongest_window(np.hypot(*np.gradient(np.asarray(image, dtype=float))), size)
 
 
 def strongest_window(values: np.ndarray, size: tuple[int, int]) -> tuple[int, int, int, int]:
-    """Window (top, left, height, width) of ``values`` [H, W] whose mean is the largest; ``size`` is (height, width)."""
+    """Return the window (top, left, height, width) of ``size`` (height, width) with the largest mean of ``values``."""
     from scipy.ndimage import uniform_filter
 
     # the filter's window begins size // 2 before the pixel it is written to
@@ -122,25 +121,24 @@ def comparison_grid(
     note: str = "",
     left_edge: str = "",
 ) -> Figure:
-    """Draw one slice as several systems see it, for a paper: a column each, between the input and the reference.
+    """Draw one slice as several systems show it, for a paper: a column for each, between the input and the reference.
 
-    Above the whole slice with a box around the crop, then the crop, enlarged; below the absolute error in percent of
-    the data range, on one scale for all, whose end is the 99.5th percentile (rounded up) of the first system's errors.
-    Pixels are drawn as they are, without smoothing.
+    The upper row has the whole slice with a box around the crop, the middle row the enlarged crop, and the lower row
+    the absolute error in percent of the data range. All errors have one scale, which ends at the 99.5th percentile
+    (rounded up) of the first system's. Pixels are drawn without smoothing.
 
     Args:
-        input: low-resolution slice [h, w], of the same extent as the others.
-        results: name to slice [H, W], rows from top to bottom of the picture.
-        reference: [H, W].
+        input: low-resolution slice [h, w] of the same extent as the others.
+        results: slices [H, W] by the name of the system, with rows from top to bottom of the picture.
+        reference: the reference [H, W].
         crop: (top, left, height, width) in pixels of the reference.
         window: intensities shown as black and white.
-        data_range: of the reference's volume.
-        figures: name to what is written under its column, such as its PSNR.
-        spacing: pixel edges (rows, columns), for the aspect.
-        note: what the picture shows, written in the empty panel under the input.
-        left_edge: letter for where the slice's left edge points to.
+        data_range: range of the intensities of the reference's volume.
+        figures: by name, the text below a column, such as a PSNR.
+        spacing: edges (rows, columns) of the reference's pixels, for the aspect.
+        note: text in the empty panel below the input, which says what the picture shows.
+        left_edge: letter of the direction that the slice's left edge points to.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.patches import Rectangle
     from matplotlib.patheffects import withStroke
@@ -155,7 +153,6 @@ def comparison_grid(
     bottoms = np.cumsum([LEGEND, whole + GAP, part + GAP])[::-1]
     size = (len(images) * (PANEL + GAP) + GAP, bottoms[0] + whole + GAP)
     figure = Figure(figsize=size, dpi=300, facecolor="white")
-    FigureCanvasAgg(figure)
 
     def panel(row: int, column: int) -> Axes:
         x, y, h = GAP + column * (PANEL + GAP), bottoms[row], (whole, part, whole)[row]
@@ -199,31 +196,32 @@ def comparison_grid(
 
 
 def round_up(value: float, least: float = 0.1) -> float:
-    """A scale's end: to two digits, at least ``least``."""
+    """Return the end of a scale: the value rounded up to two digits, and not below ``least``."""
     value = max(value, least)
     step = 10.0 ** (math.floor(math.log10(value)) - 1)
     return math.ceil(value / step - 1e-9) * step
 
 
 SIDE, HEAD, FOOT, MARGIN, BAR = 3.6, 1.05, 0.4, 0.35, 1.15
-"""Inches: longest side of a panel of `quality_grid`, above and below the panels, left of them, right of them."""
+"""Lengths in inches: the longest side of a panel of `quality_grid`, the margins above, below, left and right of all."""
 THINNEST, LOWEST = 0.3, 0.95
-"""Inches: letters fit into an image twice as thick; least height of a row, for the name beside it."""
+"""Lengths in inches: letters stand inside an image that is more than twice as thick as the first; no row is lower than
+the second, which leaves room for its name."""
 LEAST_DIFFERENCE = 0.01
-"""End of the scale of differences in parts of the window, at least: what is smaller is not blown up to look like an
-error, and the pictures of a cohort can be compared."""
+"""Least end of the scale of differences, as a share of the window. It keeps small differences from looking like errors,
+and makes the pictures of a cohort comparable."""
 
 
 @dataclass(frozen=True)
 class PlaneRow:
-    """One plane of `quality_grid`; its images show the same extent on grids of their own.
+    """One plane of `quality_grid`, whose images show the same extent on grids of their own.
 
     Attributes:
-        name: of the plane.
-        input, output: [H, W] or [H, W, 3], rows from top to bottom of the picture.
-        difference: signed [H, W], None where it is not known.
+        name: name of the plane.
+        input, output: slices [H, W] or [H, W, 3], with rows from top to bottom of the picture.
+        difference: the output, degraded again, less the input, [H, W]; None if it is not known.
         size: height and width of the extent, in mm.
-        letters: where the left, right, upper and lower edge point to; empty if unknown.
+        letters: letters of the directions that the left, right, upper and lower edges point to; empty if unknown.
     """
 
     name: str
@@ -243,20 +241,19 @@ def quality_grid(
     *,
     unit: str = "mm",
 ) -> Figure:
-    """Draw planes of a volume, one a row: input, output, and what the output, degraded again, differs from the input.
+    """Draw planes of a volume, one a row: the input, the output, and the output degraded again less the input.
 
-    All panels have one scale, so that voxels have their true proportions. The scale of differences ends at their
-    99.5th percentile over all rows, rounded up, and not below `LEAST_DIFFERENCE` of the window.
+    All panels have one scale of length, so that voxels have their true proportions. The scale of differences ends at
+    their 99.5th percentile over all rows, rounded up, and not below `LEAST_DIFFERENCE` of the window.
 
     Args:
-        rows: at least one.
+        rows: one plane or more.
         window: intensities shown as black and white.
-        title: of the picture; shown as it is, whatever its characters.
+        title: title of the picture, which may hold any characters.
         notes: lines below the title.
         foot: line below all panels.
-        unit: of the rows' sizes.
+        unit: unit of the rows' sizes.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.patheffects import withStroke
 
@@ -266,7 +263,6 @@ def quality_grid(
     cell = max(width, 2.4)  # a volume of narrow slices, too, has room for its title
     size = (MARGIN + 3 * (cell + GAP) + BAR, HEAD + sum(heights) + GAP * len(rows) + FOOT)
     figure = Figure(figsize=size, dpi=150, facecolor="white")
-    FigureCanvasAgg(figure)
     known = [np.abs(row.difference).ravel() for row in rows if row.difference is not None]
     values = np.concatenate(known) if known else np.zeros(1)
     span = window[1] - window[0]
@@ -274,12 +270,12 @@ def quality_grid(
     outline = [withStroke(linewidth=1.8, foreground="black")]
 
     def write(x: float, y: float, text: str, points: float, **options: object) -> None:
-        """In inches from the upper left corner, made smaller where it is too long for the picture."""
+        """Write text at a place in inches from the upper left corner, smaller if it is too long for the picture."""
         fitting = points * min(1, 1.75 * 72 * (size[0] - x - 0.1) / (points * max(1, len(text))))
         figure.text(x / size[0], 1 - y / size[1], text, size=fitting, va="center", parse_math=False, **options)
 
     def mark(ax: Axes, letter: str, edge: int, length: float) -> None:
-        """Letter at the left, right, upper or lower edge; beside an image that is too thin for it, none below one."""
+        """Write a letter at an edge (left, right, upper, lower): inside, or beside a thin image, but never below it."""
         inside = length > 2 * THINNEST
         if not inside and edge >= 2:
             return
@@ -341,6 +337,6 @@ def quality_grid(
 
 
 def _bar_length(width: float) -> float:
-    """1, 2 or 5 times a power of ten, at most a third of a width."""
+    """Return the largest of 1, 2 and 5 times a power of ten that is at most a third of a width."""
     power = 10.0 ** math.floor(math.log10(width / 3))
     return max(step * power for step in (1, 2, 5) if step * power <= width / 3)

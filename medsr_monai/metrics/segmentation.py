@@ -1,4 +1,4 @@
-"""Dice of label maps, of single slices and pooled over slices."""
+"""Dice of label maps, for single slices and with the pixels of several slices pooled."""
 
 from __future__ import annotations
 
@@ -14,14 +14,17 @@ __all__ = ["PooledDice", "count_pixels", "dice_of_slice", "pooled_dice", "region
 
 
 def count_pixels(pred: torch.Tensor, label: torch.Tensor, classes: int) -> torch.Tensor:
-    """Pixels [B, classes, 3] of every class in both label maps, in ``pred`` and in ``label``, of each slice, int64.
+    """Count each slice's pixels of every class: those in both label maps, in ``pred`` and in ``label``.
 
     Args:
         pred, label: label maps [B, 1, ...] with labels 0 to classes - 1.
-        classes: background included.
+        classes: number of classes, the background included.
+
+    Returns:
+        The counts [B, classes, 3], int64.
 
     Raises:
-        ValueError: label maps of different shapes or with several channels.
+        ValueError: the label maps differ in shape or have several channels.
     """
     if pred.shape != label.shape or pred.shape[1] != 1:
         raise ValueError(
@@ -32,18 +35,21 @@ def count_pixels(pred: torch.Tensor, label: torch.Tensor, classes: int) -> torch
 
 
 def regions(classes: int) -> list[str]:
-    """Names of what Dice is computed of: every class but the background, and "all", the pixels of all of them."""
+    """Return the names of the regions that have a Dice: every class but the background, and "all" of these together."""
     return [*(str(c) for c in range(1, classes)), "all"]
 
 
 def dice_of_slice(pred: torch.Tensor, label: torch.Tensor, classes: int) -> dict[str, float | int]:
-    """Dice of one slice, ``dice_<region>``, and the pixels it is made of, ``both_``, ``pred_`` and ``label_<region>``.
+    """Return the Dice of one slice for all :func:`regions`, and the pixels that make it.
 
-    MONAI's Dice: a class that is in neither label map has 1, one in only one of them 0; see :func:`regions`.
+    It is MONAI's Dice: a class that is in neither label map has 1, and one that is in only one of them 0.
 
     Args:
         pred, label: label maps [1, H, W] with labels 0 to classes - 1.
-        classes: background included.
+        classes: number of classes, the background included.
+
+    Returns:
+        ``dice_<region>`` and, in pixels, ``both_<region>``, ``pred_<region>`` and ``label_<region>``.
     """
     onehot = [one_hot(m[None], classes) for m in (pred, label)]
     dice = compute_dice(*onehot, include_background=False, ignore_empty=False)[0].tolist()
@@ -57,11 +63,11 @@ def dice_of_slice(pred: torch.Tensor, label: torch.Tensor, classes: int) -> dict
 
 
 def pooled_dice(rows: Sequence[dict], region: str) -> float:
-    """Dice of a region over all slices, their pixels summed: NaN where no label map has it.
+    """Return the Dice of a region with the pixels of all slices summed; NaN if no label map has the region.
 
     Args:
-        rows: see :func:`dice_of_slice`.
-        region: a class, or "all" (the RDST paper's Dice-T, if pixels of all slices are pooled).
+        rows: what :func:`dice_of_slice` returned for each slice.
+        region: a class, or "all" for the RDST paper's Dice-T.
     """
     return _dice(*(sum(row[f"{name}_{region}"] for row in rows) for name in ("both", "pred", "label")), empty=math.nan)
 
@@ -73,10 +79,11 @@ def _dice(both: int, pred: int, label: int, empty: float) -> float:
 class PooledDice(CumulativeIterationMetric):
     """Dice of all classes but the background, their pixels pooled over classes and slices (the RDST paper's Dice-T).
 
-    2 sum |pred and label| / sum (|pred| + |label|); NaN where no class is in any slice. Gathers over processes.
+    It is 2 sum |pred and label| / sum (|pred| + |label|), and NaN if no class is in any slice. The slices of all
+    processes count.
 
     Args:
-        classes: background included.
+        classes: number of classes, the background included.
     """
 
     def __init__(self, classes: int) -> None:
@@ -87,6 +94,6 @@ class PooledDice(CumulativeIterationMetric):
         return count_pixels(y_pred, y, self.classes)
 
     def aggregate(self) -> torch.Tensor:
-        """Of all slices since the last reset."""
+        """Return the Dice of all slices since the last reset."""
         both, pred, label = self.get_buffer()[:, 1:].sum(dim=(0, 1)).double()
         return 2 * both / (pred + label)

@@ -1,4 +1,4 @@
-"""How much of what a coarse grid cannot hold is in a slice, and how much of it is right."""
+"""Sharpness: how much detail that the coarse grid cannot hold is in a result, and how much of it is right."""
 
 from __future__ import annotations
 
@@ -10,27 +10,29 @@ from torch import Tensor
 __all__ = ["high_frequency_figures"]
 
 LEAST_SHARE = 1e-14
-"""Of a slice's power: less is rounding."""
+"""A band with less than this share of a slice's power holds nothing but rounding errors of float64."""
 
 
 def high_frequency_figures(pred: Tensor, label: Tensor, factors: Sequence[int]) -> dict[str, float | None]:
-    """Power and correlation of a result above the Nyquist frequency of the low-resolution grid.
+    """Compare a result with its reference above the Nyquist frequency of the low-resolution grid.
 
-    Both slices [C, H, W], less the reference's mean and windowed (Hann, along both axes), are Fourier transformed. The
-    band is every frequency that the low-resolution grid has no room for: above 0.5 / factor cycles a pixel along an
-    axis that was enlarged.
+    Both slices, less the reference's mean and windowed (Hann, along both axes), are Fourier transformed. The band holds
+    every frequency that the low-resolution grid cannot: those above 0.5 / factor cycles a pixel along an axis that was
+    enlarged.
 
-    - ``hf_power``: the result's power in the band in parts of the reference's: 1 for one that is as sharp, less for a
-      blurred one. Noise and invented detail are power, too, and the reference's own noise is part of the 1;
+    - ``hf_power``: the result's power in the band divided by the reference's. It is 1 for a result that is as sharp,
+      and less for a blurred one. Noise and invented detail are power, too, and the reference's own noise is part of
+      the 1;
     - ``hf_correlation``: Re sum(P conj(R)) / sqrt(sum |P|^2 sum |R|^2) over the band, -1 to 1: how much of what the
-      result has there lies where the reference has it. Noise raises the power and lowers this one.
+      result has there lies where the reference has it. Noise raises the power and lowers the correlation.
 
     Args:
-        pred, label: slices of one shape.
-        factors: by which rows and columns were enlarged; 1 leaves an axis out.
+        pred, label: result and reference, slices [C, H, W] of one shape.
+        factors: the factors by which rows and columns were enlarged; 1 leaves an axis out.
 
     Returns:
-        None where there is nothing to divide by: no axis enlarged, or a slice without power in the band.
+        Both figures; None instead of one that has nothing to divide by, because no axis was enlarged or a slice has no
+        power in the band.
 
     Source: the correlation is that of a Fourier ring (Saxton, Baumeister, Journal of Microscopy 127, 1982) with the
     band in place of a ring.

@@ -1,60 +1,60 @@
-"""How much of k-space holds signal, axis by axis: what a scanner has acquired, and what zero-filling has added."""
+"""The share of k-space that holds signal along an axis: what a scanner acquired, without what zero-filling added."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 import numpy as np
-import torch
+from numpy.typing import ArrayLike
 from scipy.ndimage import uniform_filter, uniform_filter1d
 
 __all__ = ["AxisSpectrum", "axis_spectrum"]
 
 LEAST_RUN = 32
-"""Voxels of tissue in a row, below which a spectrum is too coarse to be judged."""
+"""Stretches of tissue with fewer voxels have a spectrum that is too coarse to be judged."""
 LINES = 4000
-"""Lines of voxels whose spectra are averaged, at most."""
+"""At most this many lines of voxels have their spectra averaged."""
 BINS = 512
-"""Of a line's Fourier transform, whatever its length: frequencies are multiples of 1 / BINS cycles a voxel."""
+"""Spectra of lines of any length are given at multiples of 1 / BINS cycles a voxel."""
 FOREGROUND = 0.15
-"""Where tissue begins, as a share of the way from the background to the bright end."""
+"""Tissue begins at this share of the way from the background to the bright end of the intensities."""
 FILL_SHARE = 0.05
-"""A value that more voxels than this have was filled in: background, skull-stripping, the border after a rotation."""
+"""A value that a larger share of voxels has was filled in, as a background, by skull-stripping or by a rotation."""
 FALLS = (0.02, 0.04, 0.08, 0.12)
-"""Widths, in cycles a voxel, over which the border of the signal may fall: from a sharp one to a wide filter's."""
+"""Widths of the fall at the border that are tried, in cycles a voxel: from a sharp border to that of a wide filter."""
 BODY = 0.1
-"""Cycles a voxel inside the border, from which the slope is taken that the spectrum has by itself."""
+"""Width of the band inside the border, in cycles a voxel, whose slope counts as the spectrum's own."""
 LEAST_BODY = 0.06
-"""The same at low frequencies, at least."""
+"""Least width of that band, in cycles a voxel, for a border at low frequencies."""
 TAIL = 0.025
-"""Cycles a voxel outside the border, over which the empty part's level is taken."""
+"""Width of the band outside the border, in cycles a voxel, whose level counts as that of the empty part."""
 UNEVEN = 0.03
-"""Cycles a voxel, below which large organs make the spectrum uneven."""
+"""Frequency in cycles a voxel below which large organs make the spectrum uneven."""
 LEAST_DROP = 6.5
-"""dB by which the spectrum falls at the border beyond what its own slope explains."""
+"""The spectrum falls at a border by at least this many dB more than its own slope explains."""
 LONG_RUN = 100
-"""Voxels of tissue in a row from which this suffices; spectra of shorter stretches are rougher."""
+"""For shorter stretches of tissue, in voxels, LEAST_DROP grows in proportion, since their spectra are rougher."""
 DEPTH = 25.0
-"""dB below the signal at which the fall ends for the border's place; noise-free data fall on and on."""
+"""The fall is followed down to this many dB below the signal; in data without noise it goes on and on."""
 SHARP = 6.0
-"""dB below the signal at which the Hann window shows a sharp border."""
+"""A sharp border, blurred by the Hann window, lies where the spectrum is this many dB below the signal."""
 GENTLE = 0.3
-"""Of the steepest descent: where a flank begins and ends."""
+"""A flank begins and ends where its descent is this share of the steepest."""
 LARGEST_TAIL_SLOPE = 0.3
-"""Slope of the empty part, as a share of that of the border; a steeper one goes on falling."""
+"""The empty part is flat if its slope is below this share of the border's."""
 
 
 @dataclass(frozen=True)
 class AxisSpectrum:
-    """What the spectrum along one array axis says.
+    """The mean power spectrum along one array axis, and the border of the signal in it.
 
     Attributes:
         judged: whether there were enough voxels of tissue in a row; if not, the rest says nothing.
-        share: of k-space that holds signal, 1 where no empty outer border was found.
-        drop: dB by which the spectrum falls at the border, beyond its own slope; 0 where none was found.
-        width: cycles a voxel over which it falls, about; 0 where no border was found.
-        frequency: cycles a voxel, 0 to 0.5.
-        power: dB, where white noise of variance 1 has 0 dB.
+        share: share of k-space that holds signal; 1 if no empty outer part was found.
+        drop: how far the spectrum falls at the border beyond its own slope, in dB; 0 if no border was found.
+        width: about how wide the fall is, in cycles a voxel; 0 if no border was found.
+        frequency: frequencies of the spectrum in cycles a voxel, from 0 to 0.5.
+        power: the spectrum in dB; white noise of variance 1 has 0 dB.
     """
 
     judged: bool
@@ -66,36 +66,35 @@ class AxisSpectrum:
 
     @property
     def interpolated(self) -> bool:
-        """Whether an empty outer border of k-space was found."""
+        """Whether an empty outer part of k-space was found."""
         return self.share < 1
 
     def acquired(self, size: int) -> int:
-        """Samples that hold all of the signal, of ``size`` voxels."""
+        """Return how many of ``size`` samples hold all of the signal."""
         return round(self.share * size)
 
 
-def axis_spectrum(volume: np.ndarray | torch.Tensor, axis: int) -> AxisSpectrum:
+def axis_spectrum(volume: ArrayLike, axis: int) -> AxisSpectrum:
     """Find the share of k-space that holds signal along one axis of a magnitude image.
 
     A matrix that was zero-filled on the scanner, or a volume that was interpolated with a good filter, has a spectrum
-    that falls to the level of noise or rounding inside the Nyquist frequency and is flat from there on. That border is
+    that falls to the level of noise or rounding below the Nyquist frequency and is flat from there on. This border is
     looked for in the mean power spectrum of lines of voxels along the axis. Each line is cut to its longest stretch of
     tissue and windowed (Hann), because what lies outside hides the border: the edges of skull-stripping, and the noise
     of air, which taking the magnitude spreads over all of k-space. A border counts if the spectrum falls there by more
-    than LEAST_DROP dB beyond its own slope, however wide the filter; a spectrum that comes down to white noise by and
-    by has no border, nor has one that falls up to the Nyquist frequency itself.
+    than LEAST_DROP dB beyond its own slope, however wide the filter. A spectrum that comes down to white noise
+    gradually has no border, nor has one that falls up to the Nyquist frequency itself.
 
     Args:
-        volume: [X, Y, Z] or [X, Y], real.
-        axis: array axis.
+        volume: real voxels [X, Y, Z] or [X, Y].
+        axis: the array axis.
 
     Returns:
-        The share is exact to about one part in the length of the stretches, a few percent. Linear interpolation leaves
-        no empty border and is not found.
+        The spectrum. Its share is exact to about one part in the length of the stretches, a few percent. Linear
+        interpolation leaves no empty part and is not found.
     """
-    array = volume.detach().cpu().numpy() if isinstance(volume, torch.Tensor) else np.asarray(volume)
     frequency = np.arange(BINS // 2 + 1) / BINS
-    lines, starts, lengths = _tissue_lines(array, axis)
+    lines, starts, lengths = _tissue_lines(np.asarray(volume), axis)
     if not len(lines):
         return AxisSpectrum(False, 1.0, 0.0, 0.0, frequency, np.full(len(frequency), -np.inf))
     power = _mean_power(lines, starts, lengths)
@@ -109,7 +108,7 @@ def axis_spectrum(volume: np.ndarray | torch.Tensor, axis: int) -> AxisSpectrum:
 
 
 def _tissue_lines(array: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Lines along the axis [N, size], and where the longest stretch of tissue in each begins and how long it is."""
+    """Return lines along the axis [N, size], and where in each the longest stretch of tissue begins and its length."""
     size = array.shape[axis]
     image = np.nan_to_num(np.moveaxis(array, axis, -1).astype(np.float32, copy=False), posinf=0, neginf=0)
     smooth = uniform_filter(image, min(5, *image.shape) if min(image.shape) > 1 else (*(1,) * (image.ndim - 1), 5))
@@ -156,17 +155,17 @@ def _mean_power(lines: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> n
 
 
 def _border(frequency: np.ndarray, level: np.ndarray, length: float) -> tuple[float, float, float]:
-    """Share of the band that holds signal, drop in dB and width of the fall; (1, 0, 0) where there is no border."""
+    """Return the share of the band that holds signal, the drop in dB and its width; (1, 0, 0) if there is no border."""
     blur = 2 / length  # half the main lobe of the Hann window, by which a border is blurred
     best = (LEAST_DROP * max(1.0, LONG_RUN / length), 0.0, 0.0, 0.0)
     for end in frequency[(frequency >= UNEVEN) & (frequency <= 0.5 - TAIL)]:
         outside = (frequency >= end) & (frequency <= end + TAIL)
-        floor, tail_slope = _line(frequency[outside], level[outside], end)
+        tail_slope, floor = np.polyfit(frequency[outside] - end, level[outside], 1)
         for begin in {end - max(fall, 2 * blur) for fall in FALLS}:
             body = (frequency >= max(begin - BODY, UNEVEN)) & (frequency <= begin)
             if begin - UNEVEN < max(LEAST_BODY, 3 * blur):
                 continue
-            start, slope = _line(frequency[body], level[body], begin)
+            slope, start = np.polyfit(frequency[body] - begin, level[body], 1)
             spread = np.std(level[body] - (start + slope * (frequency[body] - begin)))
             drop = start + min(slope, 0.0) * (end - begin) - floor
             flat = -tail_slope < LARGEST_TAIL_SLOPE * (start - floor) / (end - begin)
@@ -177,7 +176,7 @@ def _border(frequency: np.ndarray, level: np.ndarray, length: float) -> tuple[fl
         return 1.0, 0.0, 0.0
     level = np.maximum(level, signal - DEPTH)
     descent = -np.gradient(uniform_filter1d(level, max(5, round(0.75 * blur * BINS))), frequency)
-    steepest = _argmax(descent, (frequency >= begin) & (frequency <= end))
+    steepest = np.where((frequency >= begin) & (frequency <= end), descent, -np.inf).argmax()
     gentle = descent < GENTLE * descent[steepest]
     foot = frequency[steepest:][gentle[steepest:]]
     shoulder = frequency[:steepest][gentle[:steepest]]
@@ -187,17 +186,6 @@ def _border(frequency: np.ndarray, level: np.ndarray, length: float) -> tuple[fl
         high = frequency[(level > signal - SHARP) & (frequency <= foot)]
         border = float(high[-1]) if len(high) else shoulder
     else:
-        # of a filter's flank the foot is the end of what was acquired
+        # the foot of a filter's flank is the end of what was acquired
         border = foot - blur / 2
     return 2 * border, drop, foot - shoulder
-
-
-def _argmax(values: np.ndarray, where: np.ndarray) -> int:
-    return int(np.where(where, values, -np.inf).argmax())
-
-
-def _line(x: np.ndarray, y: np.ndarray, at: float) -> tuple[float, float]:
-    """Value at ``at``, and slope, of the straight line through points."""
-    mean = x.mean()
-    slope = ((x - mean) * (y - y.mean())).sum() / ((x - mean) ** 2).sum()
-    return float(y.mean() + slope * (at - mean)), float(slope)

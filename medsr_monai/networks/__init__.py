@@ -1,4 +1,4 @@
-"""Super-resolution networks and the prior's, by class and by name in `NETWORKS`."""
+"""Networks that super-resolve images, and those that train or judge them, by class and by name in `NETWORKS`."""
 
 from __future__ import annotations
 
@@ -20,12 +20,11 @@ from medsr_monai.networks.comparison import (
     RCANAda,
     Restormer,
     SwinIR,
-    comparison_network,
 )
 from medsr_monai.networks.discriminators import StyleSwinDiscriminator
+from medsr_monai.networks.fast_rdst import RDST
 from medsr_monai.networks.inception import InceptionFeatures, load_inception_features
 from medsr_monai.networks.lgsr import LGSR
-from medsr_monai.networks.rdst import RDST
 from medsr_monai.networks.segmentation_unet import SegmentationUNet
 from medsr_monai.networks.srgan_discriminator import SRGANDiscriminator
 from medsr_monai.networks.styleswin import StyleSwinGenerator
@@ -57,7 +56,6 @@ __all__ = [
     "TransMRSR",
     "VGG19Features",
     "build_network",
-    "comparison_network",
     "load_inception_features",
     "load_vgg19_features",
     "records_arguments",

@@ -18,11 +18,11 @@ def records_arguments(cls: Network) -> Network:
 
     `.arguments` is `{"_target_": "medsr_monai.networks.<Class>", <argument>: <value>, ...}`, defaults included, of
     plain numbers, strings, bools and lists: `json.dumps` writes it and `torch.load(weights_only=True)` reads it. An
-    argument left at None ("choose for me") is recorded as what the network chose: its attribute of that name. Those
+    argument left at None ("choose for me") is recorded as what the network chose, its attribute of that name. Arguments
     named in the class's `unrecorded`, which do not matter to trained weights, are left out.
 
     Raises:
-        TypeError: an argument is not such a plain value.
+        TypeError: when an instance is built, an argument is not such a plain value.
     """
     build = cls.__init__
     signature = inspect.signature(build)
@@ -47,7 +47,7 @@ def build_network(arguments: dict[str, Any]) -> nn.Module:
     """Build the network of which `arguments` are the `.arguments`, with random weights.
 
     Raises:
-        ValueError: `_target_` is no network of medsr_monai.networks that records its arguments: files of weights may
+        ValueError: `_target_` is no network of medsr_monai.networks that records its arguments. Files of weights may
             come from anywhere, so nothing else is called.
         TypeError: the network does not take these arguments.
     """
@@ -64,7 +64,7 @@ def build_network(arguments: dict[str, Any]) -> nn.Module:
 class NetworkArguments:
     """The `.arguments` of a network as an object that MONAI's CheckpointSaver and CheckpointLoader save and check.
 
-    Put it before the weights, as in `save_dict = load_dict = {"network": NetworkArguments(net), "model": net}`: weights
+    Put it before the weights, as in `save_dict = load_dict = {"network": NetworkArguments(net), "model": net}`. Weights
     of another network are then refused with the arguments that differ, before any tensor is compared.
 
     Args:
@@ -94,7 +94,7 @@ class NetworkArguments:
         An argument that the weights do not name yet counts as left at its default.
 
         Raises:
-            ValueError: arguments differ; one line names each of them, its two values and what to do.
+            ValueError: arguments differ; one line names each of them with its two values, and says what to do.
         """
         ours = self.network.arguments
         theirs = dict(state_dict)

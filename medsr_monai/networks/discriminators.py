@@ -1,4 +1,4 @@
-"""Discriminators: is an image a real one?"""
+"""StyleSwin's discriminator, which tells real images from generated ones (arXiv 2112.10762)."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from medsr_monai.networks.blocks.filters import BinomialFilter, haar
 from medsr_monai.networks.blocks.style import widths
 
 STDDEV_GROUP = 4
+"""How many samples of a batch `minibatch_stddev` compares with each other."""
 
 
 def minibatch_stddev(x: Tensor) -> Tensor:
@@ -24,7 +25,7 @@ def minibatch_stddev(x: Tensor) -> Tensor:
     over C, H and W (Progressive GAN, arXiv 1710.10196, section 3).
 
     Raises:
-        ValueError: a batch over 4 that is no multiple of 4.
+        ValueError: the batch is larger than 4 and no multiple of 4.
     """
     b, _, h, w = x.shape
     group = min(b, STDDEV_GROUP)
@@ -39,7 +40,10 @@ def minibatch_stddev(x: Tensor) -> Tensor:
 
 
 class ConvLeakyReLU(nn.Module):
-    """Convolution, bias and scaled leaky ReLU, with equalised learning rate or spectral normalisation."""
+    """Convolution, bias and scaled leaky ReLU, with equalised learning rate or spectral normalisation.
+
+    [B, in_channels, H, W] -> [B, out_channels, H', W'], where H' and W' are those of `torch.nn.Conv2d`.
+    """
 
     def __init__(
         self, in_channels: int, out_channels: int, kernel_size: int, *, stride: int, padding: int, spectral: bool
@@ -85,13 +89,13 @@ class StyleSwinDiscriminator(nn.Module):
         in_channels: channels of the images.
         channel_multiplier: factor of the widths at resolutions over 32.
         channels: widths at the resolutions 4, 8, ..., size, in place of the table of `StyleSwinGenerator`. The first
-            features have the width of `size`, though half its resolution, and that of size / 2 is not used: so the
-            authors count.
+            features have the width of `size`, though half its resolution, and that of size / 2 is not used, as in the
+            authors' code.
         spectral_normalization: divide each weight by its largest singular value (arXiv 1802.05957), in place of the
             equalised learning rate.
 
     Raises:
-        ValueError: unsupported size; channels of another length than the resolutions.
+        ValueError: the size is not supported, or channels and resolutions differ in number.
     """
 
     def __init__(
@@ -123,10 +127,10 @@ class StyleSwinDiscriminator(nn.Module):
         self.final_linear = nn.Sequential(hidden, BiasedLeakyReLU(coarse), last)
 
     def forward(self, image: Tensor) -> Tensor:
-        """Rate images [B, in_channels, size, size]: [B, 1].
+        """Rate images: [B, in_channels, size, size] -> logits [B, 1].
 
         Raises:
-            ValueError: images of another size; a batch over 4 that is no multiple of 4.
+            ValueError: the images have another size, or the batch is larger than 4 and no multiple of 4.
         """
         if image.shape[2] != self.size or image.shape[3] != self.size:
             raise ValueError(

@@ -9,14 +9,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 SIZE = 299
+"""Height and width of the images that Inception-v3 was trained on, to which all images are resized."""
 
 
 class InceptionFeatures(nn.Module):
     """torchvision's Inception-v3 up to its last pooling, with random weights; see `load_inception_features`.
 
     RGB images [B, 3, H, W] in [0, 1], of any size, become features [B, 2048]. They are resized to 299x299 (bilinear,
-    antialiased, without keeping the aspect) and mapped to [-1, 1], which is what the normalisation by ImageNet's mean
-    and deviation that torchvision's weights want and its ``transform_input`` come to together.
+    antialiased, without keeping the aspect) and mapped to [-1, 1], as torchvision's weights want it: torchvision
+    normalises by ImageNet's mean and deviation and undoes that by its ``transform_input``, which comes to the same.
     """
 
     def __init__(self) -> None:
@@ -29,7 +30,7 @@ class InceptionFeatures(nn.Module):
         self.eval()
 
     def forward(self, x: Tensor) -> Tensor:
-        """Features of RGB images [B, 3, H, W] in [0, 1]."""
+        """Compute the features [B, 2048] of RGB images [B, 3, H, W] in [0, 1]."""
         x = F.interpolate(x, (SIZE, SIZE), mode="bilinear", align_corners=False, antialias=True)
         return self.inception(2 * x - 1)
 
@@ -41,8 +42,8 @@ def load_inception_features(path: str | os.PathLike | None) -> InceptionFeatures
         path: torchvision's state dict, such as inception_v3_google-0cc3c7bd.pth.
 
     Raises:
-        FileNotFoundError: no path, or no file there; the message says where the weights are published.
-        ValueError: a file that does not hold Inception-v3's weights.
+        FileNotFoundError: there is no path, or no file there; the message says where the weights are published.
+        ValueError: the file does not hold Inception-v3's weights.
     """
     if path is None or not os.path.isfile(path):
         raise FileNotFoundError(

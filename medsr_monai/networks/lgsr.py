@@ -1,4 +1,4 @@
-"""LGSR: local features by deformable convolutions, global ones pixel by pixel and patch by patch."""
+"""LGSR: local features by deformable convolutions, global ones between pixels and between patches (see `LGSR`)."""
 
 from __future__ import annotations
 
@@ -15,11 +15,13 @@ from medsr_monai.networks.blocks.patch_transformer import PatchTransformer
 from medsr_monai.networks.blocks.upsample import Upsample, enlarge, require_equal_channels, scale_per_axis
 
 LOCAL = ("conv", "dcn_v1", "dcn_v2")
+"""First convolutions that a local block can have; see `LGSR`."""
 ORDERS = ("pixel_patch", "patch_pixel", "parallel")
+"""Orders in which pixels and patches learn from each other; see `LGSR`."""
 
 
 class DynamicLocalBlock(nn.Module):
-    """Deformable or plain convolution, LeakyReLU and plain convolution, added to their input: [B, C, H, W] to same."""
+    """Deformable or plain convolution, LeakyReLU and plain convolution, added to their input [B, C, H, W]."""
 
     def __init__(self, channels: int, local: str, offset_groups: int) -> None:
         super().__init__()
@@ -36,7 +38,7 @@ class DynamicLocalBlock(nn.Module):
 
 
 class DynamicLocalGroup(nn.Module):
-    """Local blocks, one on the other, and a convolution, added to their input: [B, C, H, W] to same."""
+    """Local blocks, one after the other, and a convolution, added to their input [B, C, H, W]."""
 
     def __init__(self, channels: int, blocks: int, local: str, offset_groups: int) -> None:
         super().__init__()
@@ -51,31 +53,28 @@ class DynamicLocalGroup(nn.Module):
 class LGSR(nn.Module):
     """LGSR-style network for 2D medical images of any modality, re-implemented from the published abstract.
 
-    Neither the paper's network in detail nor its code is public. Deformable convolutions for what is local, a non-local
-    mechanism and a vision transformer for what is global between pixels and between patches, and the way from local to
-    global are the abstract's; all widths, depths and the rest of the topology are this package's, and none of the
-    authors' results is claimed for it.
+    Neither the paper's network in detail nor its code is public. The abstract says that deformable convolutions find
+    what is local, that a non-local mechanism relates pixels and a vision transformer patches to find what is global,
+    and that the way leads from local to global. All widths, all depths and the rest of the topology are this package's,
+    and none of the authors' results is claimed for it.
 
-    An image [B, in_channels, H, W] of any H, W >= 1 becomes [B, out_channels, H * rows, W * columns]. A convolution, h,
-    is followed by groups of local blocks, whose outputs one 1x1 convolution fuses to L; pixels of L learn from each
-    other to P, patches of P to T; L, P and T are fused and added to h, enlarged, and added to the bicubic enlargement
-    of the input. The last convolution starts at zero: an untrained network is exactly bicubic. Only the transformer
-    needs a multiple of its patch; features are padded for it and cropped again. Intensities are neither scaled nor
-    clipped.
+    An image [B, in_channels, H, W] of any H, W >= 1 becomes [B, out_channels, H * rows, W * columns]. The features h of
+    a first convolution go through groups of local blocks, whose outputs a 1x1 convolution fuses to L. The pixels of L
+    learn from each other, which gives P, and the patches of P do, which gives T. L, P and T are fused, added to h,
+    enlarged, and added to the bicubic enlargement of the input. The last convolution starts at zero, so that an
+    untrained network is exactly bicubic. Only the transformer needs a multiple of its patch; features are padded for it
+    and cropped again. Intensities are neither scaled nor clipped.
 
     Memory grows with H * W, not with its square: inference of the default at x4 needs some 11 kB an input pixel, 2.7 GB
     at 512 x 512. The time of the non-local stage does grow with the square, hence large images are best given in
     overlapping tiles, or with `non_local_subsample=2`. On CPU, float32 agrees with float64 to 1e-5, channels_last with
     the contiguous layout to 1e-5, and bfloat16 autocast with float32 to 3 % of the largest output.
 
-    Export. `torch.jit.script` compiles it for any size; who loads the file must `import torchvision` first.
-    `torch.onnx.export(..., dynamo=True, opset_version=19)` writes it with ONNX's DeformConv, which onnxruntime runs,
-    for the size of the example, or for all multiples of the patch as `dynamic_shapes`. After
-    `blocks.deformable.use_grid_sample(network)`, or with `grid_sample`, neither torchvision nor DeformConv is needed.
-    Results agree to 1e-5.
-    In ONNX the non-local stage does hold the whole matrix of all pairs of pixels, 340 MB at 96 x 96: export for tiles.
-    Not possible: the older exporter, `dynamo=False`, refuses the deformable operator, and `torch.jit.trace` fixes
-    the padding of one size.
+    Export. `torch.jit.script` compiles it for any size, and `torch.onnx.export(..., dynamo=True)` writes it; results
+    agree to 1e-5. With `grid_sample` they hold torch's own operators only. Without, who runs the file must `import
+    torchvision` first, or have ONNX's DeformConv (opset 19). In ONNX the non-local stage holds the whole matrix of all
+    pairs of pixels, 340 MB at 96 x 96, so export it for tiles. The older exporter, `dynamo=False`, refuses the
+    deformable operator, and `torch.jit.trace` fixes the padding of one size.
 
     Source: Huang et al., Computerized Medical Imaging and Graphics 115 (2024) 102374, abstract only,
     doi 10.1016/j.compmedimag.2024.102374.
@@ -96,21 +95,21 @@ class LGSR(nn.Module):
         local: first convolution of a local block, "dcn_v2" (modulated deformable), "dcn_v1" (deformable) or "conv".
         offset_groups: groups of channels with shifts of their own in a deformable convolution.
         non_local: relate pixels by a non-local block.
-        non_local_subsample: side of its max-pooling, which divides its time by the square; 1 for none.
+        non_local_subsample: side of that block's max-pooling, by whose square its time is divided; 1 for none.
         vit: relate patches by a vision transformer.
-        patch_size: side of its patches, in input pixels.
-        hidden_size: channels of its tokens, a multiple of num_heads.
-        num_layers: its layers.
+        patch_size: side of the transformer's patches, in input pixels.
+        hidden_size: channels of the transformer's tokens, a multiple of num_heads.
+        num_layers: layers of the transformer.
         num_heads: attention heads of each layer.
-        mlp_ratio: hidden width of its perceptrons, as a multiple of hidden_size.
+        mlp_ratio: hidden width of the transformer's perceptrons, as a multiple of hidden_size.
         order: "pixel_patch" (non-local, then transformer), "patch_pixel", or "parallel" (both on L).
         bicubic_residual: add the bicubic enlargement of the input, and start with a last convolution of zeros.
-        grid_sample: read in deformable convolutions by torch's grid_sample, the faster form on a CPU; weights and
-            `arguments` do not depend on it.
+        grid_sample: compute deformable convolutions by torch's grid_sample, which is faster on a CPU (see
+            `blocks.deformable.use_grid_sample`); weights and `arguments` do not depend on it.
 
     Raises:
-        ValueError: unsupported scale, local or order; offset_groups does not divide embed_dim, or num_heads
-            hidden_size; bicubic_residual with in_channels != out_channels.
+        ValueError: scale, local or order is not supported; offset_groups does not divide embed_dim, or num_heads
+            hidden_size; or bicubic_residual is set and in_channels differs from out_channels.
     """
 
     __constants__ = ("bicubic_residual", "parallel")

@@ -5,38 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medsr_monai.networks.arguments import records_arguments
 from medsr_monai.networks.blocks.padding import pad_to_multiple
 from medsr_monai.networks.blocks.swin_layer import SwinLayer
-from medsr_monai.networks.blocks.upsample import (
-    Upsample,
-    require_equal_channels,
-    scale_per_axis,
-    shuffle_and_convolve,
-)
-from medsr_monai.networks.blocks.window_attention import (
-    position_bias,
-    shifted_windows,
-    window_partition,
-    window_reverse,
-)
-from medsr_monai.networks.blocks.window_chunks import (
-    Chunk,
-    ChunkPlan,
-    chunk_plan,
-    chunks_help,
-    in_chunks,
-    swin_layer,
-)
+from medsr_monai.networks.blocks.upsample import Upsample, enlarge, require_equal_channels, scale_per_axis
+from medsr_monai.networks.blocks.window_attention import shifted_windows, window_partition, window_reverse
 
 
 class DenseSwinBlock(nn.Module):
-    """Swin layers whose result, narrowed to `growth_rate` channels, is appended to their input (RDST's DSTB).
+    """Swin layers whose result, narrowed to `growth_rate` channels, is appended to their input (the paper's DSTB).
 
-    Tokens of windows [B, windows, N, dim] -> [B, windows, N, dim + growth_rate]. Every second layer is shifted.
+    Tokens of windows [B, windows, N, dim] become [B, windows, N, dim + growth_rate]. Every second layer shifts its
+    windows; `shifted` is `shifted_windows` of the token map.
     """
 
     def __init__(
@@ -62,29 +44,11 @@ class DenseSwinBlock(nn.Module):
             y = layer(y, shifted)
         return torch.cat([x, self.bottleneck(y)], dim=-1)
 
-    def growth(self, x: Tensor, plan: ChunkPlan) -> Tensor:
-        """What `forward` appends to windows [windows, N, dim], computed in chunks."""
-        moved = False
-        for i, layer in enumerate(self.layers):
-            shifts = layer.shift_size > 0
-            bias = position_bias(layer.attn.relative_position_bias_table, layer.attn.index)
-            if shifts:
-                bias = bias + plan.masks.unsqueeze(1)
-
-            def run(windows: Tensor, chunk: Chunk, i: int = i, layer: SwinLayer = layer, bias: Tensor = bias) -> Tensor:
-                y = swin_layer(layer, windows, bias, chunk.parts)
-                return self.bottleneck(y) if i == len(self.layers) - 1 else y
-
-            places = None if shifts == moved else plan.to_moved if shifts else plan.from_moved
-            x = in_chunks(run, x, plan.moved if shifts else plan.plain, places)
-            moved = shifts
-        return x.flatten(0, 1).index_select(0, plan.from_moved).view(x.shape) if moved else x
-
 
 class ResidualDenseSwinBlock(nn.Module):
-    """Dense Swin blocks, one on the other, fused by a 3x3 convolution and added to their input (RDST's RDSTB).
+    """Dense Swin blocks, one after the other, fused by a 3x3 convolution and added to their input (the paper's RDSTB).
 
-    [B, H, W, dim] -> [B, H, W, dim].
+    Token maps [B, H, W, dim] keep their shape; H and W are multiples of the window.
     """
 
     def __init__(
@@ -121,28 +85,10 @@ class ResidualDenseSwinBlock(nn.Module):
         y = window_reverse(y.flatten(0, 1), self.window_size, height, width)
         return x + self.fusion(y.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
-    def run_in_chunks(self, x: Tensor, plan: ChunkPlan) -> Tensor:
-        """The same as `forward`, with Swin layers computed in chunks."""
-        _, height, width, dim = x.shape
-        y = window_partition(x, self.window_size)
-        if torch.is_grad_enabled():
-            for block in self.blocks:
-                y = torch.cat([y, block.growth(y, plan)], dim=-1)
-        else:
-            dense = y.new_empty(*y.shape[:2], self.fusion.in_channels)
-            dense[..., :dim] = y
-            for block in self.blocks:
-                grown = block.growth(dense[..., :dim], plan)
-                dense[..., dim : dim + grown.shape[-1]] = grown
-                dim += grown.shape[-1]
-            y = dense
-        y = window_reverse(y, self.window_size, height, width)
-        return x + self.fusion(y.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-
 
 @records_arguments
 class RDST(nn.Module):
-    """Residual Dense Swin Transformer; with `num_blocks=4` the authors' light RDST-E.
+    """Residual Dense Swin Transformer, and with `num_blocks=4` the authors' light RDST-E.
 
     An image [B, in_channels, H, W] of any H, W >= 1 becomes [B, out_channels, H * rows, W * columns]. Inside, it is
     padded to a multiple of the window at the bottom and right; the padding is cropped off the output. Intensities are
@@ -155,10 +101,6 @@ class RDST(nn.Module):
         scale_factors: (rows, columns) by which the output is larger.
         size_multiple: the window; inputs of such a size need no padding.
         minimum_size: the smallest H and W, 1.
-        merges_layers: compute the last two convolutions as one (see `shuffle_and_convolve`), as is the default; the
-            result is the same to 1e-5, the layers' forward hooks are not called.
-        works_in_chunks: on a CPU, compute a few windows at a time (see `blocks.window_chunks`), as is the default, if
-            merges_layers; the result is the same to 1e-5, the blocks' and Swin layers' forward hooks are not called.
         arguments: the config entry that builds this network (see `records_arguments`).
 
     Args:
@@ -180,11 +122,11 @@ class RDST(nn.Module):
             zeros, so that an untrained network is exactly bicubic.
 
     Raises:
-        ValueError: unsupported scale; num_heads does not divide a width; shift_size outside [0, window_size);
-            bicubic_residual with in_channels != out_channels.
+        ValueError: scale is not supported; num_heads does not divide a width; shift_size is outside [0, window_size);
+            or bicubic_residual is set and in_channels differs from out_channels.
     """
 
-    __constants__ = ("enlarges", "global_feature_fusion")  # TorchScript compiles only the branch that is built
+    __constants__ = ("global_feature_fusion",)  # TorchScript compiles only the branch that is built
     minimum_size = 1
 
     def __init__(
@@ -218,8 +160,6 @@ class RDST(nn.Module):
         self.size_multiple = window_size
         self.shift_size = shift_size
         self.bicubic_residual = bicubic_residual
-        self.merges_layers = True
-        self.works_in_chunks = True
 
         self.head = nn.Conv2d(in_channels, embed_dim, 3, padding=1)
         self.embed_norm = nn.LayerNorm(embed_dim)
@@ -245,7 +185,6 @@ class RDST(nn.Module):
             self.norm = nn.LayerNorm(embed_dim)
             self.conv_after_body = nn.Conv2d(embed_dim, embed_dim, 3, padding=1)
         self.upsample = Upsample(embed_dim, scale)
-        self.enlarges = len(self.upsample) > 0 and window_size > 1
         self.last = nn.Conv2d(embed_dim, out_channels, 3, padding=1)
 
         for module in self.modules():  # convolutions keep PyTorch's default, as the authors do
@@ -258,53 +197,28 @@ class RDST(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Super-resolve [B, in_channels, H, W] -> [B, out_channels, H * rows, W * columns]."""
-        shallow = self.head(pad_to_multiple(x, self.size_multiple))
-        tokens = self.embed_norm(shallow.permute(0, 2, 3, 1))
-        if not torch.jit.is_scripting():  # noqa: SIM102 (TorchScript looks into no `and`)
-            if self.works_in_chunks and self.merges_layers and chunks_help(tokens):
-                return self.finish(x, shallow, self.body_in_chunks(tokens))
-        shifted = shifted_windows(tokens.shape[1], tokens.shape[2], self.size_multiple, self.shift_size, x.device)
-        outputs: list[Tensor] = []
-        for block in self.blocks:
-            tokens = block(tokens, shifted)
-            outputs.append(tokens)
-        return self.finish(x, shallow, outputs)
-
-    def finish(self, x: Tensor, shallow: Tensor, outputs: list[Tensor]) -> Tensor:
-        """All that follows the blocks, of the image, its first features and the blocks' outputs."""
         rows, columns = self.scale_factors
-        height, width = x.shape[2] * rows, x.shape[3] * columns
+        shallow = self.head(pad_to_multiple(x, self.size_multiple))
+        outputs = self.extract(self.embed_norm(shallow.permute(0, 2, 3, 1)))
         if self.global_feature_fusion:
             deep = self.global_fusion(torch.cat(outputs, dim=-1)).permute(0, 3, 1, 2)
         else:
             deep = self.conv_after_body(self.norm(outputs[-1]).permute(0, 3, 1, 2))
-        y = self.enlarge(deep + shallow)[:, :, :height, :width]
+        # The sum has the memory layout of its first term, in which the next convolutions are faster.
+        y = self.reconstruct(deep + shallow)[:, :, : x.shape[2] * rows, : x.shape[3] * columns]
         if self.bicubic_residual:
-            y = y + F.interpolate(x, size=(height, width), mode="bicubic", align_corners=False)
+            y = y + enlarge(x, rows, columns)
         return y
 
-    @torch.jit.unused
-    def body_in_chunks(self, tokens: Tensor) -> list[Tensor]:
-        """The blocks' outputs for tokens [B, H, W, embed_dim], computed in chunks."""
-        batch, height, width, _ = tokens.shape
-        plan = chunk_plan(batch, height, width, self.size_multiple, self.shift_size, tokens.device)
-        outputs = []
+    def extract(self, tokens: Tensor) -> list[Tensor]:
+        """Extract deep features: the output of every residual dense block, each [B, H, W, embed_dim] as `tokens` is."""
+        shifted = shifted_windows(tokens.shape[1], tokens.shape[2], self.size_multiple, self.shift_size, tokens.device)
+        outputs: list[Tensor] = []
         for block in self.blocks:
-            tokens = block.run_in_chunks(tokens, plan)
+            tokens = block(tokens, shifted)
             outputs.append(tokens)
         return outputs
 
-    def enlarge(self, x: Tensor) -> Tensor:
-        """Last layers: features [B, embed_dim, H, W] -> [B, out_channels, H * rows, W * columns]."""
-        if self.enlarges and self.merges_layers:
-            y = x
-            for i, layer in enumerate(self.upsample):
-                if i < len(self.upsample) - 2:
-                    y = layer(y)
-            conv, shuffle = self.upsample[-2], self.upsample[-1]
-            bias, last_bias = conv.bias, self.last.bias
-            assert bias is not None and last_bias is not None  # TorchScript cannot know
-            return shuffle_and_convolve(
-                y, conv.weight, bias, self.last.weight, last_bias, shuffle.rows, shuffle.columns
-            )
-        return self.last(self.upsample(x))
+    def reconstruct(self, features: Tensor) -> Tensor:
+        """Reconstruct an image: features [B, embed_dim, H, W] -> [B, out_channels, H * rows, W * columns]."""
+        return self.last(self.upsample(features))

@@ -19,24 +19,24 @@ class SegmentationUNet(nn.Module):
     Inside, they are padded to a multiple of 32 at the bottom and right (reflected); the padding is cropped off.
 
     Attributes:
-        encoder, decoder, segmentation_head: image -> six feature maps, the image itself first; -> 16 channels; ->
-            logits.
+        encoder, decoder, segmentation_head: the library's parts; the encoder makes six feature maps, the first of them
+            the image itself, the decoder makes 16 channels of them, and the head logits of these.
         size_multiple: 32; images of such a size need no padding.
         minimum_size: the smallest H and W, 1.
-        arguments: the config entry that builds this network (see `records_arguments`); without encoder_weights, which
+        arguments: the config entry that builds this network (see `records_arguments`), without encoder_weights, which
             matter only before the training.
 
     Args:
         in_channels: channels of the image, 1 for one contrast.
-        classes: classes, background included.
-        encoder: its name in segmentation_models_pytorch, with five stages at 1/2 to 1/32 of the size.
+        classes: number of classes, background included.
+        encoder: name of an encoder of segmentation_models_pytorch with five stages, at 1/2 to 1/32 of the size.
         encoder_weights: local file with the encoder's weights for RGB images, as torchvision (resnet34-b627a593.pth) or
             the library (model.safetensors) publishes them; the first convolution is adapted to in_channels. None for
             random weights.
 
     Raises:
-        ValueError: an image with other channels; an unknown encoder; encoder_weights of another network.
-        FileNotFoundError: no such file.
+        ValueError: the encoder is unknown, or encoder_weights belong to another network.
+        FileNotFoundError: there is no file encoder_weights.
     """
 
     unrecorded = ("encoder_weights",)
@@ -70,7 +70,11 @@ class SegmentationUNet(nn.Module):
             self.encoder.load_state_dict(pretrained.state_dict())
 
     def forward(self, x: Tensor) -> Tensor:
-        """Segment [B, in_channels, H, W] -> logits [B, classes, H, W]."""
+        """Segment images: [B, in_channels, H, W] -> logits [B, classes, H, W].
+
+        Raises:
+            ValueError: the image has other channels than in_channels.
+        """
         if x.shape[1] != self.in_channels:
             raise ValueError(f"the image has {x.shape[1]} channels: expected in_channels = {self.in_channels}.")
         padded = pad_to_multiple(x, self.size_multiple)

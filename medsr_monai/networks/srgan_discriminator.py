@@ -13,10 +13,10 @@ from medsr_monai.networks.arguments import records_arguments
 
 @records_arguments
 class SRGANDiscriminator(nn.Module):
-    """Eight 3x3 convolutions, every second of stride 2, then two linear layers to one number for each image.
+    """SRGAN's discriminator: images [B, in_channels, *image_size] -> [B, 1], without a last activation.
 
-    [B, in_channels, *image_size] -> [B, 1], without a last activation. The convolutions have no bias; 23,558,721
-    parameters for images of 1 x 96 x 96, as the RDST authors count.
+    Eight 3x3 convolutions without bias, every second of stride 2, are followed by two linear layers. For images of
+    1 x 96 x 96 they have 23,558,721 parameters, as the RDST authors count.
 
     Attributes:
         arguments: the config entry that builds this network (see `records_arguments`).
@@ -26,11 +26,8 @@ class SRGANDiscriminator(nn.Module):
         image_size: H and W, one number for both or two.
         channels: width of the first two convolutions; it doubles at every further pair.
         hidden_channels: width of the hidden linear layer.
-        batch_norm: normalise after every convolution but the first, as SRGAN does; not for a gradient penalty, which
-            needs critics that look at each image alone.
-
-    Raises:
-        ValueError: images of another size.
+        batch_norm: normalise after every convolution but the first, as SRGAN does. A gradient penalty does not allow
+            it, because its critic must look at each image alone.
     """
 
     def __init__(
@@ -60,7 +57,11 @@ class SRGANDiscriminator(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """Judge images [B, in_channels, *image_size] -> [B, 1]."""
+        """Judge images: [B, in_channels, *image_size] -> [B, 1].
+
+        Raises:
+            ValueError: the images have another size.
+        """
         if x.shape[2] != self.image_size[0] or x.shape[3] != self.image_size[1]:
             raise ValueError(
                 f"images are {x.shape[2]}x{x.shape[3]} and the discriminator was built for {self.image_size[0]}x"

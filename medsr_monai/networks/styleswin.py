@@ -48,11 +48,12 @@ class StyleSwinGenerator(nn.Module):
             128, 64, 32, 16, over 32 times channel_multiplier); multiples of 4, at least 8.
         num_heads: attention heads at these resolutions, even divisors of the widths; by default one for 32 channels,
             at least 4.
-        window_size: side of the attention windows; at lower resolutions, the resolution.
+        window_size: side of the attention windows; where the resolution is lower, one window covers everything.
         mlp_ratio: hidden width of the perceptrons, as a multiple of their input.
 
     Raises:
-        ValueError: unsupported size; lists of another length than the resolutions; widths or heads that do not fit.
+        ValueError: the size is not supported, a list has another length than the resolutions, or widths or heads do not
+            fit.
     """
 
     def __init__(
@@ -85,11 +86,11 @@ class StyleSwinGenerator(nn.Module):
         Args:
             z: normal random numbers, drawn by the caller.
             psi: truncation: 1 keeps the variety of the training images, 0 gives the image of the centre.
-            centre: where truncation leads, a latent w [1, style_dim] or one per sample, such as `mean_latent`; needed
-                where psi is not 1.
+            centre: where truncation leads, a latent w [1, style_dim] or one per sample, such as that of `mean_latent`;
+                needed where psi is not 1.
 
         Raises:
-            ValueError: psi without a centre.
+            ValueError: psi is not 1 and there is no centre.
         """
         w = self.mapping(z)
         if psi != 1:
@@ -99,7 +100,7 @@ class StyleSwinGenerator(nn.Module):
         return self.synthesis(w)
 
     def synthesis(self, w: Tensor) -> Tensor:
-        """Generate images from style latents: w [B, style_dim], or w+ [B, num_latents, style_dim], one per block."""
+        """Generate images from style latents w [B, style_dim], or w+ [B, num_latents, style_dim] with one per block."""
         if w.dim() == 2:
             w = w.unsqueeze(1).expand(-1, self.num_latents, -1)
         conditions: list[tuple[Tensor, Tensor]] = []
@@ -114,9 +115,9 @@ class StyleSwinGenerator(nn.Module):
 
     @torch.no_grad()
     def mean_latent(self, count: int, generator: torch.Generator | None = None) -> Tensor:
-        """Mean style latent w of `count` random z: [1, style_dim].
+        """Return the mean style latent w of `count` random z: [1, style_dim].
 
-        `generator` belongs to the device of the weights; by default PyTorch's own there.
+        `generator` draws them on the device of the weights; by default PyTorch's own generator there does.
         """
         weight = self.decoder.constant
         z = torch.randn(count, self.style_dim, generator=generator, device=weight.device, dtype=weight.dtype)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medsr_monai.networks.arguments import records_arguments
@@ -14,15 +13,16 @@ from medsr_monai.networks.blocks.padding import margins, pad_to_size
 from medsr_monai.networks.blocks.residual import ResidualBlock
 from medsr_monai.networks.blocks.style import StyleSwinDecoder, heads_per_width, truncate, widths
 from medsr_monai.networks.blocks.swin_layer import SwinLayer
-from medsr_monai.networks.blocks.tiles import axis_tiles, tile_starts, tile_weights
-from medsr_monai.networks.blocks.upsample import scale_per_axis
+from medsr_monai.networks.blocks.tiles import cut_into_tiles, join_tiles, tile_starts, tile_weights
+from medsr_monai.networks.blocks.upsample import enlarge, scale_per_axis
 from medsr_monai.networks.blocks.window_attention import shifted_windows, window_partition, window_reverse
 
 TRUNCATIONS = ("nearest", "farthest", "none")
+"""Which centroid a latent is drawn to; see `TransMRSR`."""
 
 
 def convolutional_features(in_channels: int, dim: int) -> nn.Sequential:
-    """3x3 convolution, ReLU and two residual blocks: [B, in_channels, H, W] -> [B, dim, H, W]."""
+    """Build a 3x3 convolution, a ReLU and two residual blocks: [B, in_channels, H, W] -> [B, dim, H, W]."""
     conv = nn.Conv2d(in_channels, dim, 3, padding=1)
     return nn.Sequential(conv, nn.ReLU(), ResidualBlock(dim, 0.0, 1.0), ResidualBlock(dim, 0.0, 1.0))
 
@@ -45,8 +45,8 @@ class PatchMerging(nn.Module):
 class EncoderLevel(nn.Module):
     """Two Swin layers and a 3x3 convolution, added to their input, then a patch merging.
 
-    [B, resolution, resolution, dim] -> [B, resolution / 2, resolution / 2, out_dim]. The second layer is shifted,
-    unless the window covers everything.
+    [B, resolution, resolution, dim] -> [B, resolution / 2, resolution / 2, out_dim]. The second layer shifts its
+    windows, unless one window covers everything.
     """
 
     def __init__(
@@ -98,7 +98,7 @@ class TransMRSR(nn.Module):
     into tiles which overlap by at least a quarter and fade into each other. Intensities are neither scaled nor clipped;
     they are in the range of the images that the prior was trained on.
 
-    How to start a training: build the network, then `load_prior` with the weights of a `StyleSwinGenerator` and the
+    To start a training, build the network, then call `load_prior` with the weights of a `StyleSwinGenerator` and the
     centroids of its latents, and initialise nothing after that. Until centroids are loaded (by `load_prior`,
     `load_centroids`, or with a state dict), a network with truncation refuses to run.
 
@@ -108,7 +108,7 @@ class TransMRSR(nn.Module):
         minimum_size: the smallest H and W, 1.
         channels, num_heads, encoder_heads: widths and heads in use.
         encoder_attention_scale: as given; None where each level has its own.
-        centroids: centres of the truncation, [num_centroids, style_dim], part of the state dict; absent without
+        centroids: centres of the truncation, [num_centroids, style_dim], part of the state dict; None without
             truncation.
         arguments: the config entry that builds this network (see `records_arguments`).
 
@@ -126,12 +126,12 @@ class TransMRSR(nn.Module):
         encoder_heads: attention heads of the encoder at the resolutions size, size / 2, ..., 8; by default those of
             the decoder there. The authors' code gives the encoder the decoder's list in the order from 4 upwards, at
             size 256 [16, 16, 16, 16, 8, 4], evidently by mistake.
-        encoder_attention_scale: factor of the encoder's attention scores; by default Swin's (channels of a head) **
-            -0.5. The authors' code has 1.
+        encoder_attention_scale: factor of the encoder's attention scores; by default Swin's, (channels of a head) to
+            the power of -0.5. The authors' code has 1.
         window_size: side of the attention windows.
         mlp_ratio: hidden width of the perceptrons, as a multiple of their input.
-        truncation: each latent is drawn to the "nearest" centroid, as the paper says, to the "farthest", as the
-            authors' code does, or not at all ("none").
+        truncation: draw each latent to the "nearest" centroid, as the paper says, to the "farthest", as the authors'
+            code does, or not at all ("none").
         psi: share of its distance to the centroid that a latent keeps, 0 to 1.
         num_centroids: centroids of the prior's latents.
         encoder_features: scale and shift half of the decoder's features by encoder features of all resolutions
@@ -142,9 +142,9 @@ class TransMRSR(nn.Module):
         global_residual: add the input, so that the network predicts what is missing in it.
 
     Raises:
-        ValueError: unsupported scale or size; lists of another length than the resolutions; widths or heads that do not
-            fit; another word for truncation or modulated_half; psi outside 0 to 1; no centroids at all;
-            global_residual with in_channels != out_channels.
+        ValueError: scale or size is not supported; a list has another length than the resolutions; widths or heads do
+            not fit; truncation or modulated_half is another word; psi is outside 0 to 1; num_centroids is below 1; or
+            global_residual is set and in_channels differs from out_channels.
     """
 
     minimum_size = 1
@@ -243,7 +243,7 @@ class TransMRSR(nn.Module):
             freeze: keep the decoder as it is in training.
 
         Raises:
-            ValueError: the tensors do not fit; one line names the first that do not. Nothing is changed then.
+            ValueError: tensors do not fit; one line names the first of them, and nothing is changed.
         """
         theirs = {name.removeprefix("decoder."): value for name, value in prior.items() if name.startswith("decoder.")}
         ours = self.decoder.state_dict()
@@ -266,7 +266,7 @@ class TransMRSR(nn.Module):
         """Set the centres of the truncation: latents w of the prior, [num_centroids, style_dim].
 
         Raises:
-            ValueError: another shape; numbers that are not finite; a network without truncation.
+            ValueError: the shape is another, a number is not finite, or the network does not truncate.
         """
         if self.centroids is None:
             raise ValueError("This network was built with truncation 'none': centroids have no use in it.")
@@ -287,7 +287,7 @@ class TransMRSR(nn.Module):
         rows, columns = self.scale_factors
         height, width = x.shape[2] * rows, x.shape[3] * columns
         if rows * columns > 1:
-            x = F.interpolate(x, size=(height, width), mode="bicubic", align_corners=False)
+            x = enlarge(x, rows, columns)
         if not torch.jit.is_scripting():  # noqa: SIM102 (TorchScript looks into no `and`)
             if torch.compiler.is_compiling():
                 return self._super_resolve_any_size(x)
@@ -300,6 +300,7 @@ class TransMRSR(nn.Module):
         return y[:, :, top : top + height, left : left + width]
 
     def _super_resolve_tiles(self, x: Tensor) -> Tensor:
+        """Super-resolve images larger than `size`, one tile after the other."""
         size, overlap = self.size, self.size // 4
         weights = tile_weights(size, x.device)
         y = torch.zeros([x.shape[0], self.out_channels, x.shape[2], x.shape[3]], device=x.device, dtype=x.dtype)
@@ -313,16 +314,9 @@ class TransMRSR(nn.Module):
 
     @torch.jit.unused
     def _super_resolve_any_size(self, x: Tensor) -> Tensor:
-        """Super-resolve padded images and tiles alike, all tiles of a batch at once, for export."""
-        b, c, size = x.shape[0], x.shape[1], self.size
-        rows, row_shares = axis_tiles(x.shape[2], size, size // 4, x.device)
-        columns, column_shares = axis_tiles(x.shape[3], size, size // 4, x.device)
-        down, right = rows.shape[0] // size, columns.shape[0] // size
-        tiles = x.index_select(2, rows).index_select(3, columns)
-        tiles = tiles.reshape(b, c, down, size, right, size).permute(0, 2, 4, 1, 3, 5).reshape(-1, c, size, size)
-        y = self._super_resolve(tiles).reshape(b, down, right, self.out_channels, size, size)
-        y = y.permute(0, 3, 1, 4, 2, 5).reshape(b, self.out_channels, down * size, right * size)
-        return row_shares.to(y.dtype) @ y @ column_shares.to(y.dtype).T
+        """Super-resolve images of any size, padded or in tiles, without a condition, so that one export does all."""
+        tiles, row_shares, column_shares = cut_into_tiles(x, self.size, self.size // 4)
+        return join_tiles(self._super_resolve(tiles), row_shares, column_shares)
 
     def _super_resolve(self, x: Tensor) -> Tensor:
         """Super-resolve images of size x size."""

@@ -7,10 +7,12 @@ import os
 import torch
 from torch import Tensor, nn
 
-# torchvision's layers up to the convolution, before its activation: the j-th before the i-th pooling is VGGij
 LAYERS = {"VGG22": 8, "VGG54": 35}
+"""How many of torchvision's layers lead up to VGGij, the j-th convolution before the i-th pooling, not activated."""
 NUM_LAYERS = 37
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, RGB
+"""How many layers torchvision's VGG19 has before its classifier."""
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""Mean and standard deviation of ImageNet's red, green and blue, with which torchvision's weights were trained."""
 
 
 class VGG19Features(nn.Module):
@@ -23,11 +25,11 @@ class VGG19Features(nn.Module):
         features: torchvision's layers, by their numbers there.
 
     Args:
-        layer: "VGG22", conv2_2, or "VGG54", conv5_4; or how many of torchvision's 37 layers there are to be, such as 14
-            for those up to the activation of conv3_2.
+        layer: "VGG22" (conv2_2) or "VGG54" (conv5_4), or the number of torchvision's 37 layers to keep, such as 14 for
+            those up to the activation of conv3_2.
 
     Raises:
-        ValueError: another layer.
+        ValueError: there is no such layer.
     """
 
     def __init__(self, layer: str | int = "VGG54") -> None:
@@ -50,7 +52,7 @@ class VGG19Features(nn.Module):
         self.register_buffer("std", torch.tensor(STD).view(3, 1, 1), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Features of RGB images [B, 3, H, W] in [0, 1]."""
+        """Compute the features of RGB images [B, 3, H, W] in [0, 1]."""
         return self.features((x - self.mean) / self.std)
 
 
@@ -62,8 +64,8 @@ def load_vgg19_features(path: str | os.PathLike | None, layer: str | int = "VGG5
         layer: see `VGG19Features`.
 
     Raises:
-        FileNotFoundError: no path, or no file there; the message says where the weights are published.
-        ValueError: a file that does not hold VGG19's weights, or an unknown layer.
+        FileNotFoundError: there is no path, or no file there; the message says where the weights are published.
+        ValueError: the file does not hold VGG19's weights, or there is no such layer.
     """
     network = VGG19Features(layer)
     if path is None or not os.path.isfile(path):

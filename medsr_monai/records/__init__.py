@@ -1,1 +1,1 @@
-"""What is written down beside outputs and weights, and read again."""
+"""Records beside outputs and weights: how they are written and read again."""

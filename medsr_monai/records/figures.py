@@ -1,20 +1,11 @@
-"""What weights were trained on, as a machine reads it, and how an input differs from that.
-
-A description, ``training_data.json``, holds no names of files or patients: what is known of the training data, the size
-of the pixels that the network saw, and the ranges of some figures of their intensities (:func:`slice_figures`), in
-groups by modality. An input is measured by the same functions.
-"""
+"""Figures of what a network sees of volumes, by which training data are described and inputs are compared with them."""
 
 from __future__ import annotations
 
 import copy
-import json
-import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,19 +13,14 @@ from monai.data import MetaTensor
 from monai.transforms import Compose
 
 from medsr_monai.data.datasets import SliceDataset
-from medsr_monai.data.dicom.series import DicomSeries
+from medsr_monai.data.find import volume_name
 from medsr_monai.data.pictures import is_picture
-from medsr_monai.data.volumes import volume_name
-from medsr_monai.records.training_data import FIGURES
+from medsr_monai.records.training_data import FIGURES, TrainingGroup
 from medsr_monai.transforms.geometry import plane_axis, spacing
 from medsr_monai.transforms.intensity import intensity_range
 
 __all__ = [
-    "Known",
     "Seen",
-    "differences",
-    "is_hounsfield",
-    "known_of",
     "measured",
     "seen_of_slices",
     "training_groups",
@@ -47,19 +33,6 @@ TISSUE = 0.15
 """Of the intensity range, below which pixels are background: air, what was masked, a lung in CT."""
 BAND = 0.05
 """Of the intensity range: width within which tissue is alike."""
-MARGIN = 0.25
-"""By which an input may lie beyond the training data, as a part of the width of their range."""
-LEAST_MARGIN = {"background": 0.15, "dark": 0.05, "median": 0.05, "bright": 0.05, "alike": 0.03, "edges": 0.05}
-"""The same for the narrow range of few volumes. How much of a picture is background is a matter of the crop."""
-PIXEL_MARGIN = 1.1
-"""Factor by which pixels may be smaller or larger than any of the training data."""
-THICKNESS_MARGIN = 1.5
-"""The same for the thickness of slices in parts of the target."""
-HOUNSFIELD_AIR = (-3100.0, -900.0)
-"""Where the lower end of the intensities of a CT volume lies: air is -1000, what the scanner did not see is below."""
-HOUNSFIELD_TISSUE = 100.0
-"""The upper end is above this."""
-
 CONTRASTS = {
     "FLAIR": ("flair", "tirm"),
     "T2*": ("t2s", "t2star", "t2*", "swi", "t2starw"),
@@ -70,32 +43,6 @@ CONTRASTS = {
     "PD": ("pd", "pdw"),
 }
 """MR contrasts and the words for them in names and descriptions; the first that fits, since a FLAIR is T2-weighted."""
-BODY_PARTS = (
-    {"brain", "head", "skull", "hippocampus"},
-    {"heart", "cardiac"},
-    {"chest", "thorax", "lung"},
-    {"abdomen", "liver", "kidney", "pancreas"},
-    {"spine", "cspine", "tspine", "lspine", "neck", "cord"},
-    {"pelvis", "prostate"},
-)
-"""Words that mean the same region."""
-
-
-@dataclass(frozen=True)
-class Known:
-    """What is known of an input besides its voxels; None for what is not.
-
-    Attributes:
-        modality: DICOM's, such as MR or CT.
-        contrast: a name of CONTRASTS.
-        body_part: a word.
-        source: where this is from, for messages.
-    """
-
-    modality: str | None = None
-    contrast: str | None = None
-    body_part: str | None = None
-    source: str = ""
 
 
 @dataclass(frozen=True)
@@ -103,7 +50,8 @@ class Seen:
     """What the network sees of a volume in one plane, in figures.
 
     Attributes:
-        edges: of the pixels along rows and columns in mm; None where the pixel size is not known.
+        edges: of the pixels along rows and columns in mm, of thick slices those of the target; None where the pixel
+            size is not known.
         size: rows and columns.
         figures: see :func:`slice_figures`.
         thickness: of thick slices, in parts of the target; None for in-plane super-resolution.
@@ -194,8 +142,8 @@ def measured(
     edges, thickness = spacing(image.affine), None
     if axis is not None:
         thickness = size / image.shape[axis + 1]
+        edges[axis] /= thickness
         if resized is not None:
-            edges[axis] /= thickness
             sizes = [size if a == axis else image.shape[a + 1] for a in inside]
             slices = [resized(one, sizes) for one in slices]
     return seen_of_slices(slices, edges[inside] if known else None, thickness)
@@ -207,8 +155,8 @@ def training_groups(
     *,
     modality: str | None = None,
     body_part: str | None = None,
-    thickness: float | None = None,
-) -> list[dict[str, Any]]:
+    factor: float = 1,
+) -> tuple[TrainingGroup, ...]:
     """Describe training data, one group a modality.
 
     Args:
@@ -217,12 +165,8 @@ def training_groups(
             patches, see :func:`medsr_monai.recipes.slice_pairs`.
         modality, body_part: of all items that do not state their own, as ``modality`` and ``body_part``; an MR
             contrast is what an item states as ``contrast``, else a word in its file's name.
-        thickness: of thick slices, in parts of the target.
-
-    Returns:
-        ``modality``, ``body_parts``, ``contrasts`` (None or empty where not known), ``volumes``, ``images`` (2D),
-        ``slices`` that were measured, and ranges over volumes and planes, [least, greatest]: ``pixel_mm`` and
-        ``thickness`` (see :class:`Seen`; None where there is none), ``size_pixels``, ``figures``.
+        factor: by which slices are thicker than the target, where pairs are interpolated to it already; where the
+            network enlarges slices along one axis, the pairs show it.
     """
     shown = copy.copy(dataset)
     shown.transform = pairs if isinstance(pairs, Compose) else Compose([pairs])
@@ -242,38 +186,41 @@ def training_groups(
         volume = dataset.volumes[number]["image"]
         for thick, made in by_axis.items():
             group["slices"] += len(made)
-            group["seen"].append(_seen_of_pairs(volume, axis, made, None if thick is None else thickness))
-    return [_group(name, body_part, group) for name, group in groups.items()]
+            group["seen"].append(_seen_of_pairs(volume, axis, made, 1 if thick is None else factor))
+    return tuple(_group(name, body_part, group) for name, group in groups.items())
 
 
-def _seen_of_pairs(volume: MetaTensor, axis: int, pairs: Sequence[Mapping], thickness: float | None) -> Seen:
+def _seen_of_pairs(volume: MetaTensor, axis: int, pairs: Sequence[Mapping], factor: float) -> Seen:
     """Of training pairs; those of thick slices may be turned."""
     label, image = pairs[0]["label"], pairs[0]["image"]
     fine = np.delete(spacing(volume.affine), axis)
     fine = fine[::-1] if pairs[0].get("turned") else fine
-    edges = [edge * a / b for edge, a, b in zip(fine, label.shape[1:], image.shape[1:], strict=True)]
+    ratios = [a / b for a, b in zip(label.shape[1:], image.shape[1:], strict=True)]
+    if factor == 1 and ratios[0] == 1 < ratios[1]:  # the network makes several slices of a thick one
+        factor = ratios[1]
+    thick = factor > 1
+    edges = fine if thick else [edge * ratio for edge, ratio in zip(fine, ratios, strict=True)]
     known = volume.meta.get("picture_spacing") != "none"
-    return seen_of_slices([torch.as_tensor(pair["image"]) for pair in pairs], edges if known else None, thickness)
+    slices = [torch.as_tensor(pair["image"]) for pair in pairs]
+    return seen_of_slices(slices, edges if known else None, float(factor) if thick else None)
 
 
-def _group(modality: str | None, body_part: str | None, group: Mapping) -> dict[str, Any]:
+def _group(name: str | None, body_part: str | None, group: Mapping) -> TrainingGroup:
     items, seen = group["items"].values(), group["seen"]
     pictures = sum(is_picture(_file(item)) for item in items)
-    parts = {part for item in items if (part := item.get("body_part", body_part))}
     contrasts = (item.get("contrast") or contrast_of(volume_name(_file(item))) for item in items)
-    figures = {name: _range(one.figures[name] for one in seen) for name in FIGURES}
-    return {
-        "modality": modality,
-        "body_parts": sorted(parts),
-        "contrasts": list(dict.fromkeys(filter(None, contrasts))),
-        "volumes": len(items) - pictures,
-        "images": pictures,
-        "slices": group["slices"],
-        "pixel_mm": _range(edge for one in seen for edge in one.edges or ()),
-        "size_pixels": [int(end) for end in _range(n for one in seen for n in one.size)],
-        "thickness": _range(one.thickness for one in seen if one.thickness is not None),
-        "figures": figures,
-    }
+    return TrainingGroup(
+        modality=name,
+        body_parts=sorted({part for item in items if (part := item.get("body_part", body_part))}),
+        contrasts=list(dict.fromkeys(filter(None, contrasts))),
+        volumes=len(items) - pictures,
+        images=pictures,
+        slices=group["slices"],
+        pixel_mm=_range(edge for one in seen for edge in one.edges or ()),
+        size_pixels=[int(end) for end in _range(n for one in seen for n in one.size)],
+        thickness=_range(one.thickness for one in seen if one.thickness is not None),
+        figures={figure: _range(one.figures[figure] for one in seen) for figure in FIGURES},
+    )
 
 
 def _file(item: Mapping) -> str:
@@ -290,113 +237,3 @@ def contrast_of(text: str) -> str | None:
     """MR contrast that a file's name or a series' description names."""
     words = set(re.split(r"[^a-z0-9*]+", text.lower()))
     return next((name for name, known in CONTRASTS.items() if words & set(known)), None)
-
-
-def is_hounsfield(low: float, high: float) -> bool:
-    """Whether intensities between these ends (percentiles 0.1 and 99.9) look like Hounsfield units with air.
-
-    CT that was cropped to tissue, clipped to a window or scaled is not recognised; magnetic resonance, also
-    standardised to mean 0, has no such ends.
-    """
-    return HOUNSFIELD_AIR[0] <= low <= HOUNSFIELD_AIR[1] and high >= HOUNSFIELD_TISSUE
-
-
-def known_of(path: str | os.PathLike, series: DicomSeries | None = None) -> Known:
-    """What a DICOM series, or the name and the BIDS sidecar of a volume (``Modality`` and so on), say of an input.
-
-    Args:
-        path: of the input.
-        series: that it is, if it is one.
-    """
-    if series is not None:
-        header = series.slices[0].header
-        texts = (series.description, str(header.get("ProtocolName") or ""))
-        words, source = (
-            {"Modality": series.modality, "BodyPartExamined": header.get("BodyPartExamined")},
-            "DICOM header",
-        )
-    else:
-        words, source = _sidecar(path), "BIDS sidecar"
-        texts = (volume_name(path), str(words.get("SeriesDescription") or ""), str(words.get("ProtocolName") or ""))
-    contrast = next(filter(None, map(contrast_of, texts)), None)
-    modality, part = (str(words.get(key) or "").strip() or None for key in ("Modality", "BodyPartExamined"))
-    return Known(modality, contrast, part, source if modality or part else "name")
-
-
-def _sidecar(path: str | os.PathLike) -> dict[str, Any]:
-    """JSON beside a volume, as dcm2niix writes it."""
-    file = Path(path).with_name(f"{volume_name(path)}.json")
-    try:
-        content = json.loads(file.read_text())
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
-
-
-def differences(description: Mapping[str, Any], seen: Sequence[Seen], known: Known) -> list[str]:
-    """How an input differs from the training data, one line each; none if it lies within it.
-
-    It is compared with the groups of its modality, and of these with the one that it differs from least.
-
-    Args:
-        description: of the training data.
-        seen: input, in every plane that the network gets.
-        known: of the input.
-    """
-    groups = description["groups"]
-    lines = []
-    if known.modality:
-        fitting = [g for g in groups if g["modality"] is None or known.modality in g["modality"].split()]
-        if not fitting:
-            trained = ", ".join(sorted({str(g["modality"]) for g in groups}))
-            lines.append(f"modality {known.modality} ({known.source}): trained on {trained}")
-        groups = fitting or groups
-    return lines + min((_differences(group, seen, known) for group in groups), key=_weight)
-
-
-def _weight(lines: Sequence[str]) -> int:
-    return sum(1 + line.count(";") for line in lines)
-
-
-def _differences(group: Mapping[str, Any], seen: Sequence[Seen], known: Known) -> list[str]:
-    lines = []
-    if known.body_part and group["body_parts"] and not _same_part(known.body_part, group["body_parts"]):
-        trained = ", ".join(group["body_parts"])
-        lines.append(f"body part {known.body_part} ({known.source}): trained on {trained}")
-    if known.contrast and group["contrasts"] and known.contrast not in group["contrasts"]:
-        lines.append(f"contrast {known.contrast} (by its name): trained on {', '.join(group['contrasts'])}")
-    if known_edges := [edge for one in seen for edge in one.edges or ()]:
-        lines += _outside(group["pixel_mm"], known_edges, PIXEL_MARGIN, "pixels of {} mm: trained on {} mm")
-    if thick := [one.thickness for one in seen if one.thickness is not None]:
-        words = "slices {} times as thick as the target: trained on {} times"
-        lines += _outside(group["thickness"], thick, THICKNESS_MARGIN, words)
-    unlike = {}
-    for one in seen:
-        for name, value in one.figures.items():
-            low, high = group["figures"][name]
-            margin = max(MARGIN * (high - low), LEAST_MARGIN[name])
-            if not low - margin <= value <= high + margin:
-                unlike.setdefault(name, f"{FIGURES[name]} {value:.2f}, in training {low:.2f} to {high:.2f}")
-    if unlike:
-        lines.append(f"intensities unlike the training data: {'; '.join(unlike.values())}")
-    return lines
-
-
-def _outside(trained: Sequence[float] | None, values: Sequence[float], margin: float, words: str) -> list[str]:
-    if trained is None or (min(values) >= trained[0] / margin and max(values) <= trained[1] * margin):
-        return []
-    return [words.format(_span(values), _span(trained))]
-
-
-def _span(values: Sequence[float]) -> str:
-    low, high = (f"{end:.2g}" for end in (min(values), max(values)))
-    return low if low == high else f"{low} to {high}"
-
-
-def _same_part(part: str, trained: Sequence[str]) -> bool:
-    words = part.lower()
-    for one in trained:
-        same = next((names for names in BODY_PARTS if one in names), {one})
-        if any(name in words for name in same):
-            return True
-    return False

@@ -12,6 +12,7 @@ import os
 import platform
 import re
 import shutil
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -19,10 +20,10 @@ from typing import TYPE_CHECKING, Any
 
 from medsr_monai import __version__
 from medsr_monai.atomic import written_together
-from medsr_monai.data.pictures import QUALITY_SUFFIX
+from medsr_monai.data.find import pair_of, volume_name
 from medsr_monai.data.stored_volume import StoredVolume
-from medsr_monai.data.volumes import volume_name
 from medsr_monai.metrics.report import json_values
+from medsr_monai.suffixes import QUALITY_SUFFIX
 from medsr_monai.transforms.geometry import spacing
 from medsr_monai.weights.stated import MAIN_WEIGHTS, METADATA, file_hash, stated_files
 
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "INTENDED_USE",
+    "Laps",
     "Warnings",
     "bundle_record",
     "check_sidecar",
@@ -74,12 +76,11 @@ def file_record(path: str | os.PathLike) -> dict[str, Any]:
 
 
 def source_files(source: str | os.PathLike) -> list[Path]:
-    """Files that an input consists of: itself, an ``.img`` with its ``.hdr``, or all of a folder but hidden ones."""
+    """List the files of an input: itself, a pair's ``.img`` and ``.hdr``, or what lies in a folder but hidden files."""
     path = Path(source)
     if path.is_dir():
         return sorted(p for p in path.iterdir() if p.is_file() and not p.name.startswith("."))
-    pair = path.with_suffix(".hdr")
-    return [path, pair] if path.suffix.lower() == ".img" and pair.is_file() else [path]
+    return [part for part in reversed(pair_of(path)) if part.is_file()] or [path]
 
 
 def source_record(source: str | os.PathLike, files: Sequence[str | os.PathLike]) -> dict[str, Any]:
@@ -203,6 +204,24 @@ class Warnings(logging.Handler):
 
     def __exit__(self, *error: object) -> None:
         logging.getLogger(GENERATOR).removeHandler(self)
+
+
+class Laps:
+    """Seconds of the parts of a work, one after the other."""
+
+    def __init__(self) -> None:
+        self.start = self.last = time.perf_counter()
+        self.seconds: dict[str, float] = {}
+
+    def __call__(self, part: str) -> None:
+        """What has passed since the last call belongs to this part."""
+        now = time.perf_counter()
+        self.seconds[part] = round(self.seconds.get(part, 0.0) + now - self.last, 3)
+        self.last = now
+
+    def record(self) -> dict[str, Any]:
+        """Seconds in all and by part, for a sidecar."""
+        return {"Seconds": round(self.last - self.start, 3), "SecondsBy": self.seconds}
 
 
 def without_folders(text: str) -> str:

@@ -1,25 +1,31 @@
-"""Descriptions of the data that weights were trained on, as files; light, for commands that list models."""
+"""What weights were trained on, as a record beside them; light, for commands that only list models."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
-from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from medsr_monai.weights.stated import file_hash
+
 __all__ = [
-    "DESCRIPTION",
     "FIGURES",
-    "check_description",
-    "description_path",
-    "find_description",
-    "read_description",
-    "sentence",
+    "FILE_NAME",
+    "UNKNOWN",
+    "TrainingData",
+    "TrainingGroup",
+    "find_training_data",
+    "packed_training_data",
+    "path_beside",
 ]
 
-DESCRIPTION = "training_data.json"
-"""In a bundle's docs; beside weights of another place ``<name of the weights>.training_data.json``."""
+FILE_NAME = "training_data.json"
+"""The record's name in a bundle's docs; beside weights elsewhere it is ``<name of the weights>.training_data.json``."""
+
+
 FIGURES = {
     "background": "share of background",
     "dark": "darkest tenth of the tissue",
@@ -29,85 +35,144 @@ FIGURES = {
     "edges": "contrast between neighbouring pixels",
 }
 """What :func:`medsr_monai.records.figures.slice_figures` measures, in words."""
+UNKNOWN = "not known what the weights were trained on"
+"""Said where there is no record."""
 
 
-def sentence(description: Mapping[str, Any] | None) -> str:
-    """What weights were trained on, for a log line or a picture."""
-    if description is None:
-        return "not known what the weights were trained on"
-    parts = [_group_words(group) for group in description["groups"]]
-    data = " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
-    method = (description.get("degradation") or {}).get("method")
-    words = method if isinstance(method, str) else " or ".join(method or ())
-    return f"trained on {data}{f', {words} degradation' if words else ''}"
+@dataclass(frozen=True)
+class TrainingGroup:
+    """Training data of one modality. Ranges are [least, greatest] over volumes and planes.
 
-
-def _group_words(group: Mapping[str, Any]) -> str:
-    """Such as: 13 brain MR volumes (T1, T2, FLAIR)."""
-    counts = [
-        f"{n} {_of(group)}{kind}{'s' if n > 1 else ''}" for kind in ("volume", "image") if (n := group[kind + "s"])
-    ]
-    names = f" ({', '.join(group['contrasts'])})" if group["contrasts"] else ""
-    return " and ".join(counts) + names
-
-
-def _of(group: Mapping[str, Any]) -> str:
-    words = [*(["/".join(group["body_parts"])] if group["body_parts"] else []), group["modality"] or ""]
-    return "".join(f"{word} " for word in words if word)
-
-
-def read_description(path: str | os.PathLike) -> dict[str, Any]:
-    """Description of training data, see :func:`training_groups` for its ``groups``.
-
-    Raises:
-        ValueError: another file; names it.
+    Attributes:
+        modality: DICOM's word, such as MR or CT; None where it is not known.
+        body_parts: words such as brain; empty where they are not known.
+        contrasts: of MR, such as T1; empty where they are not known.
+        volumes, images: how many volumes and 2D images there are.
+        pixel_mm: range of the pixels' edges that the network saw; None where no pixel size is known.
+        thickness: range of the thickness of slices in parts of the target's; None for in-plane super-resolution.
+        figures: ranges of :func:`medsr_monai.records.figures.slice_figures` by name.
+        slices: how many were measured.
+        size_pixels: range of the sides of the slices.
     """
-    try:
-        content = json.loads(Path(path).read_text())
-    except ValueError:
-        content = None
-    return check_description(content, path, "make it by `medsr describe` or remove it")
+
+    modality: str | None
+    body_parts: list[str]
+    contrasts: list[str]
+    volumes: int
+    images: int
+    pixel_mm: list[float] | None
+    thickness: list[float] | None
+    figures: dict[str, list[float]]
+    slices: int = 0
+    size_pixels: list[int] = dataclasses.field(default_factory=list)
+
+    def __str__(self) -> str:
+        """Such as: 13 brain MR volumes (T1, T2, FLAIR)."""
+        words = " ".join(filter(None, ("/".join(self.body_parts), self.modality)))
+        counts = [
+            " ".join(filter(None, (str(number), words, kind + "s" * (number > 1))))
+            for number, kind in ((self.volumes, "volume"), (self.images, "image"))
+            if number
+        ]
+        return " and ".join(counts) + (f" ({', '.join(self.contrasts)})" if self.contrasts else "")
 
 
-def check_description(content: Any, path: str | os.PathLike, remedy: str) -> dict[str, Any]:
-    """The same of what has been read from a file, such as the record in an exported network.
+@dataclass(frozen=True)
+class TrainingData:
+    """What weights were trained on. It names no file and no patient.
 
-    Raises:
-        ValueError: no description; names the file and the remedy.
+    Attributes:
+        groups: one a modality, at least one.
+        degradation: ``method``, one or several, and ``scale`` of the training.
+        weights_sha256: of the weights that it is about; None where it does not say.
+        generated_by: the software that wrote it.
     """
-    try:
-        needed = {"modality", "body_parts", "contrasts", "volumes", "images", "pixel_mm", "thickness", "figures"}
-        fits = bool(content["groups"]) and all(needed <= group.keys() for group in content["groups"])
-        fits = fits and all(FIGURES.keys() <= group["figures"].keys() for group in content["groups"])
-    except (TypeError, LookupError, AttributeError):
-        fits = False
-    if not fits:
-        raise ValueError(f"{path}: no description of training data, {remedy}")
-    return content
+
+    groups: tuple[TrainingGroup, ...]
+    degradation: dict[str, Any] = dataclasses.field(default_factory=dict)
+    weights_sha256: str | None = None
+    generated_by: str | None = None
+
+    @classmethod
+    def from_content(cls, content: Any, path: str | os.PathLike, remedy: str) -> TrainingData:
+        """The record of what JSON has brought.
+
+        Args:
+            content: from :meth:`content`.
+            path: that it came from, for the message.
+            remedy: what to do if it is another thing, for the message.
+
+        Raises:
+            ValueError: it is no such record.
+        """
+        try:
+            known = {field.name for field in dataclasses.fields(cls)}
+            groups = tuple(TrainingGroup(**group) for group in content["groups"])
+            record = cls(**{name: value for name, value in content.items() if name in known} | {"groups": groups})
+            fits = bool(groups) and all(FIGURES.keys() <= group.figures.keys() for group in groups)
+        except (TypeError, LookupError, AttributeError):
+            fits = False
+        if not fits:
+            raise ValueError(f"{path}: no description of training data, {remedy}")
+        return record
+
+    @classmethod
+    def read(cls, path: str | os.PathLike) -> TrainingData:
+        """Read a file.
+
+        Raises:
+            ValueError: it holds something else; one line that names it.
+        """
+        try:
+            content = json.loads(Path(path).read_text())
+        except ValueError:
+            content = None
+        return cls.from_content(content, path, "make it by `medsr describe` or remove it")
+
+    def content(self) -> dict[str, Any]:
+        """What is written as JSON."""
+        return dataclasses.asdict(self)
+
+    @property
+    def sentence(self) -> str:
+        """Such as: trained on 3 brain MR volumes (T1, T2) and 1 chest CT volume, bicubic degradation."""
+        parts = [str(group) for group in self.groups]
+        data = " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
+        method = (self.degradation or {}).get("method")
+        words = method if isinstance(method, str) else " or ".join(method or ())
+        return f"trained on {data}{f', {words} degradation' if words else ''}"
 
 
-def find_description(bundle: str | os.PathLike, weights: str | os.PathLike, sha256: str) -> dict[str, Any] | None:
-    """Description of the data behind weights; None if there is none.
+def find_training_data(bundle: str | os.PathLike, weights: str | os.PathLike, sha256: str) -> TrainingData | None:
+    """Record of the data behind weights; None if there is none.
 
-    It lies beside the weights, ``<name>.training_data.json``, or in the bundle's ``docs``. It states the sum of the
-    weights that it is about; one that is about others is passed over, one beside the weights may state none.
+    It lies beside the weights or in the bundle's ``docs``. One that states the sum of other weights is passed over; one
+    beside the weights may state none.
 
     Args:
         bundle: folder.
         weights: file that is used.
         sha256: its sum.
     """
-    beside = description_path(weights)
-    for path in (beside, Path(bundle) / "docs" / DESCRIPTION):
+    beside = path_beside(weights)
+    for path in (beside, Path(bundle) / "docs" / FILE_NAME):
         if path.is_file():
-            content = read_description(path)
-            about = content.get("weights_sha256")
-            if about == sha256 or (about is None and path == beside):
-                return content
+            found = TrainingData.read(path)
+            if found.weights_sha256 == sha256 or (found.weights_sha256 is None and path == beside):
+                return found
     return None
 
 
-def description_path(weights: str | os.PathLike) -> Path:
-    """Of the description beside a weights file: ``model.pt`` has ``model.training_data.json``."""
+def path_beside(weights: str | os.PathLike) -> Path:
+    """Of the record beside a weights file: ``model.pt`` has ``model.training_data.json``."""
     path = Path(weights)
-    return path.with_name(f"{path.stem}.{DESCRIPTION}")
+    return path.with_name(f"{path.stem}.{FILE_NAME}")
+
+
+def packed_training_data(weights: str | os.PathLike) -> bytes | None:
+    """The record beside a weights file as it goes into a package, with their sum; None if none lies there."""
+    path = path_beside(weights)
+    if not path.is_file():
+        return None
+    record = dataclasses.replace(TrainingData.read(path), weights_sha256=file_hash(Path(weights)))
+    return (json.dumps(record.content(), indent=2) + "\n").encode()

@@ -1,4 +1,4 @@
-"""Random changes of a batch of images, on its own device; the random numbers come from the caller."""
+"""Random changes of a batch of images on its own device, by random numbers that the caller draws."""
 
 from __future__ import annotations
 
@@ -12,20 +12,22 @@ __all__ = ["AugmentImages"]
 class AugmentImages:
     """Mirror images, change their brightness, saturation and contrast, shift them and cut a square out of each.
 
-    These are the augmentations of StyleSwin's consistency regularisation, those of DiffAugment (arXiv 2006.10738) with
-    a mirror image. Each image has its own random numbers; 0.5 as each of them leaves it as it is, but for the square.
+    These are the augmentations of StyleSwin's consistency regularisation: those of DiffAugment (arXiv 2006.10738) and
+    a mirror image. Each image has its own random numbers. An image whose numbers are all 0.5 stays as it is, but for
+    the square.
 
     Args:
         flip: probability of the mirror image, left for right.
-        brightness: largest number that is added. The authors' 0.5 is of images divided by ImageNet's standard
-            deviation of about 0.226: 0.113 of images in [0, 1].
-        saturation: largest change of the factor of the difference from grey, of images with 3 channels only.
-        contrast: largest change of the factor of the difference from the image's mean.
+        brightness: largest number that is added to or taken from all pixels. The authors' 0.5, for images divided by
+            ImageNet's standard deviation of about 0.226, is 0.113 for images in [0, 1].
+        saturation: largest change of the factor, about 1, of the difference from grey; only images with 3 channels
+            have it.
+        contrast: largest change of the factor, about 1, of the difference from the image's mean.
         translation: largest shift along each axis, as a fraction of the side; zeros move in.
-        cutout: side of the square of zeros, as a fraction of the image's; its centre is anywhere in the image.
+        cutout: side of the square of zeros, as a fraction of the image's side; its centre is anywhere in the image.
 
     Attributes:
-        count: random numbers that an image needs.
+        count: how many random numbers an image needs.
     """
 
     count = 8
@@ -67,7 +69,7 @@ class AugmentImages:
 
 
 def _shift(x: Tensor, down: Tensor, right: Tensor, fraction: float) -> Tensor:
-    """Shift by whole pixels, up to a fraction of the side."""
+    """Shift images by whole pixels, at most by a fraction of the side."""
     height, width = x.shape[2:]
     rows, columns = round(height * fraction), round(width * fraction)
     padded = F.pad(x, (columns, columns, rows, rows))
@@ -79,7 +81,7 @@ def _shift(x: Tensor, down: Tensor, right: Tensor, fraction: float) -> Tensor:
 
 
 def _cut(x: Tensor, row: Tensor, column: Tensor, fraction: float) -> Tensor:
-    """Set a square to 0, whose centre is a pixel of the image."""
+    """Set a square of each image to 0, whose centre is a pixel of the image."""
     inside = []
     for side, centre in ((x.shape[2], row), (x.shape[3], column)):
         length = round(side * fraction)

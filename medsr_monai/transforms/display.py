@@ -1,4 +1,4 @@
-"""Slices of a volume as radiologists look at them."""
+"""Slices of a volume, turned as radiologists look at them."""
 
 from __future__ import annotations
 
@@ -8,33 +8,31 @@ from monai.transforms import Orientation
 
 from medsr_monai.transforms.geometry import PLANES, plane_axis, spacing
 
-__all__ = ["EDGES", "LEFT_EDGE", "displayed_slice", "pixel_edges"]
+__all__ = ["EDGES", "displayed_slice", "pixel_edges"]
 
 EDGES = {"sagittal": "APSI", "coronal": "RLSI", "axial": "RLAP"}
-"""Where a slice's left, right, upper and lower edge point to (array axes to the left, posterior, superior)."""
-
-LEFT_EDGE = {plane: letters[0] for plane, letters in EDGES.items()}
+"""The letters of the directions that the left, right, upper and lower edges of a displayed slice point to."""
 
 
 def displayed_slice(volume: MetaTensor, plane: str, number: int = 0) -> np.ndarray:
-    """Slice [H, W] of a volume [1, X, Y, Z], or [H, W, C] of several channels, rows from top to bottom.
+    """Return a slice [H, W] of a volume, or [H, W, C] of several channels, with rows from top to bottom.
 
-    The patient's left is on the right, or front on the left in sagittal slices; oblique volumes count as the nearest
-    anatomical orientation.
+    The patient's left is on the right; in sagittal slices the front is on the left. Oblique volumes count as the
+    nearest anatomical orientation.
 
     Args:
-        volume: its affine tells the orientation.
+        volume: the volume [C, X, Y, Z], whose affine tells the orientation.
         plane: sagittal, coronal or axial.
-        number: of the slice along the array's axis.
+        number: position of the slice along the array axis.
     """
     part = Orientation("LPS")(volume.narrow(plane_axis(volume.affine, plane) + 1, number, 1)).as_tensor()
     image = part.select(PLANES.index(plane) + 1, 0).permute(2, 1, 0)
-    # rows of axial slices begin at the front, which is up; those of the others at the feet
+    # the rows of axial slices begin at the front, which is up, and those of the others at the feet
     image = (image if plane == "axial" else image.flip(0)).numpy()
     return image[..., 0] if image.shape[2] == 1 else image
 
 
 def pixel_edges(affine: np.ndarray, plane: str) -> tuple[float, float]:
-    """Edges (rows, columns) in mm of a displayed slice's pixels."""
+    """Return the edges (rows, columns) of a displayed slice's pixels, in mm."""
     columns, rows = (spacing(affine)[plane_axis(affine, name)] for name in PLANES if name != plane)
     return float(rows), float(columns)

@@ -1,7 +1,7 @@
 """Voxel geometry: which array axis is cut by which anatomical plane, and where a volume's outer corners lie.
 
 A super-resolved or degraded volume covers the same space as its source, so its outer corners (the outer faces of the
-corner voxels, in millimetres) stay where they were; everything here keeps that.
+corner voxels, in millimetres) stay where they were. Everything here keeps to that.
 """
 
 from __future__ import annotations
@@ -40,25 +40,25 @@ __all__ = [
 ]
 
 PLANES = ("sagittal", "coronal", "axial")
-"""Planes by the world axis that runs across their slices: left-right, posterior-anterior, inferior-superior."""
+"""The planes, in the order of the world axes in AXES, which run across their slices."""
 
 AXES = ("left-right", "posterior-anterior", "inferior-superior")
-"""World axes, each the one that runs across the slices of the plane of the same position in PLANES."""
+"""The world axes x, y and z of RAS+, by the directions between which they run."""
 
 PLANE_ACROSS = dict(zip(AXES, PLANES, strict=True))
-"""The plane across whose slices a world axis runs."""
+"""For each world axis, the plane across whose slices it runs."""
 
 ISOTROPIC_RATIO = 1.25
 """Voxels whose longest edge is below this multiple of the shortest one count as isotropic."""
 
 THICK_RATIO = 1.5
-"""Slices are thick from this multiple of the other voxel edges on."""
+"""Slices are thick if they measure at least this multiple of the other voxel edges."""
 
 MAX_EXTENT = 3000.0
-"""Largest extent of a volume in mm; what is longer has wrong voxel sizes, or wrong units."""
+"""Largest plausible extent of a volume in mm; a longer one has wrong voxel sizes or wrong units."""
 
 MAX_ROUNDING = 0.1
-"""Largest error, in voxels, of a place that is held in single precision, as in a NIfTI header."""
+"""Largest error, in voxels, that a place may have when it is held in single precision, as in a NIfTI header."""
 
 SQUARE_RATIO = 1.05
 """Pixels whose longer edge is below this multiple of the shorter one count as square."""
@@ -69,21 +69,21 @@ def _affine(affine: np.ndarray | torch.Tensor) -> np.ndarray:
 
 
 def spacing(affine: np.ndarray | torch.Tensor) -> np.ndarray:
-    """Voxel edge lengths in mm, one per array axis, of a 4x4 ``affine``."""
+    """Return the voxel edges in mm, one for each array axis, of a 4x4 ``affine``."""
     return np.linalg.norm(_affine(affine)[:3, :3], axis=0)
 
 
 def plane_axis(affine: np.ndarray | torch.Tensor, plane: str) -> int:
-    """Array axis (0, 1 or 2) that runs across the slices of an anatomical plane.
+    """Return the array axis (0, 1 or 2) that runs across the slices of an anatomical plane.
 
     Oblique volumes count as the nearest anatomical orientation.
 
     Args:
-        affine: 4x4, voxel index to millimetres in RAS+.
+        affine: the 4x4 matrix from voxel indices to millimetres in RAS+.
         plane: ``sagittal``, ``coronal`` or ``axial``.
 
     Raises:
-        ValueError: for an unknown plane.
+        ValueError: the plane is unknown.
     """
     if plane not in PLANES:
         raise ValueError(f"plane is {plane!r}, expected one of {', '.join(PLANES)}")
@@ -91,11 +91,15 @@ def plane_axis(affine: np.ndarray | torch.Tensor, plane: str) -> int:
 
 
 def sharp_plane(affine: np.ndarray | torch.Tensor, shape: Sequence[int] | None = None) -> str:
-    """Plane that a volume was acquired in, by voxel size: axial where voxels are isotropic.
+    """Return the plane that a volume was acquired in, by voxel size; axial if the voxels are isotropic.
 
-    One voxel edge clearly longer than the others is the slice thickness, and the plane across it has the finest pixels.
-    Square pixels that are larger than the slice is thick are the exception, as after an in-plane degradation. Of a
-    single slice, which ``shape`` tells, it is that slice's plane.
+    One voxel edge that is clearly longer than the others is the slice thickness, and the plane across it has the finest
+    pixels. The exception are square pixels whose edges are longer than the slice thickness, as after an in-plane
+    degradation. A single slice, which ``shape`` tells, was acquired in its own plane.
+
+    Args:
+        affine: the 4x4 matrix from voxel indices to millimetres in RAS+.
+        shape: number of voxels (X, Y, Z); None if only the voxel size counts.
     """
     edges = spacing(affine)
     short, middle, long = np.sort(edges)
@@ -109,13 +113,13 @@ def sharp_plane(affine: np.ndarray | torch.Tensor, shape: Sequence[int] | None =
 
 
 def thick_axis(affine: np.ndarray | torch.Tensor, least_ratio: float = THICK_RATIO) -> str:
-    """Axis that runs across thick slices, by voxel size: left-right, posterior-anterior or inferior-superior.
+    """Return the world axis, one of AXES, that runs across thick slices: that of the longest voxel edge.
 
-    It is that of the longest voxel edge. Oblique volumes count as the nearest anatomical orientation.
+    Oblique volumes count as the nearest anatomical orientation.
 
     Args:
-        affine: 4x4, voxel index to millimetres in RAS+.
-        least_ratio: of the longest edge to the shortest one.
+        affine: the 4x4 matrix from voxel indices to millimetres in RAS+.
+        least_ratio: least ratio of the longest edge to the shortest one.
 
     Raises:
         ValueError: the ratio is smaller, or the middle edge is nearer to the longest one than to the shortest one (by
@@ -136,29 +140,29 @@ def thick_axis(affine: np.ndarray | torch.Tensor, least_ratio: float = THICK_RAT
 
 
 def target_size(size: int, edge: float, target: float) -> int:
-    """Voxels into which ``size`` voxels of ``edge`` mm are divided, so that each comes closest to ``target`` mm.
+    """Return the number of voxels, each closest to ``target`` mm, that fill ``size`` voxels of ``edge`` mm.
 
-    Their number is whole and the outer corners stay, so the new edge, ``size * edge`` over this number, is near
-    ``target`` and seldom equal to it. Half-way between two numbers the larger one is taken, whatever the rounding
-    errors of an affine, which depend on the orientation.
+    The number is whole and the outer corners stay, so the new edge, ``size * edge`` divided by it, is near ``target``
+    and seldom equal to it. Half-way between two numbers the larger one is taken, whatever the rounding errors of an
+    affine, which depend on the orientation.
     """
     return max(1, math.floor(size * edge / target * (1 + 1e-6) + 0.5))
 
 
 def format_edges(edges: Sequence[float]) -> str:
-    """Voxel edges for a message: 0.91x0.91x3."""
+    """Return voxel edges as a message shows them, such as 0.91x0.91x3."""
     return "x".join(f"{edge:.3g}" for edge in edges)
 
 
 def axis_factors(axis: int, scale: int | Sequence[int]) -> tuple[int, int, int]:
-    """Factor per array axis of a 2D ``scale`` on slices across ``axis``: ``(1, 4), axis 0`` gives ``(1, 1, 4)``."""
+    """Return the factor of each array axis for a 2D ``scale`` of slices across ``axis``; (1, 4), axis 0: (1, 1, 4)."""
     factors = list(ensure_tuple_rep(scale, 2))
     factors.insert(axis, 1)
     return tuple(factors)
 
 
 def resized_affine(affine: np.ndarray | torch.Tensor, shape: Sequence[int], new_shape: Sequence[int]) -> np.ndarray:
-    """Affine (float64, 4x4) under which a grid of ``new_shape`` voxels has the outer corners of the grid ``shape``.
+    """Return the affine (float64, 4x4) that gives a grid of ``new_shape`` the outer corners of the grid of ``shape``.
 
     Both shapes have 3 axes, or 2 for an image.
     """
@@ -167,18 +171,18 @@ def resized_affine(affine: np.ndarray | torch.Tensor, shape: Sequence[int], new_
 
 
 def outer_corners(affine: np.ndarray | torch.Tensor, shape: Sequence[int]) -> np.ndarray:
-    """The 8 outer corners [8, 3] in mm of a volume of ``shape`` voxels: index -0.5 to size - 0.5 along each axis."""
+    """Return the 8 outer corners [8, 3] in mm of a volume: indices -0.5 and size - 0.5 along each axis."""
     index = np.array(list(itertools.product(*((-0.5, size - 0.5) for size in shape))))
     return nibabel.affines.apply_affine(_affine(affine), index)
 
 
 def with_corners_of(ref: MetaTensor, volume: torch.Tensor, shape: Sequence[int] | None = None) -> MetaTensor:
-    """``volume`` [C, X, Y, Z] with the metadata of ``ref``, except for the affine, which keeps the outer corners.
+    """Return a volume with the metadata of ``ref`` and the affine under which both have the same outer corners.
 
     Args:
-        ref: what the volume was made from, [C, X, Y, Z].
-        volume: the same space on a grid of another size.
-        shape: part of ``ref`` at its near end that the volume covers; by default all of it.
+        ref: the volume [C, X, Y, Z] from which the other was made.
+        volume: the volume [C, X, Y, Z] on a grid of another size.
+        shape: the shape (X, Y, Z) of the part of ``ref``, from index 0 on, that the volume covers; None if it is all.
     """
     size = tuple(volume.shape[1:])
     affine = torch.as_tensor(resized_affine(ref.affine, ref.shape[1:] if shape is None else shape, size))
@@ -188,12 +192,12 @@ def with_corners_of(ref: MetaTensor, volume: torch.Tensor, shape: Sequence[int] 
 
 
 def describe_grid(affine: np.ndarray | torch.Tensor, shape: Sequence[int]) -> str:
-    """A grid in words: ``184x152x12 voxels of 1x1x5 mm``."""
+    """Return a grid in words, such as ``184x152x12 voxels of 1x1x5 mm``."""
     return f"{'x'.join(map(str, shape))} voxels of {format_edges(spacing(affine))} mm"
 
 
 def implausible_grid(affine: np.ndarray | torch.Tensor, shape: Sequence[int]) -> str | None:
-    """What makes a finite, regular affine one that no scanner has, in words; None where it may be."""
+    """Return in words why no scanner makes a grid with this finite, regular affine; None if one may."""
     edges = spacing(affine)
     extent, distance = (edges * shape).max(), np.abs(outer_corners(affine, shape)).max()
     if extent > MAX_EXTENT:
@@ -214,7 +218,7 @@ class MatchCornersd(MapTransform):
     which restores that affine.
 
     Args:
-        keys: resized volumes [C, X, Y, Z].
+        keys: keys of resized volumes [C, X, Y, Z].
         ref_key: key of the reference volume, a ``MetaTensor`` [C, X, Y, Z].
     """
 
@@ -231,11 +235,15 @@ class MatchCornersd(MapTransform):
 
 
 class SyncRefMetad(MapTransform):
-    """Tell the input's metadata the output's grid, so that MONAI Label leaves the output as it is.
+    """Write the output's grid to the input's metadata, so that MONAI Label leaves the output as it is.
 
-    MONAI Label appends ``Restored`` to every post-processing: it resizes the prediction to the input's
-    ``spatial_shape`` and gives it the input's ``original_affine``, which would undo the super-resolution. Put this
-    last; it has no effect elsewhere.
+    MONAI Label appends ``Restored`` to every post-processing, which resizes the prediction to the input's
+    ``spatial_shape`` and gives it the input's ``original_affine``, and so would undo the super-resolution. Put this
+    transform last; it has no effect elsewhere.
+
+    Args:
+        keys: keys of the input, whose metadata are changed.
+        ref_key: key of the output, a ``MetaTensor`` [C, X, Y, Z].
     """
 
     def __init__(self, keys: KeysCollection = "image", ref_key: str = "pred", allow_missing_keys: bool = False) -> None:

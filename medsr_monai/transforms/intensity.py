@@ -1,4 +1,4 @@
-"""Intensity scaling of a volume to about [0, 1] and back."""
+"""Intensities of a volume, scaled to about [0, 1] and back."""
 
 from __future__ import annotations
 
@@ -16,26 +16,27 @@ from medsr_monai.transforms.geometry import plane_axis
 __all__ = ["INTENSITY_MODES", "RestoreIntensityd", "ScaleVolumed", "intensity_range"]
 
 INTENSITY_MODES = ("percentile", "minmax")
+"""The ways in which an intensity range is chosen, see :func:`intensity_range`."""
+PERCENTILES = (0.1, 99.9)
+"""The percentiles that are mapped to 0 and 1; single hot voxels lie beyond them."""
 LOW, HIGH = "intensity_low", "intensity_high"
+"""Keys of the metadata under which a volume's intensity range is kept."""
 
 
-def intensity_range(
-    volume: torch.Tensor, mode: str = "percentile", lower: float = 0.1, upper: float = 99.9
-) -> tuple[float, float]:
-    """Intensities of a volume that are mapped to 0 and 1.
+def intensity_range(volume: torch.Tensor, mode: str = "percentile") -> tuple[float, float]:
+    """Return the intensities of a volume that are mapped to 0 and 1.
 
     Args:
-        volume: any shape, finite values.
-        mode: ``minmax`` (the RDST paper's), or ``percentile``, which a few hot voxels cannot move. Where the two
-            percentiles coincide (nearly all voxels are equal), the minimum and the maximum are taken.
-        lower, upper: percentiles in [0, 100].
+        volume: finite values of any shape.
+        mode: ``minmax``, as in the RDST paper, or ``percentile`` for the PERCENTILES, which a few hot voxels cannot
+            move. If both percentiles are equal, because nearly all voxels are, the minimum and the maximum are taken.
 
     Raises:
-        ValueError: for an unknown mode, NaN or infinite voxels, or a constant volume.
+        ValueError: the mode is unknown, voxels are NaN or infinite, or the volume is constant.
     """
     if mode not in INTENSITY_MODES:
         raise ValueError(f"intensity mode is {mode!r}, expected one of {', '.join(INTENSITY_MODES)}")
-    # in the order in which they lie, so that nothing is copied
+    # voxels in the order in which they lie in memory, so that nothing is copied
     flat = torch.as_tensor(volume).detach().cpu().numpy().ravel(order="K")
     low, high = float(flat.min()), float(flat.max())
     if not np.isfinite([low, high]).all():
@@ -44,7 +45,7 @@ def intensity_range(
     if low == high:
         raise ValueError(f"every voxel is {low:g}: a constant volume holds nothing to super-resolve")
     if mode == "percentile":
-        ranks = [round(p / 100 * (flat.size - 1)) for p in (lower, upper)]
+        ranks = [round(p / 100 * (flat.size - 1)) for p in PERCENTILES]
         p_low, p_high = np.partition(flat, ranks)[ranks].tolist()
         if p_low < p_high:
             low, high = p_low, p_high
@@ -52,7 +53,7 @@ def intensity_range(
 
 
 def _chosen(volume: MetaTensor, slices: Mapping[str, Sequence[int]]) -> torch.Tensor:
-    """Voxels [C, N] of the chosen slices."""
+    """Return the voxels [C, N] of the chosen slices."""
     image = volume.as_tensor()
     axes = {plane: plane_axis(volume.affine, plane) + 1 for plane, positions in slices.items() if len(positions)}
     if not axes:
@@ -61,7 +62,7 @@ def _chosen(volume: MetaTensor, slices: Mapping[str, Sequence[int]]) -> torch.Te
 
 
 def _per_channel(values: torch.Tensor, volume: torch.Tensor) -> torch.Tensor:
-    """One value a channel [C], to be combined with a volume [C, ...]."""
+    """Return values [C], one for each channel, shaped to be combined with a volume [C, ...]."""
     if values.numel() != volume.shape[0]:
         raise ValueError(f"ranges of {values.numel()} channels cannot be applied to {volume.shape[0]} channels")
     return values.reshape(-1, *(1,) * (volume.ndim - 1)).to(volume.dtype).to(volume.device)
@@ -70,13 +71,16 @@ def _per_channel(values: torch.Tensor, volume: torch.Tensor) -> torch.Tensor:
 class ScaleVolumed(MapTransform):
     """Map the :func:`intensity_range` of each volume to [0, 1]; nothing is clipped, so it can be undone exactly.
 
-    Each channel has its own range. Of an item that chooses its ``slices`` (positions by plane, see
-    :class:`medsr_monai.data.SliceDataset`) only these are measured, as in the RDST paper. The range goes into the
+    Each channel has its own range. If an item chooses its ``slices`` (positions by plane, see
+    :class:`medsr_monai.data.SliceDataset`), only these are measured, as in the RDST paper. The range goes into the
     volume's metadata, from where :class:`RestoreIntensityd` takes it.
 
     Args:
-        keys: ``MetaTensor`` volumes [C, X, Y, Z], float.
-        mode: see :func:`intensity_range`, whose errors it raises, with the file's name.
+        keys: keys of ``MetaTensor`` volumes [C, X, Y, Z] of floats.
+        mode: see :func:`intensity_range`.
+
+    Raises:
+        ValueError: what :func:`intensity_range` raises, with the file's name.
     """
 
     def __init__(self, keys: KeysCollection, mode: str = "percentile", allow_missing_keys: bool = False) -> None:
@@ -99,10 +103,14 @@ class ScaleVolumed(MapTransform):
 
 
 class RestoreIntensityd(MapTransform):
-    """Undo :class:`ScaleVolumed` with the range found in the metadata of ``ref_key``.
+    """Undo :class:`ScaleVolumed` with the range that the metadata of another volume hold.
+
+    Args:
+        keys: keys of ``MetaTensor`` volumes [C, X, Y, Z].
+        ref_key: key of the volume that was scaled.
 
     Raises:
-        ValueError: where ``ref_key`` was never scaled.
+        ValueError: the volume of ``ref_key`` was never scaled, or its number of channels is another.
     """
 
     def __init__(self, keys: KeysCollection = "pred", ref_key: str = "image", allow_missing_keys: bool = False) -> None:
@@ -116,6 +124,6 @@ class RestoreIntensityd(MapTransform):
             raise ValueError(f"{self.ref_key!r} carries no {LOW}: put ScaleVolumed into its preprocessing")
         low, high = meta[LOW], meta[HIGH]
         for key in self.key_iterator(d):
-            # the product is a volume of its own, a third one is not needed
+            # the product is a new volume already, to which is added in place
             d[key] = (d[key] * _per_channel(high - low, d[key])).add_(_per_channel(low, d[key]))
         return d

@@ -1,4 +1,4 @@
-"""Random latents of a generator."""
+"""Random latents for the training of a generator."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ __all__ = ["RandLatentd"]
 
 
 class RandLatentd(RandomizableTransform):
-    """Add a latent [style_dim] from N(0, I) to each item, drawn anew at each call.
+    """Add a latent [style_dim] from N(0, I) to each item, which is drawn anew at each call.
 
     Args:
-        key: under which it is put.
-        style_dim: channels of the latent.
+        key: key under which the latent is put.
+        style_dim: number of channels of the latent.
     """
 
     def __init__(self, key: str = "image", style_dim: int = 512) -> None:

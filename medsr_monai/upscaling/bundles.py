@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import NoneType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
     from monai.data import MetaTensor
 
     from medsr_monai.data import DicomSeries
+    from medsr_monai.inferers import InferencePlan
 
 DEFAULT_BUNDLE = "rdst_e"
 PIPELINE = ("in_channels", "out_channels", "scale")
@@ -130,12 +132,9 @@ class BundleRunner:
         return {f"network_def#{name}": value for name, value in arguments.items()}
 
     def _use(self) -> str:
-        if "thick_axis" in self.parser:
-            return (
-                "it refines thick slices, for which `medsr upscale` has --thick-axis, --target-spacing, --refine and "
-                "--force"
-            )
-        return "it enlarges the slices of a --plane"
+        """What a command line may say of this bundle's volumes instead of what it has not."""
+        known = ("plane", "thick_axis", "target_spacing", "refine", "force", "frame")
+        return f"it has {', '.join('--' + name.replace('_', '-') for name in known if name in self.parser)}"
 
     def __getitem__(self, name: str) -> Any:
         return self.parser.get_parsed_content(name)
@@ -148,19 +147,28 @@ class BundleRunner:
         return ensure_tuple_rep(self["scale"], 2)
 
     @property
-    def exported(self) -> Mapping[str, Any]:
-        """What an exported network tells of itself (`medsr_monai.exchange.run.ExportedNetwork`); empty for others."""
+    def exported(self) -> Mapping[str, Any] | None:
+        """What an exported network tells of itself, see `medsr_monai.exchange.run.ExportedNetwork`; None for others."""
         from medsr_monai.exchange.run import ExportedNetwork
 
-        return self.network.information if isinstance(self.network, ExportedNetwork) else {}
+        return self.network.information if isinstance(self.network, ExportedNetwork) else None
+
+    def plan(self, affine: np.ndarray | torch.Tensor, shape: Sequence[int]) -> InferencePlan:
+        """What the bundle does to a volume with this 4x4 affine and shape (X, Y, Z); raises what its inferer does."""
+        return self["inferer"].plan(affine, shape, self.scale_factors)
 
     @property
     def degradation(self) -> str | None:
         """That the network was trained for; None where the bundle does not say."""
         return self["degradation"] if "degradation" in self.parser else None
 
-    def read(self, source: str | Path | DicomSeries) -> dict[str, MetaTensor]:
-        """Preprocessed input."""
+    @property
+    def takes_pictures(self) -> bool:
+        """Whether 2D images can be enlarged: not by a bundle for thick slices."""
+        return self["inferer"].takes_pictures
+
+    def read(self, source: str | Path | DicomSeries | MetaTensor) -> dict[str, MetaTensor]:
+        """Preprocessed input; a volume [C, X, Y, Z] with its affine is taken as it was read."""
         return self["preprocessing"]({"image": str(source) if isinstance(source, Path) else source})
 
     def run(self, item: dict[str, MetaTensor], network: torch.nn.Module | None = None) -> MetaTensor:

@@ -8,12 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from medsr_monai.atomic import check_input, check_output
+from medsr_monai.suffixes import NIFTI_SUFFIXES, PICTURE_SUFFIXES, VOLUME_SUFFIXES
 
 if TYPE_CHECKING:
     from medsr_monai.data import DicomSeries
-
-NIFTI_SUFFIXES = (".nii", ".nii.gz")
-VOLUME_SUFFIXES = (*NIFTI_SUFFIXES, ".mgz", ".mgh")
 
 
 class Case(NamedTuple):
@@ -51,7 +49,7 @@ def output_file(path: str, overwrite: bool, source: str) -> Path:
     # whether it is one is asked where the names do not say it, since that imports monai
     if Path(source).name.lower().endswith(VOLUME_SUFFIXES) or not Path(source).is_file():
         return nifti_output(path, overwrite, source)
-    from medsr_monai.data import PICTURE_SUFFIXES, is_dicom_file, is_picture
+    from medsr_monai.data import is_dicom_file, is_picture
 
     if not is_picture(source) or (is_dicom_file(source) and path.endswith(NIFTI_SUFFIXES)):
         return nifti_output(path, overwrite, source)

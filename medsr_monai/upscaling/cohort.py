@@ -1,78 +1,212 @@
-"""A folder's cases through a bundle's network, in one process or several: `upscale`'s loop."""
+"""All cases of a command line through one bundle, in one process or several."""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import logging
+import os
 import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
-from medsr_monai.errors import ERRORS, naming, reason_of
-from medsr_monai.upscaling.cases import Case
-from medsr_monai.upscaling.quality_options import write_page
-from medsr_monai.upscaling.upscaler import Plan, Upscaler, complain, say
+from tqdm import tqdm
 
-if TYPE_CHECKING:
-    from medsr_monai.upscaling.sharing import Ranks, StatusTable
+from medsr_monai.command_line import quiet_libraries
+from medsr_monai.data import is_dicom_file, volume_name
+from medsr_monai.errors import ERRORS, MedsrError, naming, reason_of
+from medsr_monai.records.sidecar import (
+    check_sidecar,
+    remove_partial,
+    sidecar_path,
+    source_record,
+    why_redo,
+    without_folders,
+)
+from medsr_monai.suffixes import NIFTI_SUFFIXES
+from medsr_monai.upscaling.cases import Case, find_cases
+from medsr_monai.upscaling.dicom_output import find_dicom_cases
+from medsr_monai.upscaling.memory import parse_size
+from medsr_monai.upscaling.quality import check_pictures
+from medsr_monai.upscaling.report_page import check_page, write_page
+from medsr_monai.upscaling.sharing import Ranks, join_processes, run_processes
+from medsr_monai.upscaling.status import (
+    DONE,
+    FAILED,
+    KEPT,
+    PENDING,
+    StatusTable,
+    exit_code,
+    measured,
+    summary_line,
+)
+from medsr_monai.upscaling.upscaler import Options, Upscaler
+
+__all__ = ["Job", "upscale_files"]
+
+logger = logging.getLogger(__name__)
 
 
-def upscale_cohort(plan: Plan, ranks: Ranks) -> int:
-    """Work on a cohort's cases until none is left; the first of several processes sums up."""
-    from medsr_monai.upscaling.sharing import StatusTable, exit_code
+@dataclass(frozen=True)
+class Job:
+    """What is to be done, checked: the same in all processes.
 
-    start = time.perf_counter()
-    upscaler = Upscaler(plan, ranks.local_rank)
-    if ranks.rank == 0:
-        upscaler.warn()
-    table = StatusTable(plan.folder)
-    ranks.begin(lambda: _begin(plan, table))
-    with _progress_bar(plan, ranks.rank == 0) as progress:
-        _work_off(plan, ranks, upscaler, table, progress)
-    ranks.leave()
-    if ranks.rank:
+    Attributes:
+        cases: inputs and outputs.
+        source: file or folder that was given.
+        folder: of a cohort's outputs; None for a single case.
+        options: of :class:`medsr_monai.upscaling.upscaler.Options`.
+        picture: whether quality pictures are drawn.
+        dicom: whether outputs are DICOM series.
+        overwrite: whether complete outputs are made anew.
+    """
+
+    cases: list[Case]
+    source: Path
+    folder: Path | None
+    options: dict[str, Any]
+    picture: bool
+    dicom: bool
+    overwrite: bool
+
+    def upscaler(self, **others: Any) -> Upscaler:
+        """A process's network; other options take the place of the job's."""
+        single = self.folder is None and sys.stderr.isatty()  # a cohort has a bar of its cases
+        shown = {"draws": self.picture, "dicom": self.dicom, "shows_progress": single}
+        return Upscaler(**self.options | shown | others)
+
+    def row(self, case: Case) -> dict[str, str]:
+        """Start of a case's row in the status table: paths below the folders that were given."""
+        output = case.output.relative_to(self.folder).as_posix()
+        if case.series is not None:  # named as the output, which leaves the patient's name out
+            name = output.removesuffix(".nii.gz").removesuffix("_sr")
+            return {"case": name, "input": self.source.name, "output": output}
+        source = Path(os.path.relpath(case.source, self.source)).as_posix()
+        source = self.source.name if source in (".", "..") or source.startswith("../") else source
+        name = source.removesuffix(Path(source).name) + volume_name(source)
+        return {"case": name, "input": source, "output": output}
+
+
+def upscale_files(
+    source: str,
+    output: str,
+    options: Options,
+    *,
+    series: str | None = None,
+    all_series: bool = False,
+    jobs: int = 1,
+    picture: bool = True,
+    dicom: bool = False,
+    overwrite: bool = False,
+) -> int:
+    """Super-resolve a file, or all of a folder or study, each output with its sidecar and picture.
+
+    Args:
+        source: file, folder or zip.
+        output: file, or folder for several.
+        options: how.
+        series, all_series: of a DICOM study, see :func:`medsr_monai.data.dicom.studies.choose_series`.
+        jobs: processes that share the cases of a folder.
+        picture: draw a quality picture beside each output, and a page of all of them.
+        dicom: write derived DICOM series instead of NIfTI.
+        overwrite: replace existing outputs.
+
+    Returns:
+        The command's exit code: 0 if all cases are done or kept, 1 if some are, 2 if none is; of a single one 0.
+
+    Raises:
+        ValueError, OSError: what is wrong before any work; of a single case also what it cannot be; one line.
+    """
+    if jobs < 1:
+        raise ValueError(f"jobs is {jobs}, expected at least 1")
+    cases = (find_dicom_cases if dicom else find_cases)(source, output, overwrite, series, all_series)
+    chosen = dataclasses.asdict(options)
+    if any(is_dicom_file(case.source) and case.output.name.endswith(NIFTI_SUFFIXES) for case in cases):
+        chosen["pictures"] = False  # it is a volume of one slice then
+    _check_sidecars(cases, overwrite)
+    # a folder's outputs lie in the output; a single one is the output
+    many = len(cases) > 1 or not Path(source).is_file()
+    folder = Path(output) if many and all(case.output != Path(output) for case in cases) else None
+    if picture:
+        check_pictures(cases, overwrite)
+        if folder is not None:
+            check_page(folder, overwrite)
+    ranks = Ranks.from_environment()
+    if folder is None and (jobs > 1 or ranks.size > 1):
+        raise ValueError(f"{source}: processes share the cases of a folder, run a single one without --jobs")
+    if jobs > 1 and ranks.size > 1:
+        raise ValueError("torchrun has started several processes already, leave --jobs out")
+    if folder is not None and options.max_memory is not None:  # of all processes of this machine together
+        shares = max(jobs, int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+        chosen["max_memory"] = f"{parse_size(options.max_memory) / 2**20 / shares:f}MiB"
+    job = Job(cases, Path(source), folder, chosen, picture, dicom, overwrite)
+    if folder is None:
+        upscaler = job.upscaler()
+        _warn(upscaler)
+        upscaler.write(cases[0], picture=picture, say=say)
         return 0
-    rows = _rows(plan, table)
-    _sum_up(plan, upscaler, table, rows, start)
-    return exit_code(rows)
+    return _in_processes(job, jobs) if jobs > 1 else _in_this_process(job, ranks)
 
 
-def upscale_in_processes(plan: Plan, jobs: int) -> int:
-    """Work on a cohort's cases in processes of this machine; one that dies leaves the others at work."""
-    from medsr_monai.upscaling.sharing import FAILED, PENDING, StatusTable, exit_code, run_processes
+def _check_sidecars(cases: list[Case], overwrite: bool) -> None:
+    """Refuse sidecars that would replace other files, or that two outputs would share, as those of a.png and a.tif."""
+    written: dict[Path, Path] = {}
+    for case in cases:
+        check_sidecar(case.output, overwrite)
+        sidecar = sidecar_path(case.output)
+        if sidecar in written:
+            raise ValueError(
+                f"{sidecar}: would be the sidecar of {written[sidecar].name} and of {case.output.name}, rename one of "
+                "their inputs"
+            )
+        written[sidecar] = case.output
 
+
+def _in_this_process(job: Job, ranks: Ranks) -> int:
+    """Work on a cohort's cases until none is left; the first of several processes sums up."""
     start = time.perf_counter()
-    upscaler = Upscaler(plan._replace(device="cpu"))  # a wrong option is told once, before any work
-    upscaler.warn()
-    table = StatusTable(plan.folder)
-    _begin(plan, table)
-    with _progress_bar(plan) as progress:
-        ranks, died = run_processes(_job, (plan,), min(jobs, len(plan.cases)), progress)
+    upscaler = job.upscaler(local_rank=ranks.local_rank)
+    if ranks.rank == 0:
+        _warn(upscaler)
+    table = StatusTable(job.folder)
+    ranks.begin(lambda: _begin(job, table))
+    with _progress_bar(job, ranks.rank == 0) as progress:
+        _work_off(job, ranks, upscaler, table, progress)
+    ranks.leave()
+    return 0 if ranks.rank else _sum_up(job, upscaler, table, start)
+
+
+def _in_processes(job: Job, jobs: int) -> int:
+    """Work on a cohort's cases in processes of this machine; one that dies leaves the others at work."""
+    start = time.perf_counter()
+    upscaler = job.upscaler(device="cpu")  # a wrong option is told once, before any work
+    _warn(upscaler)
+    table = StatusTable(job.folder)
+    _begin(job, table)
+    with _progress_bar(job) as progress:
+        ranks, died = run_processes(_process, (job,), min(jobs, len(job.cases)), progress)
     if ranks.store.check(["refused"]):
-        raise ValueError(ranks.store.get("refused").decode())
-    rows = _rows(plan, table)
-    lost = [row for row in rows if row["status"] == PENDING and ranks.claimed(row["output"])]
+        raise MedsrError(ranks.store.get("refused").decode())
+    lost = [row for row in _rows(job, table) if row["status"] == PENDING and ranks.claimed(row["output"])]
     for row in lost:
         row |= {"status": FAILED, "reason": "the process at work on it ended early, for lack of memory? Run it again"}
     table.update(lost)
     for rank, code in died.items():
         how = f"signal {-code}" if code < 0 else f"exit code {code}"
         complain(f"process {rank} of {ranks.size} ended early ({how}): the same command does what is left")
-    _sum_up(plan, upscaler, table, rows, start)
-    return exit_code(rows)
+    return _sum_up(job, upscaler, table, start)
 
 
-def _job(rank: int, processes: int, port: int, plan: Plan) -> None:
-    """One of the processes of `upscale_in_processes`."""
-    from medsr_monai.command_line import quiet_libraries
-    from medsr_monai.upscaling.sharing import StatusTable, join_processes
-
+def _process(rank: int, processes: int, port: int, job: Job) -> None:
+    """One of the processes of `_in_processes`."""
     quiet_libraries()
     ranks = join_processes(rank, processes, port)
     try:
-        _work_off(plan, ranks, Upscaler(plan, ranks.local_rank), StatusTable(plan.folder))
+        _work_off(job, ranks, job.upscaler(local_rank=ranks.local_rank), StatusTable(job.folder))
     except ERRORS as error:
         ranks.store.set("refused", reason_of(error))
         sys.exit(1)
@@ -81,33 +215,28 @@ def _job(rank: int, processes: int, port: int, plan: Plan) -> None:
         sys.exit(1)
 
 
-def _begin(plan: Plan, table: StatusTable) -> None:
+def _begin(job: Job, table: StatusTable) -> None:
     """Enter all cases in the table, so that what was never reached can be seen there."""
-    from medsr_monai.upscaling.sharing import PENDING
-
-    table.update(plan.row(case) | {"status": PENDING, "reason": ""} for case in plan.cases)
+    table.update(job.row(case) | {"status": PENDING, "reason": ""} for case in job.cases)
 
 
-def _work_off(plan: Plan, ranks: Ranks, upscaler: Upscaler, table: StatusTable, progress=lambda count: None) -> None:
+def _work_off(job: Job, ranks: Ranks, upscaler: Upscaler, table: StatusTable, progress=lambda count: None) -> None:
     """Do the cases that no other process has claimed; a bad one does not stop the others."""
-    from medsr_monai.records.sidecar import remove_partial, source_record, why_redo, without_folders
-    from medsr_monai.upscaling.sharing import DONE, FAILED, KEPT, measured
-
-    for index in ranks.order([_size(case) for case in plan.cases]):
-        case = plan.cases[index]
-        row = plan.row(case)
+    for index in ranks.order([_size(case) for case in job.cases]):
+        case = job.cases[index]
+        row = job.row(case)
         if not ranks.claim(row["output"]):
             continue
         try:
-            with measured(row, upscaler.device), naming(case.source):
+            with measured(row, upscaler.runner["device"]), naming(case.source):
                 remove_partial(case.output)
                 inputs = [source_record(case.source, case.files)]
                 reason = why_redo(case.output, inputs, upscaler.identity)
-                if reason is not None or plan.overwrite:
-                    upscaler.upscale(case, inputs)
+                if reason is not None or job.overwrite:
+                    upscaler.write(case, inputs, picture=job.picture, say=say)
                     row |= {"status": DONE, "reason": "redone: --overwrite" if reason is None else reason}
             if "status" not in row:
-                row = plan.row(case) | {"status": KEPT, "reason": ""}  # with the figures of when it was made
+                row = job.row(case) | {"status": KEPT, "reason": ""}  # with the figures of when it was made
                 say(f"{case.output}: kept, complete and made by the same settings")
         except ValueError as error:
             reason = reason_of(error)
@@ -130,32 +259,49 @@ def _size(case: Case) -> int:
         return 0
 
 
-def _rows(plan: Plan, table: StatusTable) -> list[dict]:
+def _rows(job: Job, table: StatusTable) -> list[dict]:
     """The table's rows of this run's cases."""
     rows = table.read()
-    return [rows[plan.row(case)["output"]] for case in plan.cases]
+    return [rows[job.row(case)["output"]] for case in job.cases]
 
 
-def _sum_up(plan: Plan, upscaler: Upscaler, table: StatusTable, rows: list[dict], start: float) -> None:
-    from medsr_monai.records.sidecar import read_sidecar
-    from medsr_monai.upscaling.sharing import DONE, KEPT, summary_line
-
+def _sum_up(job: Job, upscaler: Upscaler, table: StatusTable, start: float) -> int:
+    """Write the summary and the page, and return the exit code."""
+    rows = _rows(job, table)
     seconds = round(time.perf_counter() - start, 1)
     facts = {name: upscaler.record[name] for name in ("IntendedUse", "GeneratedBy", "Bundle", "Options", "Versions")}
     table.close(rows, Seconds=seconds, **facts)
-    say(f"{plan.folder}: {summary_line(rows)}, in {seconds:.0f} s; {table.path}")
-    if plan.quality.picture:
+    say(f"{job.folder}: {summary_line(rows)}, in {seconds:.0f} s; {table.path}")
+    if job.picture:
         note = f"{summary_line(rows)}, by bundle {upscaler.record['Bundle']['Name']}.".capitalize()
-        say(str(write_page(plan.folder, rows, read_sidecar, note)))
+        say(str(write_page(job.folder, rows, note)))
     if failed := sum(row["status"] not in (DONE, KEPT) for row in rows):
         complain(f"{failed} of {len(rows)} volumes failed")
+    return exit_code(rows)
 
 
 @contextlib.contextmanager
-def _progress_bar(plan: Plan, shown: bool = True) -> Iterator[Callable[[int], None]]:
+def _progress_bar(job: Job, shown: bool = True) -> Iterator[Callable[[int], None]]:
     """Bar on a terminal's stderr, with the time left; called with the number of finished cases."""
-    from tqdm import tqdm
-
     # disable=None: where stderr is no terminal
-    with tqdm(total=len(plan.cases), unit="case", file=sys.stderr, disable=None if shown else True) as bar:
+    with tqdm(total=len(job.cases), unit="case", file=sys.stderr, disable=None if shown else True) as bar:
         yield lambda count: bar.update(count - bar.n)
+
+
+def _warn(upscaler: Upscaler) -> None:
+    """Tell what every sidecar of this run will say."""
+    say(upscaler.trained_on.sentence)
+    for warning in upscaler.warnings:
+        logger.warning(warning)
+
+
+def say(text: str) -> None:
+    """Print a line, above a progress bar if there is one."""
+    with tqdm.external_write_mode(file=sys.stdout):
+        print(text, flush=True)
+
+
+def complain(reason: str) -> None:
+    """Print an error as the command line does."""
+    with tqdm.external_write_mode(file=sys.stderr):
+        print(f"medsr: error: {reason}", file=sys.stderr, flush=True)

@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from medsr_monai.atomic import check_input
-from medsr_monai.upscaling.cases import NIFTI_SUFFIXES, Case
+from medsr_monai.suffixes import NIFTI_SUFFIXES
+from medsr_monai.upscaling.cases import Case
 
 if TYPE_CHECKING:
     import pydicom
-
-OUTPUT_FORMATS = ("nifti", "dicom")
 
 
 def find_dicom_cases(
@@ -38,7 +37,8 @@ def find_dicom_cases(
     path, out = Path(source), Path(target)
     if out.name.endswith(NIFTI_SUFFIXES):
         raise ValueError(f"{out}: a DICOM series is written to a folder, give its name, or leave --output-format out")
-    study = find_study(source, series, all_series) if path.is_dir() or is_zip(path) or is_dicom_file(path) else None
+    dicom = path.is_dir() or is_zip(path) or is_dicom_file(path)
+    study = find_study(source, series, all_series, only_dicom=True) if dicom else None
     if study is None:
         raise ValueError(
             f"{path}: is no DICOM series, which a derived series would share patient, study and frame of reference "

@@ -4,26 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import dataclasses
 import gc
 import math
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from medsr_monai.upscaling.cases import VOLUME_SUFFIXES
+from medsr_monai.suffixes import VOLUME_SUFFIXES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    import numpy as np
     import torch
     from monai.data import MetaTensor
 
     from medsr_monai.data import StoredVolume
-    from medsr_monai.inferers import PlaneInferer, Slab
+    from medsr_monai.inferers import InferencePlan, PlaneInferer, Slab
     from medsr_monai.upscaling.bundles import BundleRunner
     from medsr_monai.upscaling.cases import Case
-    from medsr_monai.upscaling.estimate import Work
 
 UNITS = {"MiB": 2**20, "GiB": 2**30, "TiB": 2**40, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 MARGIN = 1.05
@@ -85,21 +84,27 @@ def load_libraries(picture: bool) -> None:
 
 
 class Memory:
-    """What the volumes of one process take.
+    """What the volumes of one process take, and how many slices at a time fit.
+
+    The number of slices is the inferer's own ``sw_batch_size``: it is set here before a volume where there is a limit
+    or a GPU to fill, and the inferer lowers it where memory runs out.
 
     Args:
-        runner: of the bundle, loaded.
+        runner: of the bundle, loaded; its inferer's slices at a time are the most that are taken.
         limit: bytes for the process; None for no limit.
-        slice_batch: slices computed at a time, at most.
+        automatic: take as many slices at a time as a GPU has room for; this is unmeasured on a GPU.
         picture, enforced, dicom: whether a quality picture is drawn, consistency enforced, the output a DICOM series.
+
+    Raises:
+        ValueError: a limit on a GPU, or together with compiling.
     """
 
     def __init__(
         self,
         runner: BundleRunner,
-        limit: int | None,
-        slice_batch: int,
+        limit: int | None = None,
         *,
+        automatic: bool = False,
         picture: bool = True,
         enforced: bool = False,
         dicom: bool = False,
@@ -107,8 +112,11 @@ class Memory:
         load_libraries(picture)
         self.runner = runner
         self.limit = limit
-        self.slice_batch = slice_batch
+        self.automatic = automatic
         self.picture, self.enforced, self.dicom = picture, enforced, dicom
+        self.slices: PlaneInferer = runner["inferer"].slices
+        self.most = self.slices.sw_batch_size
+        self.chosen: int | None = None
         self.activations: dict[tuple[int, ...], int | None] = {}
         if limit is not None:
             if runner["device"].type != "cpu":
@@ -118,15 +126,10 @@ class Memory:
             _keep_no_freed_buffers()
         self.resident = self._resident()
 
-    @property
-    def slices(self) -> PlaneInferer:
-        """The part of the inferer that cuts volumes into slices."""
-        return self.runner["inferer"].slices
-
-    def choose(self, case: Case) -> Way | None:
+    def before_reading(self, case: Case) -> Way | None:
         """The way that fits the limit: the output in memory, else fewer slices at a time, else slab by slab.
 
-        Only headers are read. Without a limit None: the way of any volume.
+        Only headers are read. Without a limit None: the way is that of :meth:`of` when the volume has been read.
 
         Raises:
             ValueError: nothing fits, or what is read is no volume; one line.
@@ -134,8 +137,9 @@ class Memory:
         if self.limit is None:
             return None
         shape, affine, read = self._header(case)
+        plan = self.runner.plan(affine, shape)
         self.resident = self._resident()  # it has grown by what earlier volumes have left
-        ways = [Way(self.estimate(affine, shape, *way, read=read), *way) for way in self._ways()]
+        ways = [Way(self.estimate(plan, *way, read=read), *way) for way in self._ways()]
         if ways[0].estimate is None:
             raise ValueError("the memory that this network takes is not known: leave --max-memory out")
         fitting = next((way for way in ways if way.estimate * MARGIN <= self.limit), None)
@@ -146,17 +150,47 @@ class Memory:
                 f"does not fit into --max-memory {format_size(self.limit)} even with one slice at a time{reason}: give "
                 f"{least}MiB"
             )
+        self.slices.sw_batch_size = fitting.slice_batch
         return fitting
 
-    def of(self, image: MetaTensor) -> Way:
-        """The way of a volume [C, X, Y, Z] where there is no limit."""
+    def _ways(self) -> list[tuple[int, bool]]:
+        """Slices at a time, and whether slab by slab, in the order of preference."""
+        batches = [self.most // 2**n for n in range(self.most.bit_length())]
+        return [(batch, slabs) for slabs in ((False,) if self._why_whole() else (False, True)) for batch in batches]
+
+    def of(self, plan: InferencePlan, channels: int = 1) -> Way:
+        """The way of a volume where there is no limit."""
+        if self.automatic:
+            self._fill_gpu(plan, channels)
         batch = self.slices.sw_batch_size
-        return Way(self.estimate(image.affine, image.shape[1:], batch, channels=image.shape[0]), batch)
+        return Way(self.estimate(plan, batch, channels=channels), batch)
+
+    def _fill_gpu(self, plan: InferencePlan, channels: int) -> None:
+        """Set the slices at a time for a GPU.
+
+        Where an estimate was too bold, the inferer has taken fewer: later volumes get no more. A compiled network,
+        which takes minutes for every number of slices, keeps to that of the first volume as long as it fits; where a
+        volume has fewer slices, its batch is filled up.
+        """
+        from medsr_monai.upscaling.plan import MOST_SLICES, free_gpu_bytes, slices_that_fit
+
+        if self.runner.exported is not None:
+            return  # its activations are not to be seen
+        compiled = self.slices.compile
+        if self.chosen is None:
+            self.most = MOST_SLICES
+        elif compiled or self.slices.sw_batch_size < self.chosen:
+            self.most = self.slices.sw_batch_size
+        if compiled and self.chosen is not None:
+            filled = (dataclasses.replace(one, count=max(one.count, self.most)) for one in plan.passes)
+            plan = dataclasses.replace(plan, passes=tuple(filled))
+        free = free_gpu_bytes(self.runner["device"])
+        self.chosen = min(self.most, slices_that_fit(self.runner.network, plan, free, channels))
+        self.slices.sw_batch_size = self.chosen
 
     def estimate(
         self,
-        affine: np.ndarray | torch.Tensor,
-        shape: Sequence[int],
+        plan: InferencePlan,
         slice_batch: int,
         slabs: bool = False,
         *,
@@ -164,15 +198,14 @@ class Memory:
         channels: int = 1,
     ) -> int | None:
         """Bytes of the process at most; None where they cannot be told: an exported network, another system."""
-        from medsr_monai.upscaling.estimate import HEAP, peak_memory, planned_work
+        from medsr_monai.upscaling.plan import HEAP, peak_memory
 
-        work = planned_work(self.runner["inferer"], affine, shape, self.runner.scale_factors)
-        found = self.activation_bytes(work, slice_batch)
+        found = self.activation_bytes(plan, slice_batch)
         if self.resident is None or found is None:
             return None
         return peak_memory(
             self.resident,
-            work,
+            plan,
             found,
             channels,
             slab_batch=slice_batch if slabs else None,
@@ -182,27 +215,24 @@ class Memory:
             picture=self.picture,
         )
 
-    def activation_bytes(self, work: Work, slice_batch: int) -> int | None:
+    def activation_bytes(self, plan: InferencePlan, slice_batch: int) -> int | None:
         """Of the network, for the largest batch; None of an exported network, 0 where it runs on a GPU."""
         if self.runner["device"].type != "cpu":
             return 0
+        tile = self.slices.orig_roi_size  # below 1 for whole slices
         batches = {
-            (min(slice_batch, count), *(n if side < 1 else side for n, side in zip(size, self.tile, strict=True)))
-            for count, *size in work.slices
+            (
+                min(slice_batch, one.count),
+                *(n if side < 1 else side for n, side in zip((one.rows, one.columns), tile, strict=True)),
+            )
+            for one in plan.passes
         }
         found = [self._activations(*batch) for batch in batches]
         return None if None in found else max(found)
 
-    @property
-    def tile(self) -> tuple[int, int]:
-        """Sides of tiles; below 1 for whole slices."""
-        return self.slices.orig_roi_size
-
     @contextlib.contextmanager
-    def run(self, way: Way, item: dict[str, MetaTensor], out: Path) -> Iterator[MetaTensor | StoredVolume]:
+    def run(self, way: Way, item: dict[str, MetaTensor], out: Path | None) -> Iterator[MetaTensor | StoredVolume]:
         """Output of a preprocessed input, made in a way, in memory or on the disk of the output file ``out``."""
-        if self.limit is not None:
-            self.slices.sw_batch_size = way.slice_batch
         if not way.slabs:
             yield self.runner.run(item)
             return
@@ -218,7 +248,7 @@ class Memory:
 
     def _resident(self) -> int | None:
         """Of the process now, what it does not need any more given back; None where the system does not tell."""
-        from medsr_monai.upscaling.estimate import resident_bytes
+        from medsr_monai.upscaling.plan import resident_bytes
 
         if self.limit is not None:
             gc.collect()
@@ -226,20 +256,16 @@ class Memory:
                 trim(0)
         return resident_bytes()
 
-    def _activations(self, batch: int, rows: int, columns: int) -> int | None:
-        from medsr_monai.exchange.run import ExportedNetwork
-        from medsr_monai.upscaling.estimate import activation_bytes
+    def _activations(self, *batch: int) -> int | None:
+        """Of a batch of slices with rows and columns."""
+        from medsr_monai.upscaling.plan import activation_bytes
 
-        key = (batch, 1, rows, columns)
-        if key not in self.activations:
-            exported = isinstance(self.runner.network, ExportedNetwork)
-            self.activations[key] = None if exported else activation_bytes(self.runner.network, key)
-        return self.activations[key]
-
-    def _ways(self) -> list[tuple[int, bool]]:
-        """Slices at a time, and whether slab by slab, in the order of preference."""
-        batches = [self.slice_batch // 2**n for n in range(self.slice_batch.bit_length())]
-        return [(batch, slabs) for slabs in ((False,) if self._why_whole() else (False, True)) for batch in batches]
+        if batch not in self.activations:
+            count, rows, columns = batch
+            network = self.runner.network
+            shape = (count, 1, rows, columns)
+            self.activations[batch] = None if self.runner.exported is not None else activation_bytes(network, shape)
+        return self.activations[batch]
 
     def _why_whole(self) -> str | None:
         """Why the output cannot be made slab by slab; None where it can."""
@@ -282,11 +308,10 @@ def run_in_slabs(runner: BundleRunner, item: dict[str, MetaTensor], folder: Path
     from medsr_monai.data import StoredVolume
     from medsr_monai.inferers import slab_passes
     from medsr_monai.transforms import with_corners_of
-    from medsr_monai.upscaling.estimate import planned_work
 
-    image, device = item["image"], runner["device"]
-    work = planned_work(runner["inferer"], image.affine, image.shape[1:], runner.scale_factors)
-    like = with_corners_of(image, torch.zeros(()).expand(1, *work.new_shape))
+    image = item["image"]
+    plan = runner.plan(image.affine, image.shape[1:])
+    like = with_corners_of(image, torch.zeros(()).expand(1, *plan.new_shape))
 
     def restored(pred: torch.Tensor) -> torch.Tensor:
         image_of_slab = MetaTensor(image.as_tensor(), meta=dict(image.meta))  # transforms write into it
@@ -295,17 +320,16 @@ def run_in_slabs(runner: BundleRunner, item: dict[str, MetaTensor], folder: Path
             raise ValueError("the bundle's postprocessing changes the output's grid, which only whole outputs allow")
         return out.as_tensor()
 
-    compared = [axis for axis in range(3) if image.shape[axis + 1] == like.shape[axis + 1]]
-    axis = max(compared, key=lambda a: like.shape[a + 1]) if compared else work.planes[0]
+    axis = plan.passes[0].axis if plan.compared_axis is None else plan.compared_axis
     with torch.inference_mode():
-        passes = slab_passes(runner["inferer"], image, runner.network, device)
+        passes = slab_passes(runner["inferer"], image, runner.network, runner["device"])
         result = StoredVolume(folder, like, axis)
         try:
-            if len(passes) == 1 and work.planes[0] == axis:
+            if plan.in_one_go:
                 for slab in passes[0]:
                     result[_place(slab.axis, slab.start, slab.pred)] = restored(slab.pred)
             else:
-                _merge(passes, work.planes, folder, like, restored, result)
+                _merge(passes, [one.axis for one in plan.passes], folder, like, restored, result)
         except BaseException:
             result.close()
             raise

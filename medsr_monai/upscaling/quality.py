@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import functools
 import os
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from monai.data import MetaTensor
+from monai.transforms import Compose
 from skimage.filters import threshold_otsu
 
-from medsr_monai.atomic import written_atomically
+from medsr_monai.atomic import check_output, written_atomically
+from medsr_monai.data import stored_values, volume_name
 from medsr_monai.inferers import DataConsistency, Residual
 from medsr_monai.metrics import PlaneRow, estimate_noise, quality_grid
+from medsr_monai.records.sidecar import is_ours
+from medsr_monai.suffixes import QUALITY_SUFFIX
 from medsr_monai.transforms import (
     EDGES,
+    MergeChromad,
+    RestoreIntensityd,
     describe_grid,
     displayed_slice,
     intensity_range,
@@ -25,11 +32,13 @@ from medsr_monai.transforms import (
     resample,
     spline_matrix,
 )
+from medsr_monai.upscaling.bundles import BundleRunner
+from medsr_monai.upscaling.cases import Case
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["BOUND", "RESEARCH_USE", "QualityCheck", "sentence"]
+__all__ = ["BOUND", "RESEARCH_USE", "QualityCheck", "check_pictures", "check_quality", "quality_path", "sentence"]
 
 BOUND = 0.001
 """Of the residual's RMS after the projection, by default, in parts of the input's intensity range."""
@@ -207,6 +216,46 @@ class QualityCheck:
             profile = bright.sum(axis=tuple(a for a in range(3) if a != axis))
             centre.append(float((profile * np.arange(len(profile))).sum() / profile.sum()))
         return centre
+
+
+def quality_path(output: str | os.PathLike) -> Path:
+    """Of an output's picture: ``sr.nii.gz`` has ``sr.quality.png``, which no search takes for an input."""
+    return Path(output).with_name(volume_name(output) + QUALITY_SUFFIX)
+
+
+def check_pictures(cases: Iterable[Case], overwrite: bool) -> None:
+    """Refuse pictures that are there already; those of an output that is there, or was ours, are left to its check."""
+    for case in cases:
+        if not case.output.exists() and not is_ours(case.output):
+            check_output(quality_path(case.output), overwrite, case.source)
+
+
+def check_quality(
+    runner: BundleRunner,
+    item: Mapping[str, MetaTensor],
+    result: MetaTensor,
+    bound: float | None = None,
+    noise: float | None = None,
+) -> tuple[MetaTensor, dict[str, Any] | None, QualityCheck]:
+    """An output made consistent if a bound is given, its figures, and what draws it.
+
+    Args:
+        runner: that made the output.
+        item: preprocessed input.
+        result: output.
+        bound, noise: see :meth:`QualityCheck.check` and :class:`QualityCheck`.
+    """
+    image = Compose([RestoreIntensityd("image"), MergeChromad("image")])(dict(item))["image"]
+    check = QualityCheck(image, runner.degradation, noise=noise)
+    result, figures = check.check(result, bound)
+    if "picture" in result.meta:  # rounding and clipping come last
+        result = stored_values(result)
+        measured = check.check(result)[1]
+        if bound is not None:
+            measured["enforced"] = figures["enforced"]
+            measured["enforced"]["reached"] = measured["residual"]["rms"] <= figures["enforced"]["bound"]
+        figures = measured
+    return result, figures, check
 
 
 def sentence(figures: dict[str, Any] | None) -> str:

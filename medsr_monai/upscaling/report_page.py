@@ -6,13 +6,17 @@ import base64
 import io
 import math
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from medsr_monai.atomic import written_atomically
+from medsr_monai.errors import naming
+from medsr_monai.records.sidecar import read_sidecar
+from medsr_monai.upscaling.quality import RESEARCH_USE, quality_path
 
-__all__ = ["INDEX_NAME", "PageRow", "check_index", "write_index"]
+__all__ = ["INDEX_NAME", "PageRow", "check_index", "check_page", "write_index", "write_page"]
 
 INDEX_NAME = "index.html"
 PICTURE_WIDTH = 1000
@@ -211,3 +215,46 @@ def _embedded(row: PageRow) -> str:
     buffer = io.BytesIO()
     picture.save(buffer, "JPEG", quality=JPEG_QUALITY)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def check_page(folder: str | os.PathLike, overwrite: bool) -> None:
+    """Refuse a folder of outputs in which the page would replace another file."""
+    check_index(Path(folder) / INDEX_NAME, overwrite)
+
+
+def write_page(
+    folder: str | os.PathLike,
+    rows: Sequence[Mapping[str, Any]],
+    note: str,
+) -> Path:
+    """Write a cohort's page, ``index.html``, with every picture that is beside an output.
+
+    Args:
+        folder: of the outputs.
+        rows: ``case``, ``output`` (below the folder), ``status``, ``reason`` and ``seconds``, as in the status table.
+        note: sentence below the title.
+    """
+    page = []
+    for row in rows:
+        output = Path(folder) / row["output"]
+        sidecar = read_sidecar(output) or {}
+        figures = sidecar.get("DataConsistency") or {}
+        residual, picture = figures.get("residual") or {}, quality_path(output)
+        rms, seconds = residual.get("rms"), row.get("seconds")
+        page.append(
+            PageRow(
+                row["case"],
+                row["status"],
+                row.get("reason") or "",
+                None if seconds in (None, "") else float(seconds),
+                None if rms is None else rms / figures["intensity_range"],
+                residual.get("rms_per_noise"),
+                picture if output.exists() and picture.is_file() else None,
+                "; ".join(sidecar.get("Warnings") or ()),
+            )
+        )
+    path = Path(folder) / INDEX_NAME
+    with naming(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_index(path, page, f"Super-resolution of {Path(folder).resolve().name}", f"{note} {RESEARCH_USE}")
+    return path

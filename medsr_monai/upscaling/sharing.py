@@ -1,112 +1,32 @@
-"""Cohorts: cases shared out over processes through torch.distributed, and a table of what became of each."""
+"""Cases of a cohort, shared out over processes through torch.distributed."""
 
 from __future__ import annotations
 
 import contextlib
-import csv
 import datetime
 import heapq
-import json
 import os
 import signal
 import time
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import wait
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from filelock import FileLock
 from torch import multiprocessing
 
-from medsr_monai.atomic import written_atomically
-from medsr_monai.metrics import peak_resident_mib, write_rows
-
 __all__ = [
-    "COLUMNS",
-    "DONE",
-    "FAILED",
-    "KEPT",
-    "PENDING",
     "Ranks",
-    "StatusTable",
-    "exit_code",
     "join_processes",
-    "measured",
     "run_processes",
     "share_out",
-    "summary_line",
 ]
 
-COLUMNS = ("case", "input", "output", "status", "reason", "seconds", "peak_mib")
-DONE, KEPT, FAILED, PENDING = "done", "kept", "failed", "pending"
 LONG = datetime.timedelta(days=365)
 """For which a process waits for the others; what ends one of them ends the waiting, too."""
 
 GRACE = 2.0
 """Seconds that processes have to end by themselves after an interruption."""
-
-
-class StatusTable:
-    """``status.csv``: a row a case, by its output, whole at any moment and shared by several processes.
-
-    ``status.json`` sums a finished run up.
-
-    Args:
-        folder: that holds them, made if missing.
-
-    Raises:
-        ValueError: there are such files of another kind.
-    """
-
-    def __init__(self, folder: str | os.PathLike) -> None:
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        self.path = Path(folder) / "status.csv"
-        self.summary = Path(folder) / "status.json"
-        self.lock = FileLock(self.path.with_name(".status.csv.lock"))
-        self.read()
-        if self.summary.exists() and not self.path.exists():
-            raise ValueError(f"{self.summary}: is no summary of medsr, without a table beside it: move it away")
-
-    def read(self) -> dict[str, dict[str, str]]:
-        """Rows by output."""
-        if not self.path.exists():
-            return {}
-        try:
-            with self.path.open(newline="") as file:
-                reader = csv.DictReader(file)
-                if tuple(reader.fieldnames or ()) != COLUMNS:
-                    raise ValueError("its columns are others")
-                return {row["output"]: row for row in reader}
-        except (ValueError, csv.Error) as error:
-            raise ValueError(f"{self.path}: is no table of medsr ({error}): move it away") from error
-
-    def update(self, rows: Iterable[dict]) -> dict[str, dict]:
-        """Add rows, or change those of the same outputs, and return all of them.
-
-        What a row does not name, such as the seconds of a case that is kept, stays as it was.
-        """
-        with self.lock:
-            table = self.read()
-            for row in rows:
-                table[row["output"]] = table.get(row["output"], {}) | row
-            with written_atomically(self.path) as partial:
-                write_rows(list(table.values()), partial, COLUMNS)
-        return table
-
-    def close(self, rows: Iterable[dict], **facts: object) -> None:
-        """Write the summary and remove the lock's file, once no process writes any more.
-
-        Args:
-            rows: of the cases of this run.
-            facts: for the summary, beside the number of cases by status.
-        """
-        counts = Counter(row["status"] for row in rows)
-        numbers = {"Cases": counts.total()} | {s.capitalize(): counts[s] for s in (DONE, KEPT, FAILED, PENDING)}
-        with written_atomically(self.summary) as partial:
-            partial.write_text(json.dumps(numbers | facts, indent=2) + "\n")
-        Path(self.lock.lock_file).unlink(missing_ok=True)
 
 
 def share_out(sizes: Sequence[int], parts: int) -> list[list[int]]:
@@ -236,37 +156,3 @@ def join_processes(rank: int, processes: int, port: int) -> Ranks:
         torch.set_num_threads(max(1, torch.get_num_threads() // processes))
     store = dist.TCPStore("127.0.0.1", port, is_master=False, wait_for_workers=False)
     return Ranks(store, rank, processes, rank)
-
-
-@contextlib.contextmanager
-def measured(row: dict, device: torch.device) -> Iterator[None]:
-    """Write the seconds and the peak memory of what happens inside to a row.
-
-    The memory is this process's, resident, where the operating system can forget an earlier peak (Linux), else the peak
-    since the start; on CUDA it is what torch's allocator has handed out there.
-    """
-    cuda = device.type == "cuda"
-    if cuda:
-        torch.cuda.reset_peak_memory_stats(device)
-    else:
-        with contextlib.suppress(OSError):
-            Path("/proc/self/clear_refs").write_text("5")
-    start = time.perf_counter()
-    try:
-        yield
-    finally:
-        row["seconds"] = round(time.perf_counter() - start, 3)
-        row["peak_mib"] = round(torch.cuda.max_memory_allocated(device) / 2**20 if cuda else peak_resident_mib(), 1)
-
-
-def exit_code(rows: Iterable[dict]) -> int:
-    """0 if all cases are done or kept, 1 if some are, 2 if none is."""
-    complete = [row["status"] in (DONE, KEPT) for row in rows]
-    return 0 if all(complete) else 1 if any(complete) else 2
-
-
-def summary_line(rows: Iterable[dict]) -> str:
-    """How many cases have come to what: ``4 cases: 3 done, 1 failed``."""
-    counts = Counter(row["status"] for row in rows)
-    parts = (f"{counts[status]} {status}" for status in (DONE, KEPT, FAILED, PENDING) if counts[status])
-    return f"{counts.total()} case{'s' * (counts.total() != 1)}: {', '.join(parts)}"

@@ -2,108 +2,253 @@
 
 from __future__ import annotations
 
+import json
 import logging
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from monai.data import MetaTensor
+
+from medsr_monai.data import DicomSeries, find_series, is_dicom_file, volume_name
+from medsr_monai.inferers import InferencePlan
+from medsr_monai.records.figures import Seen, contrast_of, measured
+from medsr_monai.records.training_data import FIGURES, UNKNOWN, TrainingData, TrainingGroup, find_training_data
+from medsr_monai.transforms import resample
+from medsr_monai.transforms.intensity import HIGH, LOW
 from medsr_monai.upscaling.bundles import BundleRunner
 from medsr_monai.upscaling.cases import Case
 
-if TYPE_CHECKING:
-    from monai.data import MetaTensor
-
-    from medsr_monai.data import DicomSeries
-    from medsr_monai.records.figures import Seen
+__all__ = ["Known", "TrainedOn", "differences", "is_hounsfield", "known_of"]
 
 logger = logging.getLogger(__name__)
 
+MARGIN = 0.25
+"""By which an input may lie beyond the training data, as a part of the width of their range."""
+LEAST_MARGIN = {"background": 0.15, "dark": 0.05, "median": 0.05, "bright": 0.05, "alike": 0.03, "edges": 0.05}
+"""The same for the narrow range of few volumes. How much of a picture is background is a matter of the crop."""
+PIXEL_MARGIN = 1.1
+"""Factor by which pixels may be smaller or larger than any of the training data."""
+THICKNESS_MARGIN = 1.5
+"""The same for the thickness of slices in parts of the target."""
+HOUNSFIELD_AIR = (-3100.0, -900.0)
+"""Where the lower end of the intensities of a CT volume lies: air is -1000, what the scanner did not see is below."""
+HOUNSFIELD_TISSUE = 100.0
+"""The upper end is above this."""
+
+BODY_PARTS = (
+    {"brain", "head", "skull", "hippocampus"},
+    {"heart", "cardiac"},
+    {"chest", "thorax", "lung"},
+    {"abdomen", "liver", "kidney", "pancreas"},
+    {"spine", "cspine", "tspine", "lspine", "neck", "cord"},
+    {"pelvis", "prostate"},
+)
+"""Words that mean the same region."""
+
+
+@dataclass(frozen=True)
+class Known:
+    """What is known of an input besides its voxels; None for what is not.
+
+    Attributes:
+        modality: DICOM's, such as MR or CT.
+        contrast: a name of CONTRASTS.
+        body_part: a word.
+        source: where this is from, for messages.
+    """
+
+    modality: str | None = None
+    contrast: str | None = None
+    body_part: str | None = None
+    source: str = ""
+
 
 class TrainedOn:
-    """Description of the data behind a bundle's weights, if there is one.
+    """Record of the data behind a bundle's weights, if there is one.
 
     Args:
         runner: the bundle with its weights.
         weights: their entry in a sidecar, with the sum; None for a network without.
+
+    Attributes:
+        data: the record; None where nothing is known.
+        sentence: what is known, for a log line.
     """
 
     def __init__(self, runner: BundleRunner, weights: Mapping[str, Any] | None) -> None:
-        from medsr_monai.records.training_data import check_description, find_description, sentence
-
-        self.name, self.inferer = Path(runner.folder).resolve().name, runner["inferer"]
-        self.description = None
+        self.name = Path(runner.folder).resolve().name
+        self.data: TrainingData | None = None
         if weights is not None:
-            self.description = find_description(runner.folder, runner.weights, weights["SHA256"])
-        recorded = runner.exported.get("training_data")
-        if self.description is None and recorded is not None:
-            self.description = check_description(recorded, runner.weights, "export the network again")
-        self.sentence = f"{self.name}: {sentence(self.description)}"
+            self.data = find_training_data(runner.folder, runner.weights, weights["SHA256"])
+        recorded = (runner.exported or {}).get("training_data")
+        if self.data is None and recorded is not None:
+            self.data = TrainingData.from_content(recorded, runner.weights, "export the network again")
+        self.sentence = f"{self.name}: {UNKNOWN if self.data is None else self.data.sentence}"
 
     def record(self) -> dict[str, Any] | None:
-        """For a sidecar: the description, without the figures of its intensities; None if nothing is known."""
-        if self.description is None:
+        """For a sidecar: what is known, without the figures of its intensities; None if that is nothing."""
+        if self.data is None:
             return None
         groups = [
             {
-                "Modality": group["modality"],
-                "BodyParts": group["body_parts"],
-                "Contrasts": group["contrasts"],
-                "Volumes": group["volumes"],
-                "Images": group["images"],
-                "PixelMm": group["pixel_mm"],
-                "Thickness": group["thickness"],
+                "Modality": group.modality,
+                "BodyParts": group.body_parts,
+                "Contrasts": group.contrasts,
+                "Volumes": group.volumes,
+                "Images": group.images,
+                "PixelMm": group.pixel_mm,
+                "Thickness": group.thickness,
             }
-            for group in self.description["groups"]
+            for group in self.data.groups
         ]
         return {"Description": self.sentence, "Data": groups}
 
-    def warn(self, image: MetaTensor, case: Case) -> None:
+    def warn(self, image: MetaTensor, plan: InferencePlan, case: Case | None = None) -> None:
         """Log a warning a line of how an input differs from the training data, see :meth:`differences`."""
-        for line in self.differences(image, case):
+        for line in self.differences(image, plan, case):
             logger.warning("unlike what %s was trained on: %s", self.name, line)
 
-    def differences(self, image: MetaTensor, case: Case) -> list[str]:
+    def differences(self, image: MetaTensor, plan: InferencePlan, case: Case | None = None) -> list[str]:
         """How an input differs from the training data, one line each; none where nothing is known of these.
 
         Args:
             image: preprocessed input.
-            case: that it was read from.
+            plan: what is done to it.
+            case: that it was read from, if it was.
         """
-        if self.description is None:
+        if self.data is None:
             return []
-        from medsr_monai.records.figures import Known, differences, is_hounsfield, known_of
-
-        known = known_of(case.source, _series(case))
-        if known.modality is None and is_hounsfield(*_ends(image)):
+        known = Known() if case is None else known_of(case.source, _series(case))
+        ends = float(image.meta[LOW].min()), float(image.meta[HIGH].max())
+        if known.modality is None and is_hounsfield(*ends):
             known = Known("CT", None, known.body_part, "intensities like Hounsfield units")
-        return differences(self.description, self.seen(image), known)
+        return differences(self.data, self.seen(image, plan), known)
 
-    def seen(self, image: MetaTensor) -> list[Seen]:
+    def seen(self, image: MetaTensor, plan: InferencePlan) -> list[Seen]:
         """What the network gets of an input, in every plane."""
-        from medsr_monai.records.figures import measured
-        from medsr_monai.transforms import resample
-
-        if not hasattr(self.inferer, "plan"):
-            planes = ["axial"] if "picture" in image.meta else self.inferer.planes(image)
-            return [measured(image, plane) for plane in planes]
-        plan = self.inferer.plan(image.affine, image.shape[1:])
-        resized = resample if self.inferer.factor == 1 else None
+        if plan.thickness is None:
+            return [measured(image, plane) for plane in plan.planes]
+        resized = resample if plan.interpolated else None
         return [
             measured(image, plane, axis=plan.array_axis, size=plan.new_size, resized=resized) for plane in plan.planes
         ]
 
 
-def _ends(image: MetaTensor) -> tuple[float, float]:
-    """Intensities that were mapped to 0 and 1, over all channels."""
-    from medsr_monai.transforms.intensity import HIGH, LOW
-
-    return float(image.meta[LOW].min()), float(image.meta[HIGH].max())
-
-
 def _series(case: Case) -> DicomSeries | None:
     """The DICOM series of a case, also of a single file that is read as a picture."""
-    from medsr_monai.data import find_series, is_dicom_file
-
     if case.series is None and Path(case.source).is_file() and is_dicom_file(case.source):
         return next(iter(find_series(case.source)), None)
     return case.series
+
+
+def is_hounsfield(low: float, high: float) -> bool:
+    """Whether intensities between these ends (percentiles 0.1 and 99.9) look like Hounsfield units with air.
+
+    CT that was cropped to tissue, clipped to a window or scaled is not recognised; magnetic resonance, also
+    standardised to mean 0, has no such ends.
+    """
+    return HOUNSFIELD_AIR[0] <= low <= HOUNSFIELD_AIR[1] and high >= HOUNSFIELD_TISSUE
+
+
+def known_of(path: str | os.PathLike, series: DicomSeries | None = None) -> Known:
+    """What a DICOM series, or the name and the BIDS sidecar of a volume (``Modality`` and so on), say of an input.
+
+    Args:
+        path: of the input.
+        series: that it is, if it is one.
+    """
+    if series is not None:
+        header = series.slices[0].header
+        texts = (series.description, str(header.get("ProtocolName") or ""))
+        words, source = (
+            {"Modality": series.modality, "BodyPartExamined": header.get("BodyPartExamined")},
+            "DICOM header",
+        )
+    else:
+        words, source = _sidecar(path), "BIDS sidecar"
+        texts = (volume_name(path), str(words.get("SeriesDescription") or ""), str(words.get("ProtocolName") or ""))
+    contrast = next(filter(None, map(contrast_of, texts)), None)
+    modality, part = (str(words.get(key) or "").strip() or None for key in ("Modality", "BodyPartExamined"))
+    return Known(modality, contrast, part, source if modality or part else "name")
+
+
+def _sidecar(path: str | os.PathLike) -> dict[str, Any]:
+    """JSON beside a volume, as dcm2niix writes it."""
+    file = Path(path).with_name(f"{volume_name(path)}.json")
+    try:
+        content = json.loads(file.read_text())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def differences(trained: TrainingData, seen: Sequence[Seen], known: Known) -> list[str]:
+    """How an input differs from the training data, one line each; none if it lies within it.
+
+    It is compared with the groups of its modality, and of these with the one that it differs from least.
+
+    Args:
+        trained: the training data.
+        seen: input, in every plane that the network gets.
+        known: of the input.
+    """
+    groups = trained.groups
+    lines = []
+    if known.modality:
+        fitting = [g for g in groups if g.modality is None or known.modality in g.modality.split()]
+        if not fitting:
+            trained = ", ".join(sorted({str(g.modality) for g in groups}))
+            lines.append(f"modality {known.modality} ({known.source}): trained on {trained}")
+        groups = fitting or groups
+    return lines + min((_differences(group, seen, known) for group in groups), key=_weight)
+
+
+def _weight(lines: Sequence[str]) -> int:
+    return sum(1 + line.count(";") for line in lines)
+
+
+def _differences(group: TrainingGroup, seen: Sequence[Seen], known: Known) -> list[str]:
+    lines = []
+    if known.body_part and group.body_parts and not _same_part(known.body_part, group.body_parts):
+        trained = ", ".join(group.body_parts)
+        lines.append(f"body part {known.body_part} ({known.source}): trained on {trained}")
+    if known.contrast and group.contrasts and known.contrast not in group.contrasts:
+        lines.append(f"contrast {known.contrast} (by its name): trained on {', '.join(group.contrasts)}")
+    if known_edges := [edge for one in seen for edge in one.edges or ()]:
+        lines += _outside(group.pixel_mm, known_edges, PIXEL_MARGIN, "pixels of {} mm: trained on {} mm")
+    if thick := [one.thickness for one in seen if one.thickness is not None]:
+        words = "slices {} times as thick as the target: trained on {} times"
+        lines += _outside(group.thickness, thick, THICKNESS_MARGIN, words)
+    unlike = {}
+    for one in seen:
+        for name, value in one.figures.items():
+            low, high = group.figures[name]
+            margin = max(MARGIN * (high - low), LEAST_MARGIN[name])
+            if not low - margin <= value <= high + margin:
+                unlike.setdefault(name, f"{FIGURES[name]} {value:.2f}, in training {low:.2f} to {high:.2f}")
+    if unlike:
+        lines.append(f"intensities unlike the training data: {'; '.join(unlike.values())}")
+    return lines
+
+
+def _outside(trained: Sequence[float] | None, values: Sequence[float], margin: float, words: str) -> list[str]:
+    if trained is None or (min(values) >= trained[0] / margin and max(values) <= trained[1] * margin):
+        return []
+    return [words.format(_span(values), _span(trained))]
+
+
+def _span(values: Sequence[float]) -> str:
+    low, high = (f"{end:.2g}" for end in (min(values), max(values)))
+    return low if low == high else f"{low} to {high}"
+
+
+def _same_part(part: str, trained: Sequence[str]) -> bool:
+    words = part.lower()
+    for one in trained:
+        same = next((names for names in BODY_PARTS if one in names), {one})
+        if any(name in words for name in same):
+            return True
+    return False

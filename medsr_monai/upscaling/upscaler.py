@@ -1,103 +1,213 @@
-"""One case after the other through a bundle's network, each output with its sidecar."""
+"""A bundle's network, loaded once, for volumes in memory and for files with their sidecars."""
 
 from __future__ import annotations
 
 import contextlib
-import logging
+import hashlib
+import math
 import os
-import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
+from typing import Any
 
-from medsr_monai.errors import naming
-from medsr_monai.upscaling.bundles import BundleRunner, choose_device
+import torch
+from monai.data import MetaTensor
+
+from medsr_monai.data import check_format, describe_volume, save_dicom_slices, write_voxels
+from medsr_monai.errors import ERRORS, MedsrError, naming, reason_of
+from medsr_monai.inferers.fast_network import chosen_precision
+from medsr_monai.metrics.report import json_values
+from medsr_monai.records.sidecar import (
+    INTENDED_USE,
+    Laps,
+    Warnings,
+    bundle_record,
+    grid_record,
+    intensity_record,
+    recorded,
+    source_record,
+    versions,
+)
+from medsr_monai.transforms import PLANES
+from medsr_monai.upscaling.bundles import DEFAULT_BUNDLE, BundleRunner, bundle_folder, choose_device
 from medsr_monai.upscaling.cases import Case
 from medsr_monai.upscaling.dicom_output import source_headers
-from medsr_monai.upscaling.fast_path import SLICE_BATCH, FittingSlices, Laps, recorded_options
-from medsr_monai.upscaling.memory import Memory
-from medsr_monai.upscaling.quality_options import QualityOptions, checked_quality, quality_path
+from medsr_monai.upscaling.kinds import NAME, like, to_volume
+from medsr_monai.upscaling.memory import Memory, Way, parse_size
+from medsr_monai.upscaling.quality import BOUND, QualityCheck, check_quality, quality_path, sentence
 from medsr_monai.upscaling.trained_on import TrainedOn
 
-if TYPE_CHECKING:
-    import torch
-    from monai.data import MetaTensor
+__all__ = ["Options", "Upscaler", "upscale"]
 
-logger = logging.getLogger(__name__)
-
-
-class Plan(NamedTuple):
-    """What a command line asks for, checked: the same in all processes."""
-
-    cases: list[Case]
-    source: Path
-    folder: Path | None
-    """Of a cohort's outputs; None for a single case."""
-    bundle: str
-    weights: str | None
-    device: str
-    slice_batch: int | None
-    """None for what a device takes."""
-    options: dict[str, Any]
-    """Ids of the bundle's inference.json that the result depends on, and their values."""
-    quality: QualityOptions
-    output_format: str
-    overwrite: bool
-    max_memory: int | None = None
-    """Bytes of main memory for a process."""
-
-    def row(self, case: Case) -> dict[str, str]:
-        """Start of a case's row in the status table: paths below the folders that were given."""
-        from medsr_monai.data import volume_name
-
-        output = case.output.relative_to(self.folder).as_posix()
-        if case.series is not None:  # named as the output, which leaves the patient's name out
-            return {
-                "case": output.removesuffix(".nii.gz").removesuffix("_sr"),
-                "input": self.source.name,
-                "output": output,
-            }
-        source = Path(os.path.relpath(case.source, self.source)).as_posix()
-        source = self.source.name if source in (".", "..") or source.startswith("../") else source
-        name = source.removesuffix(Path(source).name) + volume_name(source)
-        return {"case": name, "input": source, "output": output}
+SLICE_BATCH = 4
+"""Slices computed at a time on a CPU by default; more are no faster there."""
+SMALLEST_TILE = 32
+"""Least side of a tile in pixels: below it seams outweigh what is saved."""
 
 
-class Upscaler:
-    """A bundle's network, loaded once, and what the sidecars of all its outputs say."""
+@dataclass(kw_only=True, eq=False)
+class Options:
+    """How volumes are super-resolved; the words are those of ``medsr upscale``.
 
-    def __init__(self, plan: Plan, local_rank: int = 0) -> None:
-        from medsr_monai.records.sidecar import INTENDED_USE, bundle_record, versions
+    Args:
+        bundle: name of a bundle (see ``medsr models``) or path of its folder.
+        weights: another weights file than the bundle's models/model.pt, or a network that ``medsr export`` wrote.
+        device: auto, cpu, cuda:0; auto is a GPU where there is one.
+        plane: axial, coronal or sagittal: the plane whose slices are enlarged; auto is the one with the finest pixels.
+        thick_axis: of thick slices, the direction across them: left-right, posterior-anterior or inferior-superior;
+            auto is that of the longest voxel edge.
+        target_spacing: of thick slices, the thickness in mm to be reached; None for the smaller edge of the pixels.
+        refine: of thick slices, both planes that contain the thick axis, averaged, or one of them by name.
+        force: of thick slices, refine voxels that are nearly isotropic, too.
+        frame: of a 4D volume, counted from 0.
+        slice_batch: slices computed at a time; auto is 4 on a CPU, on CUDA as many as fit into its free memory.
+        precision: float32, bfloat16, float16 or auto, which is float32 on a CPU and float16 on CUDA.
+        compile: compile the network (torch.compile).
+        tile: side in pixels of tiles, to save memory, at least 32; None for whole slices.
+        max_memory: limit of the process's main memory while files are written, such as 4GiB; None for none.
+        enforce_consistency: change the output as little as possible so that, degraded again, it equals the input.
+        consistency_bound: for the RMS of this difference, in parts of the input's intensity range; None for 0.001.
+        noise: standard deviation of the input's noise in its units, where it is known; None estimates it.
+        pictures: read a single DICOM image as a 2D picture; False as a volume of one slice.
 
-        device = choose_device(plan.device, local_rank)
-        overrides = plan.options | {
-            "sw_batch_size": plan.slice_batch or SLICE_BATCH,
-            "device": f"$torch.device('{device}')",
+    Raises:
+        ValueError, FileNotFoundError: an option that is wrong, before anything is loaded; one line.
+    """
+
+    bundle: str = field(default=DEFAULT_BUNDLE, kw_only=False)
+    weights: str | None = None
+    device: str = "auto"
+    plane: str = "auto"
+    thick_axis: str = "auto"
+    target_spacing: float | None = None
+    refine: str = "both"
+    force: bool = False
+    frame: int | None = None
+    slice_batch: int | str = "auto"
+    precision: str = "auto"
+    compile: bool = False
+    tile: int | None = None
+    max_memory: str | None = None
+    enforce_consistency: bool = False
+    consistency_bound: float | None = None
+    noise: float | None = None
+    pictures: bool = True
+
+    def __post_init__(self) -> None:
+        bundle_folder(self.bundle)
+        if self.plane not in ("auto", *PLANES):
+            raise ValueError(f"plane is {self.plane!r}, expected auto, {', '.join(PLANES)}")
+        batch = str(self.slice_batch)
+        if batch != "auto" and not (batch.isdecimal() and int(batch) > 0):
+            raise ValueError(f"slice_batch must be at least 1, or auto, not {self.slice_batch}")
+        if self.tile is not None and self.tile < SMALLEST_TILE:
+            raise ValueError(f"tile must be at least {SMALLEST_TILE} pixels")
+        bound = self.consistency_bound
+        if bound is not None and not self.enforce_consistency:
+            raise ValueError("consistency_bound is of --enforce-consistency: add that, or drop it")
+        if bound is not None and not 0 <= bound < 1:
+            raise ValueError(f"consistency_bound is {bound}, expected a part of the intensity range such as 0.001")
+        if self.noise is not None and not 0 <= self.noise < math.inf:
+            raise ValueError(f"noise is {self.noise}, expected a standard deviation in the input's units, 0 for none")
+        chosen_precision(self.precision, choose_device(self.device))
+        if self.max_memory is not None:
+            parse_size(self.max_memory)
+
+    @property
+    def bound(self) -> float | None:
+        """Bound of the residual's RMS, in parts of the input's intensity range; None leaves the output as it is."""
+        if not self.enforce_consistency:
+            return None
+        return BOUND if self.consistency_bound is None else self.consistency_bound
+
+    def overrides(self, device: str) -> dict[str, Any]:
+        """Ids of the bundle's inference.json that the result depends on; what is not given is left to the bundle."""
+        given = {
+            "plane": (self.plane, "auto"),
+            "thick_axis": (self.thick_axis, "auto"),
+            "target_spacing": (self.target_spacing, None),
+            "refine": (self.refine, "both"),
+            "force": (self.force, False),
+            "compile": (self.compile, False),
+            "inferer#roi_size": (None if self.tile is None else [self.tile, self.tile], None),
+            "preprocessing#pictures": (self.pictures, True),
         }
-        if plan.folder is not None:
-            overrides["inferer#progress"] = False  # there is a bar of the cases
-        self.quality, self.to_dicom = plan.quality, plan.output_format == "dicom"
-        self.runner = BundleRunner(plan.bundle, plan.weights, **overrides)
-        self.inferer = self.runner["inferer"]  # checks its options
-        self.device = self.runner["device"]
-        automatic = plan.slice_batch is None and self.device.type == "cuda"
-        self.fitting = FittingSlices(self.runner) if automatic else None
+        options = {"frame": self.frame} | {name: value for name, (value, default) in given.items() if value != default}
+        chosen = chosen_precision(self.precision, device)
+        if self.precision == "auto" and str(self.weights).endswith(".onnx"):
+            chosen = "float32"  # an ONNX file computes in its own precision
+        if chosen != "float32" or chosen_precision("auto", device) != "float32":
+            options["precision"] = chosen
+        return options
+
+    def recorded(self, device: str) -> dict[str, Any]:
+        """Those that the output depends on, for its sidecar; float32, which is so on every device, is not named."""
+        options = {name: value for name, value in self.overrides(device).items() if (name, value) != FLOAT32}
+        if self.bound is not None:
+            options["consistency_bound"] = self.bound
+            if self.noise is not None:
+                options["noise"] = self.noise
+        return options
+
+
+FLOAT32 = ("precision", "float32")
+
+
+@dataclass(kw_only=True, eq=False)
+class Upscaler(Options):
+    """A bundle's network, loaded once, that super-resolves one volume after the other.
+
+    ``Upscaler("rdst_e_thick")(volume)`` gives the finer volume; options are those of :class:`Options`, as keywords. One
+    thread at a time is at work: a lock makes the others wait.
+
+    Args:
+        progress: called with the slices that are done and how many there are in all, after every batch of slices.
+        local_rank: number of this process on its machine, by which ``device="auto"`` chooses a GPU.
+        draws, dicom: whether quality pictures will be drawn and DICOM series written, for the estimate of memory.
+
+    Raises:
+        MedsrError: a wrong option, or weights that are missing or damaged; one line.
+    """
+
+    progress: Callable[[int, int], object] | None = None
+    local_rank: int = 0
+    draws: bool = False
+    dicom: bool = False
+    shows_progress: bool = False
+
+    def __post_init__(self) -> None:
+        with _one_line():
+            super().__post_init__()
+            self._load()
+
+    def _load(self) -> None:
+        device = choose_device(self.device, self.local_rank)
+        batch = SLICE_BATCH if self.slice_batch == "auto" else int(self.slice_batch)
+        fixed = {
+            "sw_batch_size": batch,
+            "device": f"$torch.device('{device}')",
+            "inferer#progress": self.shows_progress,
+        }
+        self.runner = BundleRunner(self.bundle, self.weights, **self.overrides(device), **fixed)
+        self.inferer = self.runner["inferer"]
         self.memory = Memory(
             self.runner,
-            plan.max_memory,
-            plan.slice_batch or SLICE_BATCH,
-            picture=plan.quality.picture,
-            enforced=plan.quality.bound is not None,
-            dicom=self.to_dicom,
+            None if self.max_memory is None else parse_size(self.max_memory),
+            automatic=self.slice_batch == "auto" and device.startswith("cuda"),
+            picture=self.draws,
+            enforced=self.bound is not None,
+            dicom=self.dicom,
         )
-        self.inferer.prepare(self.runner.network, self.device)
-        made_of = self.runner.exported.get("weights_sha256")
+        self.inferer.prepare(self.runner.network, self.runner["device"])
+        made_of = (self.runner.exported or {}).get("weights_sha256")
         bundle, self.warnings = bundle_record(self.runner.folder, self.runner.weights, made_of)
         self.trained_on = TrainedOn(self.runner, bundle["Weights"])
         self.identity = {
             "GeneratedBy": [{"Name": "medsr_monai", "Version": versions()["medsr_monai"], "Command": "upscale"}],
             "Bundle": bundle,
-            "Options": recorded_options(plan.options) | plan.quality.settings(),
+            "Options": self.recorded(device),
         }
         self.record = {
             "Description": f"Super-resolved by bundle {bundle['Name']} of medsr_monai",
@@ -105,99 +215,173 @@ class Upscaler:
             **self.identity,
             "TrainedOn": self.trained_on.record(),
             "Versions": versions(),
-            "Device": _device_name(self.device),
+            "Device": torch.cuda.get_device_name(device) if device.startswith("cuda") else device,
         }
+        self._lock = threading.Lock()
 
-    def warn(self) -> None:
-        """Tell what every sidecar of this run will say."""
-        say(self.trained_on.sentence)
-        for warning in self.warnings:
-            logger.warning(warning)
+    def __call__(self, volume: Any, frame: int | None = None) -> Any:
+        """The finer volume, at the same place, in the input's units.
 
-    def upscale(self, case: Case, inputs: list[dict] | None = None) -> None:
-        """Read a case, super-resolve it, and write the output with its sidecar.
+        Args:
+            volume: path of a NIfTI or FreeSurfer file, a DICOM folder or zip; nibabel image; ``MetaTensor``
+                [X, Y, Z] or [1, X, Y, Z]; or a pair (array [X, Y, Z], 4x4 affine to mm in RAS+).
+            frame: of a 4D volume, counted from 0; by default that of the options.
+
+        Returns:
+            Of the same kind, a path gives a nibabel image; ``record`` of it is what a sidecar would hold.
+
+        Raises:
+            MedsrError: what cannot be super-resolved rightly; one line.
+        """
+        with _one_line(), self._lock:
+            if self.max_memory is not None:
+                raise ValueError("max_memory is for files, which are made slab by slab: use write, or leave it out")
+            lap = Laps()
+            case = Case(os.fspath(volume), Path()) if isinstance(volume, (str, os.PathLike)) else None
+            with naming(NAME if case is None else case.source), Warnings(self.warnings) as warnings:
+                image = to_volume(volume, self.frame if frame is None else frame, pictures=self.pictures)
+                inputs = [_digest(image) if case is None else source_record(case.source, case.files)]
+                item = self.runner.read(image)
+                lap("Reading")
+                with self._made(item, case, lap) as (result, record, _):
+                    made = like(result, volume)
+                record = self.record | _sources(inputs) | record | {"Warnings": warnings} | lap.record()
+            if isinstance(made, tuple):
+                made = Pair(made)
+            made.record = json_values(record)
+            return made
+
+    def write(
+        self,
+        case: Case,
+        inputs: list[dict] | None = None,
+        *,
+        picture: bool = False,
+        say: Callable[[str], object] = lambda text: None,
+    ) -> None:
+        """Read a case, super-resolve it, and write the output with its sidecar, and a quality picture.
 
         Args:
             case: source and output.
             inputs: the source's entry in the sidecar, if its sums are known already.
+            picture: whether to draw one beside the output.
+            say: called with the lines that tell what is done.
 
         Raises:
-            ValueError: one line that names the file.
+            MedsrError: one line that names the file.
         """
-        from medsr_monai.data import describe_volume, save_dicom_slices, write_voxels
-        from medsr_monai.records.sidecar import (
-            Warnings,
-            grid_record,
-            intensity_record,
-            recorded,
-            source_record,
-        )
-        from medsr_monai.upscaling.quality import sentence
-
-        lap = Laps()
-        path, out = case.source, case.output
-        with naming(path), Warnings(self.warnings) as warnings, contextlib.ExitStack() as stack:
-            if inputs is None:
-                inputs = [source_record(path, case.files)]
-            headers = source_headers(case) if self.to_dicom else []
-            way = self.memory.choose(case)
+        lap, out = Laps(), case.output
+        with self._lock, naming(case.source), Warnings(self.warnings) as warnings:
+            inputs = [source_record(case.source, case.files)] if inputs is None else inputs
+            headers = source_headers(case) if self.dicom else []
+            way = self.memory.before_reading(case)
             item = self.runner.read(case.input)
-            image = item["image"]
             lap("Reading")
-            record = self.record | {"Sources": [one["Name"] for one in inputs], "Inputs": inputs}
-            record["InputGrid"] = grid_record(image)
-            what = describe_volume(image)
-            if "picture" in image.meta:
-                _check_picture(self.runner, image, out, self.identity["Options"].get("plane", "auto"))
-                record["Plan"], record["Planes"] = "the picture's only slice", ["axial"]
-            else:
-                record["Plan"], record["Planes"] = self.inferer.describe(image), self.inferer.planes(image)
-                what += f", {record['Plan']}"
-            if self.fitting is not None:
-                self.fitting.choose(image)
-            way = way or self.memory.of(image)
-            say(f"{path}: {what}; {way}")
-            self.trained_on.warn(image, case)
-            result = stack.enter_context(self.memory.run(way, item, out))
+            with self._made(item, case, lap, way, out, say) as (result, record, check):
+                record = self.record | _sources(inputs) | record | {"Warnings": warnings}
+                pictures = [quality_path(out)] if picture else []
+                with naming(out), recorded(out, record, *pictures, folder=self.dicom) as (partial, *drawings):
+                    if self.dicom:
+                        description = f"{record['Description']}, {describe_volume(item['image'])}, {record['Plan']}"
+                        save_dicom_slices(result, partial, headers, description=description)
+                    else:
+                        write_voxels(result, partial)
+                    lap("Writing")
+                    for drawing in drawings:
+                        with naming(quality_path(out)):
+                            name = self.record["Bundle"]["Name"]
+                            check.write(drawing, result, out.name, record["DataConsistency"], f"bundle {name}")
+                        lap("Quality")
+                    record |= lap.record()
+                say(f"{out}: {describe_volume(result)}, {sentence(record['DataConsistency'])}")
+
+    @contextlib.contextmanager
+    def _made(
+        self,
+        item: dict[str, MetaTensor],
+        case: Case | None,
+        lap: Laps,
+        way: Way | None = None,
+        out: Path | None = None,
+        say: Callable[[str], object] = lambda text: None,
+    ) -> Iterator[tuple[MetaTensor, dict[str, Any], QualityCheck]]:
+        """The output of a preprocessed input, in memory or on disk, what is to be recorded of it, and its check."""
+        image = item["image"]
+        flat = "picture" in image.meta
+        if flat:
+            self._check_picture(image, out)
+        plan = self.runner.plan(image.affine, image.shape[1:])
+        record: dict[str, Any] = {"InputGrid": grid_record(image)}
+        record["Plan"] = "the picture's only slice" if flat else plan.sentence
+        record["Planes"] = list(plan.planes)
+        way = way or self.memory.of(plan, image.shape[0])
+        what = describe_volume(image) if flat else f"{describe_volume(image)}, {plan.sentence}"
+        if out is not None:
+            say(f"{case.source}: {what}; {way}")
+        self.trained_on.warn(image, plan, case)
+        with self._counting(sum(one.count for one in plan.passes)), self.memory.run(way, item, out) as result:
             lap("Network")
-            result, figures, write_picture = checked_quality(self.runner, item, result, out, self.quality)
-            record["DataConsistency"] = figures
+            result, figures, check = check_quality(self.runner, item, result, self.bound, self.noise)
             slices = self.inferer.slices  # smaller ones where memory was short
-            record["SliceBatch"], record["Tile"] = slices.sw_batch_size, _tile(slices.orig_roi_size)
-            record["Memory"] = self.memory.record(way)
-            record["OutputGrid"] = grid_record(result)
-            record["Scale"] = [round(b / a, 6) for a, b in zip(image.shape[1:], result.shape[1:], strict=True)]
-            record["IntensityRange"] = intensity_record(image, result)
-            record["Warnings"] = warnings
+            record |= {
+                "DataConsistency": figures,
+                "SliceBatch": slices.sw_batch_size,
+                "Tile": _tile(slices.orig_roi_size),
+                "Memory": self.memory.record(way),
+                "OutputGrid": grid_record(result),
+                "Scale": [round(b / a, 6) for a, b in zip(image.shape[1:], result.shape[1:], strict=True)],
+                "IntensityRange": intensity_record(image, result),
+            }
             lap("Quality")
-            pictures = [] if write_picture is None else [quality_path(out)]
-            with naming(out), recorded(out, record, *pictures, folder=self.to_dicom) as (partial, *partial_pictures):
-                if self.to_dicom:
-                    save_dicom_slices(result, partial, headers, description=f"{record['Description']}, {what}")
-                else:
-                    write_voxels(result, partial)
-                lap("Writing")
-                for picture in partial_pictures:
-                    write_picture(picture)
-                    lap("Quality")
-                record["Seconds"], record["SecondsBy"] = lap.total, lap.seconds
-            say(f"{out}: {describe_volume(result)}, {sentence(figures)}")
+            yield result, record, check
+
+    @contextlib.contextmanager
+    def _counting(self, slices: int) -> Iterator[None]:
+        """Report progress by a hook of the network while it is entered."""
+        if self.progress is None:
+            yield
+            return
+        done = 0
+
+        def count(module: object, images: tuple, output: object) -> None:
+            nonlocal done
+            done = min(slices, done + len(images[0]))
+            self.progress(done, slices)
+
+        hook = self.runner.network.register_forward_hook(count)
+        try:
+            yield
+        finally:
+            hook.remove()
+
+    def _check_picture(self, image: MetaTensor, out: Path | None) -> None:
+        """Refuse a picture that was asked for as if it were a volume, or that the output's format cannot hold."""
+        thick, plane = not self.runner.takes_pictures, self.plane
+        if thick or plane not in ("auto", "axial"):
+            asked = f"{self.record['Bundle']['Name']} is for thick slices" if thick else f"plane is {plane!r}"
+            raise ValueError(f"{asked}, but a picture has one slice, which is enlarged in its own plane")
+        if out is not None:
+            check_format(out, image)
 
 
-def _check_picture(runner: BundleRunner, image: MetaTensor, out: Path, plane: str) -> None:
-    """Refuse a picture that was asked for as if it were a volume, or that the output's format cannot hold."""
-    from medsr_monai.data import check_format
-
-    if "plane" not in runner.parser or plane not in ("auto", "axial"):
-        asked = f"plane is {plane!r}" if "plane" in runner.parser else f"{Path(runner.folder).name} is for thick slices"
-        raise ValueError(f"{asked}, but a picture has one slice, which is enlarged in its own plane")
-    check_format(out, image)
+def upscale(volume: Any, bundle: str = DEFAULT_BUNDLE, **options: Any) -> Any:
+    """Super-resolve one volume: ``Upscaler(bundle, **options)(volume)``, which loads the network anew each time."""
+    return Upscaler(bundle, **options)(volume)
 
 
-def _device_name(device: torch.device) -> str:
-    import torch
+class Pair(tuple):
+    """(array, affine), with the ``record`` of how it was made."""
 
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+def _sources(inputs: list[dict]) -> dict[str, Any]:
+    """What a sidecar says of its inputs."""
+    return {"Sources": [one["Name"] for one in inputs], "Inputs": inputs}
+
+
+def _digest(image: MetaTensor) -> dict[str, Any]:
+    """The entry of a volume that has no file: the sum is that of its float32 voxels, first axis slowest."""
+    digest = hashlib.sha256(image.as_tensor().contiguous().numpy().tobytes()).hexdigest()
+    return {"Name": NAME, "SHA256": digest, "Files": 0}
 
 
 def _tile(roi_size: Sequence[int]) -> list[int] | None:
@@ -205,15 +389,12 @@ def _tile(roi_size: Sequence[int]) -> list[int] | None:
     return None if min(roi_size) < 1 else [int(n) for n in roi_size]
 
 
-def say(text: str, file: TextIO | None = None) -> None:
-    """Print a line, above a progress bar if there is one."""
-    from tqdm import tqdm
-
-    file = sys.stdout if file is None else file
-    with tqdm.external_write_mode(file=file):
-        print(text, file=file, flush=True)
-
-
-def complain(reason: str) -> None:
-    """Print an error as the command line does."""
-    say(f"medsr: error: {reason}", sys.stderr)
+@contextlib.contextmanager
+def _one_line() -> Iterator[None]:
+    """Whatever a caller can mend becomes a `MedsrError` with the one line that the command prints."""
+    try:
+        yield
+    except MedsrError:
+        raise
+    except ERRORS as error:
+        raise MedsrError(reason_of(error)) from error

@@ -1,1 +1,1 @@
-"""Weights files: what bundles state of them, loading, fetching, vendoring."""
+"""Weights files: what bundles state of them, how they are loaded, and the code that goes with them."""

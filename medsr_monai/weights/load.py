@@ -1,4 +1,4 @@
-"""Weights loaded into networks, with checks."""
+"""Weights files that are checked and loaded into networks."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from monai.networks.utils import copy_model_state
 
 from medsr_monai.atomic import written_atomically
-from medsr_monai.errors import is_out_of_memory
+from medsr_monai.errors import is_out_of_memory, reason_of
 from medsr_monai.networks.arguments import NetworkArguments, build_network
 from medsr_monai.weights.stated import LARGE_FILES, OFFLINE_FOLDER, StatedFile, bundle_of, examine
 
@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 
 def save_atomically(content: object, path: str | os.PathLike) -> None:
-    """``torch.save`` to a temporary name in the same folder, then rename: no reader ever sees half a file."""
+    """Save with ``torch.save`` to a temporary name in the same folder and rename it: no reader sees half a file."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with written_atomically(path) as partial:
@@ -37,23 +37,24 @@ def save_atomically(content: object, path: str | os.PathLike) -> None:
 
 
 def load_weights(network: torch.nn.Module, path: str | os.PathLike) -> Path:
-    """Load ``{"model": state dict, "network": constructor arguments}`` into ``network``, strictly.
+    """Load a file ``{"model": state dict, "network": constructor arguments}`` into ``network``, strictly.
 
-    Switches without parameters (a bicubic residual, a scale of attention) would load strictly and give wrong pixels,
-    so the arguments are compared too. A bundle's weights are compared with the checksum that it states, see
-    :func:`medsr_monai.weights.stated.examine`: damaged files are refused, own ones in its folder are used with a
+    Options without parameters (a bicubic residual, a scale of attention) would load strictly and give wrong pixels, so
+    the arguments are compared, too. A bundle's weights are compared with the checksum that it states, see
+    :func:`medsr_monai.weights.stated.examine`: damaged files are refused, and own ones in its folder are used with a
     warning.
 
     Args:
-        network: built with the arguments that the weights were trained with; may be wrapped for several processes.
-        path: weights file. A file of a bundle without one means that the bundle ships no trained weights.
+        network: a network built with the arguments that the weights were trained with; it may be wrapped for several
+            processes.
+        path: the weights file, which may be one that a bundle lacks.
 
     Returns:
-        The file that was read, which may lie in the offline folder.
+        The file that was read, which may be in the offline folder.
 
     Raises:
-        FileNotFoundError: no file.
-        ValueError: a damaged file, no such dictionary in it, other arguments, or other parameters.
+        FileNotFoundError: there is no such file.
+        ValueError: the file is damaged, holds no such dictionary, or is of other arguments or parameters.
     """
     file, content = read_weights(Path(path))
     fill_network(network, file, content)
@@ -61,22 +62,23 @@ def load_weights(network: torch.nn.Module, path: str | os.PathLike) -> Path:
 
 
 def transfer_weights(network: torch.nn.Module, path: str | os.PathLike) -> list[str]:
-    """Load of the weights of a network for another scale, or of one with fewer blocks, what fits.
+    """Load what fits from the weights of a network for another scale, or of one with fewer blocks.
 
-    Layers whose size the scale decides keep their initial values. Blocks beyond those of the weights start as identity
-    (Net2Net, arXiv 1511.05641), so that the deeper network computes at first what the other did; for this they have a
-    method ``start_as_identity``.
+    Layers whose size depends on the scale keep their initial values. Blocks beyond those of the weights start as the
+    identity (Net2Net, arXiv 1511.05641) if they have a method ``start_as_identity``, so that the deeper network
+    computes at first what the other did.
 
     Args:
-        network: whose arguments differ from those of the weights in scale and, being more, num_blocks at most.
-        path: weights file, as :func:`load_weights` reads it.
+        network: a network whose arguments differ from those of the weights in nothing but ``scale`` and a larger
+            ``num_blocks``.
+        path: the weights file, as :func:`load_weights` reads it.
 
     Returns:
-        Names of the parameters that were not in the weights, or of another size there.
+        The names of the parameters that the weights lack, or have in another size.
 
     Raises:
-        FileNotFoundError: no file.
-        ValueError: a damaged file, or other arguments differ.
+        FileNotFoundError: there is no such file.
+        ValueError: the file is damaged, or other arguments differ.
     """
     path, content = read_weights(Path(path))
     network = getattr(network, "module", network)
@@ -87,7 +89,7 @@ def transfer_weights(network: torch.nn.Module, path: str | os.PathLike) -> list[
             may_differ.append("num_blocks")
         ours.load_state_dict({**theirs, **{name: ours.state_dict().get(name) for name in may_differ}})
     except (AttributeError, TypeError, ValueError) as error:
-        raise ValueError(f"{path}: {' '.join(str(error).split())}") from error
+        raise ValueError(f"{path}: {reason_of(error)}") from error
     kept = copy_model_state(network, content["model"])[2]
     for name, module in network.named_modules():
         if hasattr(module, "start_as_identity") and all(f"{name}.{key}" in kept for key in module.state_dict()):
@@ -96,17 +98,17 @@ def transfer_weights(network: torch.nn.Module, path: str | os.PathLike) -> list[
 
 
 def load_network(path: str | os.PathLike | None) -> torch.nn.Module:
-    """Build the network that a weights file of this package describes and load its weights, for a frozen prior.
+    """Build the network that a weights file of this package describes, and load its weights, for use as a prior.
 
     Args:
-        path: ``{"model", "network"}`` file, such as a bundle's ``models/model.pt``.
+        path: a ``{"model", "network"}`` file, such as a bundle's ``models/model.pt``.
 
     Returns:
         The network in eval mode, on the CPU.
 
     Raises:
-        FileNotFoundError: no path, or no file there.
-        ValueError: no such dictionary in it, no network of this package, or parameters that do not fit it.
+        FileNotFoundError: there is no path, or no file there.
+        ValueError: the file holds no such dictionary, no network of this package, or parameters that do not fit it.
     """
     if path is None:
         raise FileNotFoundError(
@@ -117,43 +119,40 @@ def load_network(path: str | os.PathLike | None) -> torch.nn.Module:
     try:
         network = build_network(content["network"])
     except (AttributeError, TypeError, ValueError) as error:
-        raise ValueError(f"{path}: {' '.join(str(error).split())}") from error
+        raise ValueError(f"{path}: {reason_of(error)}") from error
     fill_network(network, path, content)
     return network.eval()
 
 
 def load_trained_part(network: torch.nn.Module, path: str | os.PathLike | None, part: str) -> torch.nn.Module:
-    """Load a network that a training only needs itself, such as its discriminator, from the training's ``last.pt``.
+    """Load a network that only a training needs, such as its discriminator, from the training's ``last.pt``.
 
     Args:
-        network: to be filled, strictly.
-        path: of the file that :class:`TrainingCheckpoints` wrote.
-        part: its name in the ``state`` of :class:`TrainingCheckpoints`.
+        network: the network that gets the weights, strictly.
+        path: the file that :class:`medsr_monai.handlers.TrainingCheckpoints` wrote.
+        part: the network's name in the ``state`` of that handler.
 
     Returns:
         ``network`` in eval mode.
 
     Raises:
-        FileNotFoundError: no path, or no file there.
-        ValueError: no state of a training, none with this part, or parameters that do not fit.
+        FileNotFoundError: there is no path, or no file there.
+        ValueError: the file holds no training's state, or none with this part, or parameters that do not fit.
     """
     if path is None or not Path(path).is_file():
         raise FileNotFoundError(f"{path}: expected the last.pt of a training with a {part}")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # pickle, zip and torch raise many kinds
-        raise ValueError(f"{path}: not a PyTorch file, or a damaged one") from error
+    content = _read(path)
     if not isinstance(content, Mapping) or part not in content.get("state", {}):
         raise ValueError(f"{path}: no {part} in it, expected the last.pt of a training with one")
     try:
         network.load_state_dict(content["state"][part])
     except RuntimeError as error:
-        raise ValueError(f"{path}: {' '.join(str(error).split())}") from error
+        raise ValueError(f"{path}: {reason_of(error)}") from error
     return network.eval()
 
 
 def read_weights(path: Path) -> tuple[Path, Mapping]:
-    """Where a weights file was found, and its dictionary, with "model" and "network"; raises as load_weights."""
+    """Return the file that was found and its dictionary with "model" and "network"; it raises as load_weights does."""
     found = examine(path)
     if found.file is None:
         raise FileNotFoundError(_missing(path, found.stated))
@@ -161,16 +160,19 @@ def read_weights(path: Path) -> tuple[Path, Mapping]:
         raise ValueError(f"{found.file}: {found.reason}")
     if found.state == "own":
         logger.warning("%s: %s", found.file, found.reason)
-    path = found.file
+    content = _read(found.file)
+    if not isinstance(content, Mapping) or not {"model", "network"} <= set(content):
+        raise ValueError(f'{found.file}: no {{"model", "network"}} dictionary; official weights: `medsr convert` first')
+    return found.file, content
+
+
+def _read(path: str | os.PathLike) -> object:
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # pickle, zip and torch raise many kinds
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # pickle, zip and torch have no common class
         if is_out_of_memory(error):
             raise
         raise ValueError(f"{path}: not a PyTorch weights file, or a damaged one") from error
-    if not isinstance(content, Mapping) or not {"model", "network"} <= set(content):
-        raise ValueError(f'{path}: no {{"model", "network"}} dictionary; official weights: `medsr convert` first')
-    return path, content
 
 
 def _missing(path: Path, stated: StatedFile | None) -> str:
@@ -194,9 +196,9 @@ def _missing(path: Path, stated: StatedFile | None) -> str:
 
 
 def fill_network(network: torch.nn.Module, path: Path, content: Mapping) -> None:
-    """Load what :func:`read_weights` has read, as :func:`load_weights` does."""
+    """Load into a network what :func:`read_weights` has read; errors are those of :func:`load_weights`."""
     try:
         NetworkArguments(network).load_state_dict(content["network"])
         getattr(network, "module", network).load_state_dict(content["model"])
     except (AttributeError, TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(f"{path}: {' '.join(str(error).split())}") from error
+        raise ValueError(f"{path}: {reason_of(error)}") from error

@@ -1,4 +1,4 @@
-"""A bundle's weights files: where they lie, what the bundle says of them, and whether they are that.
+"""A bundle's weights files: where they are, what the bundle states of them, and whether they match that.
 
 A bundle states the sha256 of the weights that it was published with under ``"weights"`` of its metadata.json, as
 ``[{"path": "models/model.pt", "sha256": "..."}]``, or, of files that are downloaded, in the Model Zoo's
@@ -18,64 +18,79 @@ from typing import NamedTuple
 __all__ = ["LARGE_FILES", "MAIN_WEIGHTS", "OFFLINE_FOLDER", "Examined", "StatedFile", "examine", "stated_files"]
 
 OFFLINE_FOLDER = "MEDSR_WEIGHTS"
-"""Environment variable: a folder with ``<bundle>/models/model.pt``, searched where a bundle's own folder has none."""
+"""Environment variable that names a folder with ``<bundle>/models/model.pt``, for bundles whose own folder has none."""
 MAIN_WEIGHTS = "models/model.pt"
+"""Path of a bundle's weights, relative to the bundle."""
 METADATA, LARGE_FILES = "configs/metadata.json", "large_files.yml"
-HASH_TYPES = ("md5", "sha1", "sha256", "sha512")  # MONAI's
+"""Paths of the files that state a bundle's weights, relative to the bundle."""
+HASH_TYPES = ("md5", "sha1", "sha256", "sha512")
+"""The checksums that MONAI knows."""
 
 
 class StatedFile(NamedTuple):
-    """What a bundle says of one of its files."""
+    """What a bundle states of one of its files.
 
-    path: str  # relative to the bundle
+    Attributes:
+        path: its path, relative to the bundle.
+        hash_type: kind of the checksum, one of HASH_TYPES.
+        hash_val: hexadecimal checksum; None if the bundle states none.
+        url: URL to download it from, or the path of a local file, relative to the bundle; None if there is neither.
+    """
+
+    path: str
     hash_type: str
-    hash_val: str | None  # None: the bundle does not say it
-    url: str | None  # URL, or a path, relative to the bundle, of a local file
+    hash_val: str | None
+    url: str | None
 
     def fits(self, file: Path) -> bool:
-        """Whether ``file`` has the stated checksum."""
+        """Return whether ``file`` has the stated checksum."""
         return self.hash_val is not None and file_hash(file, self.hash_type) == self.hash_val
 
 
 class Examined(NamedTuple):
-    """What was found of a weights file; ``state`` is one of
+    """What was found of a weights file.
 
-    - ``verified``: its checksum is the one that the bundle states;
-    - ``own``: in the bundle's own folder, complete, but not the stated file: trained here, or another version;
-    - ``unverified``: no checksum is stated, as for any file outside bundles;
-    - ``mismatch``: to be refused: damaged, or, in a folder of downloads, not the stated file;
-    - ``missing``.
+    Attributes:
+        state: ``verified``: its checksum is the one that the bundle states;
+            ``own``: it is in the bundle's own folder and complete, but not the stated file, since it was trained here
+            or is of another version;
+            ``unverified``: no checksum is stated, as for any file outside bundles;
+            ``mismatch``: it must be refused, being damaged or, in a folder of downloads, not the stated file;
+            ``missing``: there is no such file.
+        file: the file; None if it is missing.
+        stated: what the bundle states of it; None if it states nothing.
+        reason: why the state is ``own`` or ``mismatch``, in words for users; otherwise empty.
     """
 
     state: str
     file: Path | None
     stated: StatedFile | None
-    reason: str  # of "own" and "mismatch", in words for users
+    reason: str
 
 
 def file_hash(file: Path, hash_type: str = "sha256") -> str:
-    """Hexadecimal checksum of a file."""
+    """Return the hexadecimal checksum of a file."""
     with open(file, "rb") as stream:
         return hashlib.file_digest(stream, hash_type).hexdigest()
 
 
 def bundle_of(path: Path) -> Path | None:
-    """The bundle in whose ``models/`` a file lies, or would lie."""
+    """Return the bundle in whose ``models/`` a file is, or would be; None outside bundles."""
     bundle = path.parent.parent
     return bundle if path.parent.name == "models" and (bundle / METADATA).is_file() else None
 
 
 def offline_file(bundle: Path, path: str) -> Path | None:
-    """Where a file of a bundle lies in the offline folder, whether it is there or not; None without such a folder."""
+    """Return the path that a bundle's file has, or would have, in the offline folder; None without such a folder."""
     folder = os.environ.get(OFFLINE_FOLDER)
     return Path(folder) / bundle.resolve().name / path if folder else None
 
 
 def stated_files(bundle: str | os.PathLike) -> dict[str, StatedFile]:
-    """What a bundle says of its weights and large files, by path.
+    """Return what a bundle states of its weights and large files, by path.
 
     Raises:
-        ValueError: an entry that cannot be read, a path outside the bundle, or two checksums for a file.
+        ValueError: an entry cannot be read, a path is outside the bundle, or a file has two checksums.
     """
     bundle = Path(bundle)
     stated = {}
@@ -124,11 +139,14 @@ def _stated(bundle: Path, source: str, entry: dict) -> StatedFile:
 
 
 def examine(path: str | os.PathLike) -> Examined:
-    """Find a weights file and compare it with what its bundle says of it; nothing is unpickled.
+    """Find a weights file and compare it with what its bundle states of it; nothing is unpickled.
 
-    A file in a bundle's ``models/`` that is not there is looked for in the folder that the environment variable
-    MEDSR_WEIGHTS names. A bundle's own folder is where training, and MONAI Label's, puts weights too: what differs from
-    the stated checksum there is refused only if it is damaged, which the CRC of every part of a PyTorch file tells.
+    A file that a bundle's ``models/`` lacks is looked for in the folder that the environment variable MEDSR_WEIGHTS
+    names. Training, also that of MONAI Label, puts weights into the bundle's own folder. So a file there that differs
+    from the stated checksum is refused only if it is damaged, which the CRC of every part of a PyTorch file tells.
+
+    Raises:
+        ValueError: see :func:`stated_files`.
     """
     path = Path(path)
     bundle = bundle_of(path)
@@ -158,9 +176,9 @@ def examine(path: str | os.PathLike) -> Examined:
 
 
 def _damage(file: Path, expected: bool) -> str:
-    """What is broken in a file of torch.save, which is a zip whose parts have a CRC that torch.load does not check."""
+    """Return what is broken in a file of torch.save, a zip whose parts have a CRC that torch.load does not check."""
     if not zipfile.is_zipfile(file):
-        # of torch before 1.6, or none at all: torch.load finds out
+        # it may be a file of torch before 1.6, which torch.load finds out
         return "not a PyTorch file, or a part of one" if expected else ""
     try:
         with zipfile.ZipFile(file) as parts:

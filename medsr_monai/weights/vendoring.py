@@ -1,4 +1,4 @@
-"""This package's code for a bundle that is to run without it: the modules that its configuration needs, renamed.
+"""This package's code in a bundle that is to run without the package: the modules that it needs, renamed.
 
 A bundle of the Model Zoo keeps its code in ``scripts/``, so ``medsr_monai.networks.RDST`` becomes
 ``scripts.networks.RDST`` in configurations and in import statements. Other strings stay: weights files name their
@@ -17,15 +17,19 @@ from pathlib import Path
 __all__ = ["PACKAGE", "SCRIPTS", "imports_of", "needed_modules", "renamed_config", "renamed_source"]
 
 PACKAGE, SCRIPTS = "medsr_monai", "scripts"
-ROOT = Path(__file__).parent
+"""The name of this package, and the one that takes its place in a bundle."""
+ROOT = Path(__file__).parents[1]
 NAME = re.compile(rf"\b{PACKAGE}((?:\.\w+)*)")
 
 
 def needed_modules(configs: Iterable[str]) -> dict[str, Path]:
-    """All modules that the names in some configurations' texts lead to, through every import; files by dotted name.
+    """Return all modules, files by dotted name, that the names in configurations lead to through every import.
+
+    Args:
+        configs: the texts of the configurations.
 
     Raises:
-        ValueError: a configuration names a module of this package that is not there.
+        ValueError: a configuration names a module of this package that does not exist.
     """
     needed: dict[str, Path] = {}
     waiting = [(name, "a configuration") for text in configs for name in _names(text)]
@@ -44,21 +48,21 @@ def needed_modules(configs: Iterable[str]) -> dict[str, Path]:
 
 
 def imports_of(modules: dict[str, Path]) -> set[str]:
-    """Top-level names of what modules import besides this package and Python's own library."""
+    """Return the top-level names of what modules import besides this package and Python's standard library."""
     names = {name.split(".")[0] for module, file in modules.items() for name in _imported(module, file)}
     return names - {PACKAGE, *sys.stdlib_module_names}
 
 
 def renamed_config(text: str) -> str:
-    """A configuration whose targets, expressions and imports name ``scripts``."""
+    """Return a configuration's text with ``scripts`` for this package in targets, expressions and imports."""
     return NAME.sub(rf"{SCRIPTS}\1", text)
 
 
 def renamed_source(text: str) -> str:
-    """A module whose import statements name ``scripts``.
+    """Return a module's text with ``scripts`` for this package in its import statements.
 
     Raises:
-        ValueError: ``import medsr_monai.x``, whose uses would have to be renamed too.
+        ValueError: it has ``import medsr_monai.x``, whose uses would have to be renamed too.
     """
     lines = text.splitlines(keepends=True)
     for node in ast.walk(ast.parse(text)):
@@ -80,7 +84,7 @@ def _file(module: str) -> Path | None:
 
 @functools.cache
 def _imported(module: str, file: Path) -> frozenset[str]:
-    """Absolute names that the imports of a module, at its top and in functions, may mean."""
+    """Return the absolute names that the imports of a module, at its top and in functions, may mean."""
     package = module.split(".") if file.name == "__init__.py" else module.split(".")[:-1]
     names = set()
     for node in ast.walk(ast.parse(file.read_text())):

@@ -20,7 +20,7 @@ from monai.transforms import Resize
 from medsr_monai.transforms import outer_corners
 from medsr_monai.weights.load import load_weights
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 BUNDLES = sorted(p.parent.parent for p in ROOT.glob("bundles/*/configs/metadata.json"))
 CONFIGS = ("inference", "train", "evaluate", "multi_gpu_train")
 

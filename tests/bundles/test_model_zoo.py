@@ -17,7 +17,7 @@ import medsr_monai
 from medsr_monai.commands.package import package
 from medsr_monai.weights.stated import MAIN_WEIGHTS, examine, stated_files
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 BUNDLES = sorted(p.parent.parent for p in ROOT.glob("bundles/*/configs/metadata.json"))
 FORMS = ("repository", "thin", "self-contained")
 ZOO_LIMIT = 25 * 2**20

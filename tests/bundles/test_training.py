@@ -16,9 +16,10 @@ from ignite.engine import Events
 from killed_training import KILLED, killed
 from monai.bundle import ConfigWorkflow
 
+from medsr_monai.transforms import ENCODING, encode_point_spread
 from medsr_monai.weights.load import load_weights
 
-CONFIGS = Path(__file__).parents[1] / "bundles" / "rdst_e" / "configs"
+CONFIGS = Path(__file__).parents[2] / "bundles" / "rdst_e" / "configs"
 COSINE = CONFIGS / "cosine.json"
 TINY = {
     "network_def#embed_dim": 12,
@@ -312,13 +313,30 @@ def test_cosine_schedule_ends_at_zero_and_resumes(volumes, tmp_path):
 
 def test_degradation_varies_as_the_configuration_says(volumes, tmp_path):
     flow = workflow(volumes, tmp_path, degradation="gaussian", fwhm=[2, 6], noise_std=[0.01, 0.05], max_steps=1)
-    degrade = flow.parser.get_parsed_content("train#dataset").transform.transforms[-1]
+    degrade = flow.parser.get_parsed_content("train#dataset").transform.pairs
     assert degrade.methods == ("gaussian",)
     drawn = []
     for number in range(8):
         flow.parser.get_parsed_content("train#dataset")[number]
         drawn.append((degrade.params["fwhm"], degrade.params["noise_std"]))
     assert len(set(drawn)) == 8 and all(2 <= width <= 6 and 0.01 <= noise <= 0.05 for width, noise in drawn)
+
+
+def test_point_spreads_vary_as_the_configuration_says_and_are_told(volumes, tmp_path):
+    degradation = {"kinds": {"gaussian": 1, "kspace": 1}, "width": [0.7, 1.3], "unknown": 0.2}
+    flow = workflow(volumes, tmp_path, degradation=degradation, max_steps=2)
+    dataset = flow.parser.get_parsed_content("train#dataset")
+    drawn, told = [], []
+    for number in range(20):
+        told.append(dataset[number]["psf"])
+        drawn.append(dataset.transform.pairs.params["method"])
+    assert {one.kind for one in drawn} == {"gaussian", "kspace"} and len(set(drawn)) == 20
+    for vector, one in zip(told, drawn, strict=True):
+        assert not vector.any() or torch.equal(vector, encode_point_spread(one))
+    assert 0 < sum(not vector.any() for vector in told) < 12
+    flow.run()
+    batch = flow.parser.get_parsed_content("train#trainer").state.batch
+    assert batch and all(item["psf"].shape == (len(ENCODING),) for item in batch)
 
 
 @pytest.mark.parametrize(

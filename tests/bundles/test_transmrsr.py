@@ -369,7 +369,7 @@ def test_a_prior_without_centroids(files, tmp_path):
 def test_degradation_varies_as_the_configuration_says(files, tmp_path):
     more = {"degradation": ["gaussian", "box"], "fwhm": [3, 5], "noise_std": [0.01, 0.03]}
     dataset = get(workflow(files, tmp_path, **more), "train#dataset")
-    degrade, drawn = dataset.transform.transforms[0], []
+    degrade, drawn = dataset.transform.pairs, []
     for number in range(len(dataset)):
         dataset[number]
         drawn.append(dict(degrade.params))

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from medsr_monai.convert import FAMILIES, load_official
-from medsr_monai.networks import comparison_network
+from medsr_monai.networks import NETWORKS
 
 HERE = Path(__file__).parents[1] / "golden"
 SHARED = Path(__file__).parents[3] / "shared" / "golden"
@@ -119,7 +119,7 @@ def official(network, family, parts, parts_of_part):
     names = {f"body.{i}.": None for i in range(parts)} | {f"body.0.body.{i}.": None for i in range(parts_of_part)}
     state = {}
     for name, value in network.state_dict().items():
-        for theirs, ours in FAMILIES[family].table(names).items():
+        for theirs, ours in FAMILIES[family].table_for(names).items():
             match = ours and re.fullmatch(ours.replace(".", r"\.").replace("*", "([^.]+)"), name)
             if match:
                 state[theirs.replace("*", "{}").format(*match.groups())] = value
@@ -149,7 +149,7 @@ SWIN = dict(embed_dim=12, depths=[2, 3], num_heads=[3, 2], window_size=4, mlp_ra
 def test_every_variant_is_inferred(family, name, arguments, parts, parts_of_part, scale, channels):
     if scale == 1 and "upsampler" in arguments:
         arguments = {**arguments, "upsampler": ""}
-    network = comparison_network(name, channels, channels, scale, **arguments).eval()
+    network = NETWORKS[name](channels, channels, scale, **arguments).eval()
     again = load_official(official(network, family, parts, parts_of_part), family)
     assert again.arguments == network.arguments
     x = torch.rand(1, channels, 5, 6)

@@ -72,7 +72,7 @@ def test_hyper_parameters_are_read_off(state):
 
 def official(network):
     """The state dict that the authors' code would write for this network: the table read backwards."""
-    table = FAMILIES["rdst"].table({"bottleneck.0.weight": None} if network.global_feature_fusion else {})
+    table = FAMILIES["rdst"].table_for({"bottleneck.0.weight": None} if network.global_feature_fusion else {})
     state = {}
     for name, value in network.state_dict().items():
         for theirs, ours in table.items():

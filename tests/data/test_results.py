@@ -46,7 +46,8 @@ def test_files(make):
     (["sr/a_1.nii", "sr/a_2.nii", "hr/a.nii"], ValueError, "sr/a_2.nii: sr/a_1.nii fits hr/a.nii too"),
     (["sr/a.nii", "sr/a.png", "hr/a.nii"], ValueError, "sr/a.png: sr/a.nii has the same name but for its suffix"),
     (["sr/a.nii", "hr"], ValueError, "hr is one image and sr a folder of images"),
-    (["sr/a.nii", "hr/a.txt"], FileNotFoundError, "hr: no volume (.nii, .nii.gz, .mgz, .mgh) and no picture (.png"),
+    (["sr/a.nii", "hr/a.txt"], FileNotFoundError,
+     "hr: no volume (.nii, .nii.gz, .mgz, .mgh, .img, .hdr, .img.gz, .hdr.gz) and no picture (.png"),
 ])  # fmt: skip
 def test_what_cannot_be_matched_is_named(make, files, error, message):
     make(*files)

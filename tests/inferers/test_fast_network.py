@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from medsr_monai.data.volumes import sample_volume
+from medsr_monai.data import sample_volume
 from medsr_monai.exchange.run import ExportedNetwork
 from medsr_monai.inferers import FastNetwork, PlaneInferer, ThroughPlaneInferer
 from medsr_monai.inferers.fast_network import check_compiler, chosen_precision

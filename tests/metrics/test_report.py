@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from medsr_monai.metrics import SliceTable, markdown_table, write_rows
+from medsr_monai.metrics import markdown_table, summarise_rows, write_rows
 
 ROWS = [
     {"case": "a", "plane": "axial", "slice": 0, "psnr": 20.0, "ssim": 0.5},
@@ -14,15 +14,15 @@ ROWS = [
 ]
 
 
-def table(*rows):
-    filled = SliceTable(("case", "plane"), ("psnr", "ssim"))
-    filled.extend(rows[:1])
-    filled.extend(rows[1:])
-    return filled
+GROUP, VALUES = ("case", "plane"), ("psnr", "ssim")
+
+
+def summary(*rows, by=GROUP):
+    return summarise_rows(rows, by, VALUES)
 
 
 def test_means_by_hand():
-    first, second = table(*ROWS).summary()
+    first, second = summary(*ROWS)
     assert first == {
         "case": "a", "plane": "axial", "slices": 2, "psnr": 22.0, "psnr_std": 2.0,
         "ssim": pytest.approx(0.6), "ssim_std": pytest.approx(0.1),
@@ -31,7 +31,7 @@ def test_means_by_hand():
 
 
 def test_markdown():
-    assert table(*ROWS).markdown().splitlines() == [
+    assert markdown_table(summary(*ROWS)).splitlines() == [
         "| case | plane | slices | psnr | ssim |",
         "|---|---|---|---|---|",
         "| a | axial | 2 | 22.00 (2.00) | 0.6000 (0.1000) |",
@@ -41,18 +41,18 @@ def test_markdown():
 
 def test_equal_slices_have_an_infinite_mean():
     """A volume compared with itself; the standard deviation of infinities is undefined, not an error."""
-    (row,) = table(ROWS[0], ROWS[0] | {"psnr": math.inf}).summary()
+    (row,) = summary(ROWS[0], ROWS[0] | {"psnr": math.inf})
     assert row["psnr"] == math.inf and math.isnan(row["psnr_std"]) and row["ssim_std"] == 0
-    assert "| inf (nan) |" in table(ROWS[0] | {"psnr": math.inf}).markdown()
+    assert "| inf (nan) |" in markdown_table(summary(ROWS[0] | {"psnr": math.inf}))
 
 
 def test_other_groups_and_rows_without_a_value():
-    first, second = table(*ROWS, ROWS[0] | {"psnr": None}).summary(("slice",))
+    first, second = summary(*ROWS, ROWS[0] | {"psnr": None}, by=("slice",))
     assert (first["slice"], first["slices"], first["psnr"]) == (0, 3, 25.5)
     assert (second["slice"], second["slices"], second["psnr"]) == (1, 1, 24.0)
-    (row,) = table(ROWS[0] | {"psnr": None}).summary()
+    (row,) = summary(ROWS[0] | {"psnr": None})
     assert row["psnr"] is None and row["psnr_std"] is None and row["ssim"] == 0.5
-    assert "| 1 | - | 0.5000 (0.0000) |" in table(ROWS[0] | {"psnr": None}).markdown()
+    assert "| 1 | - | 0.5000 (0.0000) |" in markdown_table(summary(ROWS[0] | {"psnr": None}))
 
 
 def test_rows_of_different_columns(tmp_path):
@@ -66,14 +66,14 @@ def test_rows_of_different_columns(tmp_path):
 
 
 def test_csv(tmp_path):
-    table(*ROWS).write_csv(tmp_path / "slices.csv")
+    write_rows(ROWS, tmp_path / "slices.csv")
     with (tmp_path / "slices.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert rows == [{k: str(v) for k, v in row.items()} for row in ROWS]
 
 
 def test_empty_table(tmp_path):
-    assert table().summary() == []
-    assert table().markdown().count("\n") == 1
-    table().write_csv(tmp_path / "empty.csv")
+    assert summary() == []
+    assert markdown_table([], GROUP).count("\n") == 1
+    write_rows([], tmp_path / "empty.csv", GROUP)
     assert (tmp_path / "empty.csv").read_text().strip() == "case,plane"

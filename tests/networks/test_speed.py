@@ -1,4 +1,4 @@
-"""RDST equals its plain form, in values and gradients, and is not slower; the plain form equals the goldens."""
+"""RDST equals its plain forms, in values and gradients, and is not slower; the plain form equals the goldens."""
 
 import importlib.util
 import time
@@ -8,10 +8,12 @@ from statistics import median
 import numpy as np
 import pytest
 import torch
+from monai.bundle import ConfigParser
 
 from medsr_monai.convert import load_official
-from medsr_monai.networks import RDST
-from medsr_monai.networks.blocks.upsample import pixel_shuffle, shuffle_and_convolve
+from medsr_monai.networks import RDST, build_network, fast_rdst, rdst
+from medsr_monai.networks.blocks.upsample import pixel_shuffle
+from medsr_monai.networks.fast_rdst import shuffle_and_convolve
 
 ROOT = Path(__file__).parents[2]
 GOLDENS = [ROOT / "tests" / "golden" / "rdst_x4.npz"]
@@ -84,6 +86,23 @@ def test_equals_the_plain_form(arguments, shape):
     assert grads.keys() == plain_grads.keys()
     for name, grad in plain_grads.items():
         torch.testing.assert_close(grads[name], grad, atol=1e-4 * grad.abs().max().item() + 1e-7 * greatest, rtol=0)
+
+
+def test_everybody_gets_the_fast_form_of_the_module_that_reads_like_the_paper():
+    network = trained_like(num_blocks=2, window_size=4, embed_dim=12, growth_rate=6).eval()
+    arguments = network.arguments
+    configured = ConfigParser({"network_def": arguments}).get_parsed_content("network_def")
+    with np.load(GOLDENS[0]) as golden:
+        converted = load_official({k[3:]: torch.from_numpy(golden[k]) for k in golden.files if k[:3] == "sd/"}, "rdst")
+    for each in (network, configured, build_network(arguments), converted):
+        assert type(each) is fast_rdst.RDST and each.works_in_chunks and each.merges_layers
+    paper = rdst.RDST(**{k: v for k, v in arguments.items() if k != "_target_"}).eval()
+    assert type(paper) is not type(network) and paper.arguments == arguments
+    paper.load_state_dict(network.state_dict())
+    x = torch.rand(2, 1, 9, 14)
+    with torch.no_grad():
+        expected, found = paper.double()(x.double()), network.double()(x.double())
+    torch.testing.assert_close(found, expected, atol=1e-11, rtol=0)
 
 
 @pytest.mark.parametrize("rows, columns", [(2, 2), (3, 3), (1, 2), (2, 1)])

@@ -8,24 +8,17 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from bundle_copies import TINY, copy_bundle, save_weights, tiny_network
 from monai.data import MetaTensor
 from scipy.ndimage import gaussian_filter
 
 from medsr_monai.recipes import load_volume
-from medsr_monai.records.figures import (
-    Known,
-    Seen,
-    differences,
-    is_hounsfield,
-    known_of,
-    measured,
-    slice_figures,
-)
-from medsr_monai.records.training_data import find_description, read_description, sentence
+from medsr_monai.records.figures import Seen, measured, slice_figures
+from medsr_monai.records.training_data import UNKNOWN, TrainingData, TrainingGroup, find_training_data
 from medsr_monai.transforms import degrade, plane_axis, resample
 from medsr_monai.upscaling.bundles import BundleRunner
 from medsr_monai.upscaling.cases import Case
-from medsr_monai.upscaling.trained_on import TrainedOn
+from medsr_monai.upscaling.trained_on import Known, TrainedOn, differences, is_hounsfield, known_of
 from medsr_monai.weights.stated import MAIN_WEIGHTS, stated_files
 
 ROOT = Path(__file__).parents[2]
@@ -45,6 +38,10 @@ GROUP = {
     "figures": {name: [value - 0.1, value + 0.1] for name, value in FIGURES.items()},
 }
 CT = GROUP | {"modality": "CT", "body_parts": ["chest"], "contrasts": [], "volumes": 1, "images": 2}
+
+
+def data(*groups, **others):
+    return TrainingData(tuple(TrainingGroup(**group) for group in groups), **others)
 
 
 def seen(thickness=None, edges=(3.0, 3.0), **figures):
@@ -106,32 +103,32 @@ def test_pixels_are_those_of_the_plane_and_of_the_target():
     ],
 )  # fmt: skip
 def test_what_differs_is_named(one, known, expected):
-    assert differences({"groups": [GROUP]}, [one], known) == expected
+    assert differences(data(GROUP), [one], known) == expected
 
 
 def test_thick_slices_are_compared_with_the_target():
     group = GROUP | {"thickness": [4.0, 4.0]}
-    assert differences({"groups": [group]}, [seen(5.5)], Known()) == []
-    (line,) = differences({"groups": [group]}, [seen(8.0)], Known())
+    assert differences(data(group), [seen(5.5)], Known()) == []
+    (line,) = differences(data(group), [seen(8.0)], Known())
     assert line == "slices 8 times as thick as the target: trained on 4 times"
 
 
 def test_an_input_is_compared_with_its_modality_else_with_what_is_nearest():
     groups = [GROUP, CT | {"pixel_mm": [0.5, 0.6]}]
-    (line,) = differences({"groups": groups}, [seen()], Known("CT"))
+    (line,) = differences(data(*groups), [seen()], Known("CT"))
     assert line == "pixels of 3 mm: trained on 0.5 to 0.6 mm"
-    assert differences({"groups": groups}, [seen()], Known()) == []
-    cine = {"groups": [GROUP | {"modality": "cine MR"}]}
+    assert differences(data(*groups), [seen()], Known()) == []
+    cine = data(GROUP | {"modality": "cine MR"})
     assert differences(cine, [seen()], Known("MR")) == []
 
 
 def test_sentences():
-    described = {"groups": [GROUP, CT], "degradation": {"method": "bicubic"}}
+    described = data(GROUP, CT, degradation={"method": "bicubic"})
     text = "trained on 3 brain MR volumes (T1, T2) and 1 chest CT volume and 2 chest CT images, bicubic degradation"
-    assert sentence(described) == text
-    several = described | {"degradation": {"method": ["gaussian", "box"]}}
-    assert sentence(several) == text.replace("bicubic", "gaussian or box")
-    assert sentence(None) == "not known what the weights were trained on"
+    assert described.sentence == text
+    several = data(GROUP, CT, degradation={"method": ["gaussian", "box"]})
+    assert several.sentence == text.replace("bicubic", "gaussian or box")
+    assert UNKNOWN == "not known what the weights were trained on"
 
 
 def test_what_names_and_sidecars_say(tmp_path):
@@ -235,34 +232,53 @@ def test_described_then_named_and_warned_of(medsr, bundle, tmp_path, caplog):
     assert content["Warnings"] == []
 
 
+def test_thick_slices_are_described_by_the_target(medsr, tmp_path):
+    """A network that makes k slices of one is described as one that refines interpolated slices is."""
+    folder = copy_bundle(tmp_path / "thick", "rdst_e_thick", **TINY)
+    network = tiny_network(scale=[1, 4])
+    save_weights(network, folder / MAIN_WEIGHTS)
+    (tmp_path / "data").mkdir()
+    save(volume(0), "data/a_T1w.nii.gz", 1.1, thick=9.0)
+    items = [{"image": "a_T1w.nii.gz"}]
+    Path("list.json").write_text(json.dumps({"training": items, "validation": items}))
+    options = ("--dataset-dir", "data", "--datalist", "list.json", "--overwrite")
+    for scale, thickness in (((), 4.0), (("--scale", 8), 8.0)):
+        code, _, err = medsr("describe", folder, *options, *scale)
+        assert code == 0, err
+        content = json.loads((folder / "models" / "model.training_data.json").read_text())
+        (group,) = content["groups"]
+        assert group["thickness"] == [thickness, thickness] and group["pixel_mm"] == [1.1, 1.1]
+        assert content["degradation"]["scale"] == [1, int(thickness)]
+
+
 def test_a_description_is_of_its_weights_alone(bundle, tmp_path):
     docs = tmp_path / "bundle" / "docs"
     docs.mkdir(parents=True)
     weights = tmp_path / "w.pt"
     (docs / "training_data.json").write_text(json.dumps({"weights_sha256": "1", "groups": [GROUP]}))
-    assert find_description(docs.parent, weights, "1") and find_description(docs.parent, weights, "2") is None
+    assert find_training_data(docs.parent, weights, "1") and find_training_data(docs.parent, weights, "2") is None
     (docs / "training_data.json").write_text(json.dumps({"groups": [GROUP]}))
-    assert find_description(docs.parent, weights, "1") is None
+    assert find_training_data(docs.parent, weights, "1") is None
     beside = tmp_path / "w.training_data.json"
     beside.write_text(json.dumps({"groups": [CT]}))
-    assert find_description(docs.parent, weights, "1")["groups"] == [CT]
+    assert find_training_data(docs.parent, weights, "1").groups == (TrainingGroup(**CT),)
     for broken in ("[]", "{", '{"groups": []}', '{"groups": [{}]}'):
         beside.write_text(broken)
         with pytest.raises(ValueError, match=r"w\.training_data\.json: no description of training data"):
-            find_description(docs.parent, weights, "1")
+            find_training_data(docs.parent, weights, "1")
 
 
 @pytest.mark.parametrize("file", DESCRIBED, ids=lambda p: p.parent.parent.name)
 def test_the_shipped_descriptions_are_of_the_published_weights(file):
     """After another training: medsr describe BUNDLE ... --output bundles/BUNDLE/docs/training_data.json --overwrite."""
     folder = file.parent.parent
-    description = read_description(file)
+    description = TrainingData.read(file)
     metadata = json.loads((folder / "configs" / "metadata.json").read_text())
-    assert description["weights_sha256"] == stated_files(folder)[MAIN_WEIGHTS].hash_val
+    assert description.weights_sha256 == stated_files(folder)[MAIN_WEIGHTS].hash_val
     degradation = metadata["degradation"]
-    assert description["degradation"] == {name: degradation[name] for name in ("method", "scale")}
+    assert description.degradation == {name: degradation[name] for name in ("method", "scale")}
     modality = metadata["network_data_format"]["inputs"]["image"]["modality"]
-    assert modality == "any" or {g["modality"] for g in description["groups"]} == {modality}
+    assert modality == "any" or {g.modality for g in description.groups} == {modality}
 
 
 def test_all_bundles_with_weights_are_described():
@@ -292,6 +308,7 @@ def test_real_volumes_degraded_as_in_training(file, expected):
     factors[plane_axis(volume.affine, "axial")] = 1
     runner = BundleRunner("rdst_e", trained=False, plane="axial")
     trained = TrainedOn(runner, None)
-    trained.description = read_description(ROOT / "bundles" / "rdst_e" / "docs" / "training_data.json")
-    lines = trained.differences(degrade(volume, factors), Case(str(DATA / file), Path("x.nii.gz")))
+    trained.data = TrainingData.read(ROOT / "bundles" / "rdst_e" / "docs" / "training_data.json")
+    low = degrade(volume, factors)
+    lines = trained.differences(low, runner.plan(low.affine, low.shape[1:]), Case(str(DATA / file), Path("x.nii.gz")))
     assert len(lines) == expected, lines

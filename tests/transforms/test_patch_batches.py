@@ -3,14 +3,21 @@
 import numpy as np
 import pytest
 import torch
-from monai.transforms import Compose, RandFlipd, RandGaussianNoised, RandSpatialCropd
 
 from medsr_monai.recipes import image_patches, labelled_patches, thick_slice_patches, training_patches
-from medsr_monai.transforms import PatchBatches, RandThickSliced
-from medsr_monai.transforms.degradation import sampling_matrices, sampling_matrix
-from medsr_monai.transforms.patch_batches import BATCHED
+from medsr_monai.transforms import (
+    RandDegraded,
+    RandThickSliced,
+    degrade,
+)
 
 AXES = ("left-right", "inferior-superior")
+SCANNERS = {
+    "kinds": {"bicubic": 1, "gaussian": 2, "rounded": 2, "kspace_fermi": 2, "ct": 2},
+    "width": [0.5, 1.5],
+    "gap": [-0.2, 0.2],
+    "unknown": 0.3,
+}
 RECIPES = {
     "rdst_e": training_patches(4, 96),
     "one axis": training_patches([1, 4], [32, 24], intensity_factor=0),
@@ -25,6 +32,8 @@ RECIPES = {
     "mixed": training_patches(4, 32, ["box", "gaussian", "bicubic"], fwhm=[2, 7], noise_std=[0, 0.02]),
     "thick, mixed": thick_slice_patches(4, 48, method=["gaussian", "box"], fwhm=[2, 6]),
     "thick axis": thick_slice_patches(8, 48, "left-right", "bicubic", noise_std=[0.02, 0.02]),
+    "scanners": training_patches(4, 32, SCANNERS, noise_std=[0, 0.02]),
+    "thick, scanners": thick_slice_patches(4, 48, method=SCANNERS),
     "seg_unet": labelled_patches(128),
     "seg_unet, flips": labelled_patches(48, flips=True),
     "transmrsr_prior": image_patches(64),
@@ -65,12 +74,12 @@ def assert_same_items(batch, single):
 def test_batch_equals_items(name, channels=2):
     """Slices of several sizes, smaller than the patch where the recipe pads, and exactly as large."""
     transform = RECIPES[name]
-    padded = transform.pad is not None
+    padded = transform.padding is not None
     sizes = [(110, 97), (96, 96), (96, 150), (128, 101), (200, 120), (110, 97)]
     items = slices(sizes + ([(16, 17), (40, 130), (131, 21), (64, 64)] if padded else []), channels)
-    if "label" not in transform.crop.keys:
+    if "label" not in transform.keys:
         items = [{k: v for k, v in item.items() if k != "label"} for item in items]
-    elif transform.thick is not None or "image" not in transform.crop.keys:
+    elif transform.thick or "image" not in transform.keys:
         items = [{k: v for k, v in item.items() if k != "image"} for item in items]
     before = [{k: v.clone() if isinstance(v, torch.Tensor) else v for k, v in item.items()} for item in items]
     rounds = 4 if padded else 6  # 36 or 40 items: every flip, turn and axis
@@ -84,9 +93,21 @@ def test_batch_equals_items(name, channels=2):
     assert_same_items(transform.batch((items * 2)[3:8], seeds[3:8], "cpu"), single[3:8])
 
 
-def test_the_recipes_have_every_transform_that_a_batch_can_have():
-    used = {type(step) for transform in RECIPES.values() for step in transform.rest}
-    assert used == set(BATCHED)
+def test_the_recipes_have_everything_that_a_batch_can_have():
+    recipes = RECIPES.values()
+    assert {r.padding for r in recipes} == {None, "constant", "replicate"}
+    assert {r.poses for r in recipes} == {1, 4, 8}
+    assert {type(r.pairs) for r in recipes} == {type(None), RandDegraded, RandThickSliced}
+    assert {bool(r.dtypes) for r in recipes} == {bool(r.intensity_factor) for r in recipes} == {False, True}
+
+
+@pytest.mark.parametrize("name", [name for name, recipe in RECIPES.items() if type(recipe.pairs) is RandDegraded])
+def test_a_patch_is_degraded_as_a_volume_is(name):
+    transform = RECIPES[name].set_random_state(seed=3)
+    for item in slices([(110, 97), (96, 96), (128, 101)]) * 3:
+        patch = transform({"label": item["label"]})
+        expected = degrade(patch["label"], **transform.pairs.params)
+        torch.testing.assert_close(patch["image"], expected, rtol=0, atol=1e-6)
 
 
 def test_patches_reach_all_borders():
@@ -108,39 +129,7 @@ def test_a_slice_without_room_for_a_patch_is_refused():
         thick_slice_patches(4, 32, "posterior-anterior").batch([item], [0], "cpu")
 
 
-@pytest.mark.parametrize(
-    ("steps", "message"),
-    [
-        ([RandFlipd("label")], "0 RandSpatialCropd"),
-        ([RandFlipd("label"), RandSpatialCropd("label", 8)], "before RandSpatialCropd"),
-        ([RandSpatialCropd("label", 8), RandThickSliced(factor=2)], "before RandSpatialCropd"),
-        ([RandSpatialCropd("label", 8), RandGaussianNoised("label")], "RandGaussianNoised after"),
-    ],
-)
-def test_transforms_that_no_batch_can_have(steps, message):
-    with pytest.raises(ValueError, match=message):
-        PatchBatches(steps)
-    assert Compose(steps)  # one by one they are fine
-
-
 def test_label_maps_of_thick_slices_are_refused():
     item = {"label": torch.rand(1, 64, 64), "segmentation": torch.ones(1, 64, 64), "axes": AXES}
     with pytest.raises(ValueError, match="label maps of slices"):
         thick_slice_patches(4, 32).batch([item], [1], "cpu")
-
-
-@pytest.mark.parametrize(("size", "small"), [(24, 6), (20, 6), (96, 24), (7, 2)])
-def test_matrices_of_a_batch(size, small):
-    widths = [0.4, 1.0, 3.3, 5.0, 40.0]
-    batch = sampling_matrices(size, small, ["gaussian"] * len(widths), widths, "cpu")
-    for matrix, width in zip(batch, widths, strict=True):
-        torch.testing.assert_close(matrix, sampling_matrix(size, small, "gaussian", width).float(), rtol=0, atol=1e-7)
-        torch.testing.assert_close(matrix.sum(dim=1), torch.ones(small))
-    assert sampling_matrices(size, small, ["box"] * 3, [None] * 3, "cpu").shape == (1, small, size)
-    mixed = sampling_matrices(size, small, ["box", "gaussian", "kspace"], [None, 2.0, None], "cpu")
-    for matrix, (method, width) in zip(mixed, [("box", None), ("gaussian", 2.0), ("kspace", None)], strict=True):
-        torch.testing.assert_close(matrix, sampling_matrix(size, small, method, width).float(), rtol=0, atol=1e-7)
-    with pytest.raises(ValueError, match=r"fwhm is 2\.0 for 'box'"):
-        sampling_matrices(size, small, ["box"], [2.0], "cpu")
-    with pytest.raises(ValueError, match=r"fwhm is -1\.0"):
-        sampling_matrices(size, small, ["gaussian"], [-1.0], "cpu")

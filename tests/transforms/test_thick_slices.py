@@ -116,5 +116,5 @@ def test_mistakes_are_named():
         RandThickSliced(factor=4, thick_axis="axial")
     with pytest.raises(ValueError, match="left-right and inferior-superior, not the thick axis posterior-anterior"):
         RandThickSliced(factor=4, thick_axis="posterior-anterior")(item(16, 16))
-    with pytest.raises(ValueError, match="smaller than the factors"):
+    with pytest.raises(ValueError, match="smaller than the factor 8"):
         RandThickSliced(factor=8, thick_axis=AXES[0])(item(6, 16))

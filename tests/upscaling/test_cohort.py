@@ -19,7 +19,8 @@ from bundle_copies import save_weights, tiny_network
 from scipy.ndimage import gaussian_filter
 
 from medsr_monai.upscaling.bundles import BundleRunner
-from medsr_monai.upscaling.sharing import Ranks, StatusTable, exit_code, share_out, summary_line
+from medsr_monai.upscaling.sharing import Ranks, share_out
+from medsr_monai.upscaling.status import StatusTable, exit_code, summary_line
 
 ROOT = Path(__file__).parents[2]
 NAMES = ("a", "b", "sub-1/c")

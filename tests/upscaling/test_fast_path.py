@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 from monai.bundle import ConfigWorkflow
-from monai.data import MetaTensor
 from torch import nn
 
-from medsr_monai.commands import upscaler
+from medsr_monai.upscaling import upscaler
 from medsr_monai.upscaling.bundles import BundleRunner, bundle_folder
-from medsr_monai.upscaling.estimate import activation_bytes, planned_work, slices_that_fit
-from medsr_monai.upscaling.fast_path import FittingSlices, fast_options, parse_slice_batch, recorded_options
+from medsr_monai.upscaling.memory import Memory
+from medsr_monai.upscaling.plan import activation_bytes, slices_that_fit
+from medsr_monai.upscaling.upscaler import Options
 
 
 @pytest.fixture
@@ -90,13 +90,15 @@ def test_a_wrong_option_is_one_line_and_no_output(medsr, options, reason):
 
 
 def test_options_by_device():
-    assert fast_options("auto", False, "cpu", None) == fast_options("float32", False, "cpu", None) == {}
-    assert fast_options("auto", True, "cuda:0", None) == {"precision": "float16", "compile": True}
-    assert fast_options("float32", False, "cuda:0", None) == {"precision": "float32"}
-    assert fast_options("auto", False, "cuda:0", "model.onnx") == {"precision": "float32"}
-    assert recorded_options({"precision": "float32", "frame": None}) == {"frame": None}
-    assert recorded_options({"precision": "float16"}) == {"precision": "float16"}
-    assert parse_slice_batch("auto") is None and parse_slice_batch("8") == parse_slice_batch(8) == 8
+    assert Options().overrides("cpu") == Options(precision="float32").overrides("cpu") == {"frame": None}
+    assert Options(compile=True).overrides("cuda:0") == {"frame": None, "precision": "float16", "compile": True}
+    assert Options(precision="float32").overrides("cuda:0") == {"frame": None, "precision": "float32"}
+    assert Options(weights="model.onnx").overrides("cuda:0") == {"frame": None, "precision": "float32"}
+    assert Options(precision="float32").recorded("cuda:0") == {"frame": None}
+    assert Options(precision="float16").recorded("cpu") == {"frame": None, "precision": "float16"}
+    bound = Options(enforce_consistency=True, noise=2.0).recorded("cpu")
+    assert bound == {"frame": None, "consistency_bound": 0.001, "noise": 2.0}
+    assert Options(noise=2.0).recorded("cpu") == {"frame": None}
 
 
 def test_seconds_by_part(medsr, monkeypatch):
@@ -119,13 +121,13 @@ def runner():
 
 def test_slices_that_fit_a_gpu(runner):
     """By the estimate of memory, whose numbers are those of a CPU's test."""
-    work = planned_work(runner["inferer"], torch.eye(4), (64, 48, 30), (4, 4))
-    assert work.slices == ((30, 64, 48),)
+    plan = runner.plan(torch.eye(4), (64, 48, 30))
+    assert [(one.count, one.rows, one.columns) for one in plan.passes] == [(30, 64, 48)]
     one = activation_bytes(runner.network, (1, 1, 64, 48), "cuda")
     output = 3.3 * 4 * 256 * 192 * 30
 
     def fit(free):
-        return slices_that_fit(runner.network, work, int(free))
+        return slices_that_fit(runner.network, plan, int(free))
 
     assert fit(0) == fit(one) == 1
     assert fit((output + 7.5 * one) / 0.8) == 7
@@ -135,26 +137,22 @@ def test_slices_that_fit_a_gpu(runner):
 
 
 def test_a_gpu_takes_no_more_slices_than_it_could(runner, monkeypatch):
-    monkeypatch.setattr("medsr_monai.upscaling.estimate.free_gpu_bytes", lambda device: 2**45)
-    fitting = FittingSlices(runner)
-    image = MetaTensor(torch.rand(1, 12, 12, 20), affine=torch.eye(4))
-    slices = runner["inferer"]
-    fitting.choose(image)
-    assert slices.sw_batch_size == 20
+    monkeypatch.setattr("medsr_monai.upscaling.plan.free_gpu_bytes", lambda device: 2**45)
+    memory = Memory(runner, automatic=True)
+    plan, slices = runner.plan(torch.eye(4), (12, 12, 20)), runner["inferer"]
+    assert memory.of(plan).slice_batch == slices.sw_batch_size == 20
     slices.sw_batch_size = 5  # memory ran out, the inferer has halved
-    fitting.choose(image)
-    assert slices.sw_batch_size == 5
+    assert memory.of(plan).slice_batch == slices.sw_batch_size == 5
 
 
 def test_a_compiled_network_keeps_to_one_number_of_slices(monkeypatch):
     """Each further one would take minutes; what does not fit any more is compiled for all the same."""
-    monkeypatch.setattr("medsr_monai.upscaling.estimate.free_gpu_bytes", lambda device: free)
+    monkeypatch.setattr("medsr_monai.upscaling.plan.free_gpu_bytes", lambda device: free)
     runner = BundleRunner("rdst_e", compile=True)
-    fitting, chosen = FittingSlices(runner), []
+    memory, chosen = Memory(runner, automatic=True), []
     one = activation_bytes(runner.network, (1, 1, 12, 12))
     for slices, free in ((9, 2**45), (5, 2**45), (30, 2**45), (5, 3.8 * one)):  # noqa: B007
-        fitting.choose(MetaTensor(torch.rand(1, 12, 12, slices), affine=torch.eye(4)))
-        chosen.append(runner["inferer"].sw_batch_size)
+        chosen.append(memory.of(runner.plan(torch.eye(4), (12, 12, slices))).slice_batch)
     assert chosen[:3] == [9, 9, 9] and 1 <= chosen[3] < 9
 
 

@@ -15,8 +15,10 @@ import torch
 from bundle_copies import interpolating_bundle
 
 from medsr_monai import cli
-from medsr_monai.commands import upscale as command
 from medsr_monai.networks import Bicubic
+from medsr_monai.upscaling import cohort
+from medsr_monai.upscaling.bundles import BundleRunner
+from medsr_monai.upscaling.cases import find_cases
 from medsr_monai.upscaling.memory import MARGIN, Memory, parse_size
 
 ROOT = Path(__file__).parents[2]
@@ -40,7 +42,7 @@ def medsr(capsys):
 
 @pytest.fixture
 def in_slabs(monkeypatch):
-    monkeypatch.setattr(Memory, "_ways", lambda self: [(self.slice_batch, True)])
+    monkeypatch.setattr(Memory, "_ways", lambda self: [(self.most, True)])
 
 
 def save(path, shape, edges=(1.0, 1.0, 1.2)):
@@ -109,31 +111,26 @@ def test_slab_by_slab_it_is_the_same(medsr, tmp_path, in_slabs, base, shape, edg
 
 def test_the_way_is_chosen_by_the_estimate(tmp_path, monkeypatch):
     """Whole, then with fewer slices, then slab by slab, each as soon as the one before does not fit."""
-    runner = command.Upscaler(_plan(interpolating_bundle(tmp_path / "b"))).runner
+    runner = BundleRunner(str(interpolating_bundle(tmp_path / "b")), device="$torch.device('cpu')")
     volume = save(tmp_path / "v.nii", (400, 300, 64))
-    case = command.find_cases(str(volume), str(tmp_path / "o.nii"), False)[0]
-    memory = Memory(runner, 2**40, 4)
-    assert memory.choose(case)[1:] == (4, False)
+    case = find_cases(str(volume), str(tmp_path / "o.nii"), False)[0]
+    memory = Memory(runner, 2**40)
+    assert memory.before_reading(case)[1:] == (4, False)
     monkeypatch.setattr(memory, "_activations", lambda batch, rows, columns: batch * 2**28)
     monkeypatch.setattr(memory, "_resident", lambda: 2**30)
     memory.resident, needs = 2**30, {}
+    plan = runner.plan(OBLIQUE, (400, 300, 64))
+    assert memory._ways() == [(4, False), (2, False), (1, False), (4, True), (2, True), (1, True)]
     for way in memory._ways():
-        needs[way] = memory.estimate(OBLIQUE, (400, 300, 64), *way, read=400 * 300 * 64 * 6)
-    assert list(needs) == [(4, False), (2, False), (1, False), (4, True), (2, True), (1, True)]
+        needs[way] = memory.estimate(plan, *way, read=400 * 300 * 64 * 6)
     for way in ((4, False), (2, False), (1, False), (2, True), (1, True)):
         memory.limit = int(needs[way] * MARGIN) + 1
-        assert memory.choose(case)[1:] == way
+        assert memory.before_reading(case)[1:] == way
     memory.limit = int(needs[1, True] * 0.9)
     with pytest.raises(ValueError, match=r"even with one slice at a time: give \d+MiB") as refusal:
-        memory.choose(case)
+        memory.before_reading(case)
     memory.limit = int(re.search(r"give (\d+)MiB", str(refusal.value))[1]) * 2**20
-    assert memory.choose(case).slabs
-
-
-def _plan(folder):
-    from medsr_monai.upscaling.quality_options import QualityOptions
-
-    return command.Plan([], Path(), None, str(folder), None, "cpu", 4, {}, QualityOptions(), "nifti", False)
+    assert memory.before_reading(case).slabs
 
 
 def test_too_little_for_anything(medsr, tmp_path):
@@ -182,7 +179,8 @@ def test_processes_have_their_shares(medsr, tmp_path, monkeypatch):
     for name in "ab":
         save(tmp_path / "in" / f"{name}.nii", (20, 18, 5))
     plans = []
-    monkeypatch.setattr(command, "upscale_in_processes", lambda plan, jobs: plans.append((plan.max_memory, jobs)) or 0)
+    shared = lambda job, jobs: plans.append((parse_size(job.options["max_memory"]), jobs)) or 0  # noqa: E731
+    monkeypatch.setattr(cohort, "_in_processes", shared)
     medsr("upscale", tmp_path / "in", tmp_path / "out", "--max-memory", "4GiB", "--jobs", 2)
     assert plans == [(2 * 2**30, 2)]
 

@@ -18,14 +18,14 @@ import torch
 from bundle_copies import amend, save_weights, tiny_bundle, tiny_network
 from monai.bundle import ConfigWorkflow, download_large_files
 
-from medsr_monai.commands import bundles
 from medsr_monai.convert import load_official
 from medsr_monai.networks import load_inception_features, load_vgg19_features
 from medsr_monai.networks.segmentation_unet import SegmentationUNet
+from medsr_monai.upscaling import bundles
 from medsr_monai.weights.load import load_network, load_trained_part, load_weights
 from medsr_monai.weights.stated import examine, stated_files
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SOURCES = sorted((ROOT / "medsr_monai").rglob("*.py"))
 
 

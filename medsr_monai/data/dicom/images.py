@@ -7,44 +7,31 @@ from pathlib import Path
 
 import numpy as np
 import pydicom
-import pydicom.misc
 from pydicom.errors import InvalidDicomError
+
+from medsr_monai.data.dicom.pixels import decoded_pixels
+from medsr_monai.data.dicom.slices import PREAMBLE, DicomFiles, begins_as_dicom, read_slices
+from medsr_monai.suffixes import VOLUME_SUFFIXES
 
 __all__ = ["is_dicom_file", "is_dicom_folder", "is_flat_image", "read_dicom_image"]
 
 
-def _headers(folder: str | os.PathLike) -> list[pydicom.Dataset]:
-    headers = []
-    files = [Path(folder)] if Path(folder).is_file() else Path(folder).iterdir()
-    for path in sorted(p for p in files if p.is_file() and not p.name.startswith(".")):
-        try:
-            header = pydicom.dcmread(path, stop_before_pixels=True)
-        except (InvalidDicomError, OSError):
-            continue
-        if "Rows" in header:
-            headers.append(header)
-    return headers
-
-
 def is_dicom_folder(path: str | os.PathLike) -> bool:
-    """Whether ``path`` is a folder that directly holds DICOM images and no file that is a NIfTI volume."""
+    """Whether ``path`` is a folder that directly holds DICOM files and no volume of another kind."""
     folder = Path(path)
-    if not folder.is_dir() or any(p.name.endswith((".nii", ".nii.gz")) for p in folder.iterdir()):
+    if not folder.is_dir():
         return False
-    for file in folder.iterdir():
-        if file.is_file():
-            try:
-                pydicom.dcmread(file, stop_before_pixels=True, specific_tags=["SOPClassUID"])
-            except (InvalidDicomError, OSError):
-                continue
-            return True
-    return False
+    files = [file for file in folder.iterdir() if not file.name.startswith(".")]
+    return not any(file.name.lower().endswith(VOLUME_SUFFIXES) for file in files) and any(map(is_dicom_file, files))
 
 
 def is_dicom_file(path: str | os.PathLike) -> bool:
     """Whether ``path`` is a file that begins as DICOM files do, whatever its name."""
     path = Path(path)
-    return path.is_file() and bool(pydicom.misc.is_dicom(path))
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return begins_as_dicom(file.read(PREAMBLE))
 
 
 def is_flat_image(path: str | os.PathLike) -> bool:
@@ -52,8 +39,9 @@ def is_flat_image(path: str | os.PathLike) -> bool:
 
     So it is with ultrasound, endoscopy and X-rays.
     """
-    headers = _headers(path)
-    return bool(headers) and not any(h.get("ImagePositionPatient") for h in headers)
+    with DicomFiles(path) as files:
+        slices = read_slices(files).slices
+    return bool(slices) and not any(item.position for item in slices)
 
 
 def read_dicom_image(path: str | os.PathLike) -> tuple[np.ndarray, tuple[float, float] | None]:
@@ -67,7 +55,7 @@ def read_dicom_image(path: str | os.PathLike) -> tuple[np.ndarray, tuple[float, 
             library reads.
     """
     try:
-        header = pydicom.dcmread(path)
+        header = pydicom.dcmread(path, force=is_dicom_file(path))
     except (InvalidDicomError, OSError) as error:
         raise ValueError(f"{path}: cannot be read as a DICOM image: damaged or misnamed?") from error
     if "PixelData" not in header:
@@ -77,13 +65,7 @@ def read_dicom_image(path: str | os.PathLike) -> tuple[np.ndarray, tuple[float, 
     photometric = str(header.get("PhotometricInterpretation"))
     if photometric == "PALETTE COLOR":
         raise ValueError(f"{path}: DICOM with a colour palette, convert it to RGB first")
-    try:
-        pixels = _pixels(header)
-    except MemoryError:
-        raise
-    except Exception as error:  # codecs raise many kinds
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"{path}: the DICOM image cannot be decoded ({reason})") from error
+    pixels = decoded_pixels(header, path)
     if pixels.dtype.kind not in "ui" or header.BitsStored > 16:
         raise ValueError(f"{path}: DICOM with {header.BitsStored} bits a pixel, expected up to 16")
     if photometric == "MONOCHROME1":
@@ -92,11 +74,3 @@ def read_dicom_image(path: str | os.PathLike) -> tuple[np.ndarray, tuple[float, 
         pixels = pixels.astype(np.uint8 if header.BitsAllocated == 8 else np.uint16)
     edges = header.get("PixelSpacing")
     return pixels, (float(edges[1]), float(edges[0])) if edges and min(map(float, edges)) > 0 else None
-
-
-def _pixels(header: pydicom.Dataset) -> np.ndarray:
-    if header.get("SamplesPerPixel", 1) == 1:
-        return header.pixel_array
-    from pydicom.pixels import pixel_array  # of pydicom 3, which turns YBR to RGB
-
-    return pixel_array(header)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,7 +27,7 @@ from pydicom.uid import (
 
 from medsr_monai.data.dicom.slices import DicomFiles, DicomSlice
 
-__all__ = ["codec_problem", "read_stack"]
+__all__ = ["codec_problem", "decoded_pixels", "read_stack"]
 
 HTJ2K = "1.2.840.10008.1.2.4.20"
 """How the transfer syntaxes of high-throughput JPEG 2000 begin."""
@@ -44,7 +45,8 @@ ITK_SYNTAXES = (
 )
 """Compressed transfer syntaxes that ITK decodes."""
 PIXEL_TAGS = (
-    "SamplesPerPixel NumberOfFrames Rows Columns BitsAllocated BitsStored HighBit PixelRepresentation PixelData"
+    "SamplesPerPixel PlanarConfiguration NumberOfFrames Rows Columns BitsAllocated BitsStored HighBit "
+    "PixelRepresentation PixelData"
 )
 
 
@@ -84,7 +86,7 @@ def read_stack(files: DicomFiles, slices: Sequence[DicomSlice]) -> np.ndarray:
     for number, item in enumerate(slices):
         if read != item.file:
             with files.open(item.file) as file:
-                pixels, read = _decoded(pydicom.dcmread(file), item.file), item.file
+                pixels, read = decoded_pixels(pydicom.dcmread(file, force=True), item.file), item.file
         plane = pixels[item.frame] if item.frame is not None and pixels.ndim == 3 else pixels
         stated = (item.rows, item.columns)
         if plane.shape != stated:  # pydicom takes surplus pixels for further frames
@@ -96,8 +98,18 @@ def read_stack(files: DicomFiles, slices: Sequence[DicomSlice]) -> np.ndarray:
     return stack
 
 
-def _decoded(header: pydicom.Dataset, name: str) -> np.ndarray:
-    """Stored values, [rows, columns] or [frames, rows, columns]."""
+def decoded_pixels(header: pydicom.Dataset, name: str | os.PathLike) -> np.ndarray:
+    """Stored values [rows, columns] or [frames, rows, columns], of colours [rows, columns, 3] as RGB.
+
+    They are decoded by pydicom's decoders, or by ITK where pydicom has none.
+
+    Args:
+        header: a DICOM file with its pixels.
+        name: what errors call it.
+
+    Raises:
+        ValueError: pixels are missing, truncated or compressed in a way that no installed library decodes.
+    """
     if "TransferSyntaxUID" not in header.file_meta:  # pydicom has guessed it
         implicit = header.original_encoding[0]
         header.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian
@@ -105,9 +117,13 @@ def _decoded(header: pydicom.Dataset, name: str) -> np.ndarray:
     if problem := codec_problem(syntax):
         raise ValueError(f"{name}: {problem}")
     try:
-        if not syntax.is_encapsulated or _pydicom_decodes(syntax):
+        if syntax.is_encapsulated and not _pydicom_decodes(syntax):
+            return _decoded_by_itk(header)
+        if header.get("SamplesPerPixel", 1) == 1:
             return header.pixel_array
-        return _decoded_by_itk(header)
+        from pydicom.pixels import pixel_array  # of pydicom 3, which turns YBR to RGB
+
+        return pixel_array(header)
     except MemoryError:
         raise
     except Exception as error:  # codecs raise many kinds
@@ -123,11 +139,13 @@ def _decoded_by_itk(header: pydicom.Dataset) -> np.ndarray:
             plain[keyword] = header[keyword]
     plain.file_meta = header.file_meta
     plain.SOPClassUID, plain.SOPInstanceUID = header.SOPClassUID, header.SOPInstanceUID
-    plain.PhotometricInterpretation = "MONOCHROME2"  # else ITK would invert
+    grey = header.get("SamplesPerPixel", 1) == 1
+    # of MONOCHROME1 ITK would invert the values
+    plain.PhotometricInterpretation = "MONOCHROME2" if grey else header.PhotometricInterpretation
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "pixels.dcm"  # without the patient
         plain.save_as(path, enforce_file_format=True)
         pixels = itk.array_from_image(itk.imread(str(path), imageio=itk.GDCMImageIO.New()))
     frames = int(header.get("NumberOfFrames") or 1)
     shape = (header.Rows, header.Columns) if frames == 1 else (frames, header.Rows, header.Columns)
-    return pixels.reshape(shape)
+    return pixels.reshape(shape if grey else (*shape, 3))

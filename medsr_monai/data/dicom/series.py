@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,7 +20,9 @@ from medsr_monai.data.dicom.pixels import codec_problem, read_stack
 from medsr_monai.data.dicom.slices import DicomFiles, DicomSlice, is_zip, read_slices
 from medsr_monai.transforms.geometry import implausible_grid
 
-__all__ = ["DicomSeries", "find_series", "one_series"]
+__all__ = ["DicomSeries", "DicomStudy", "find_series", "one_series", "read_study"]
+
+logger = logging.getLogger(__name__)
 
 SAME_PLACE = 0.01
 """Slices nearer to each other than this, in mm, lie at one position."""
@@ -30,8 +34,16 @@ MAX_SHEAR = 0.01
 """Largest cosine between the stack's direction and the slices; smaller ones go into the affine, larger are refused."""
 THICKNESS_RANGE = 1.1
 """Ratio of the thickest to the thinnest slice of a stack."""
-NO_IMAGES = ("SEG", "RTDOSE", "RTSTRUCT", "SR", "PR", "KO", "REG", "SM")
-"""Modalities whose pixels are no intensities of one volume."""
+WIDE = 1.5
+"""Slices that lie farther apart than this times their stated distance or thickness may not be all there are."""
+SAME_SLICE = 0.6
+"""Slices of two parts that lie farther apart than this share of their distance are not at one position."""
+SAME_SPAN = 0.4
+"""Share of the shorter of two stacks along which the other lies, from which on they take the same place."""
+ACQUIRED_IN_TURNS = ("trigger", "acquisition", "acquisition time")
+"""Marks that may differ between the slices of one volume that lie beside each other."""
+LOCALISER_SLICES = 5
+"""Slices of each plane that a localiser has at most; longer stacks are volumes."""
 NAMED = 4
 """Files or positions that a message names."""
 
@@ -94,6 +106,11 @@ class DicomSeries:
         return next((kind for kind, holds in kinds.items() if holds), None)
 
     @property
+    def kind(self) -> str:
+        """SOPClassUID, which says what kind of object its files are."""
+        return str(self.slices[0].header.get("SOPClassUID"))
+
+    @property
     def has_positions(self) -> bool:
         """Whether a slice states its place, unlike ultrasound, endoscopy and X-rays, which are pictures."""
         return any(item.position for item in self.slices)
@@ -118,6 +135,22 @@ class DicomSeries:
         """
         return _affine(self.slices)
 
+    @property
+    def doubt(self) -> str | None:
+        """One line if its slices lie farther apart, or nearer together, than their headers make one expect."""
+        first = self.slices[0]
+        stated, thickness = abs(first.gap or 0), first.thickness or 0
+        expected = stated if stated >= (1 - UNEVEN) * thickness else thickness + stated
+        if self.affine is None or len(self.slices) == 1 or not expected:
+            return None
+        gap = self.spacing[2]
+        if gap > WIDE * expected or (stated == expected and gap * WIDE < expected):
+            return (
+                f"slices lie {gap:.2f} mm apart, their headers state a distance of {stated or 'unknown'} mm and a "
+                f"thickness of {thickness or 'unknown'} mm: is the series complete, and one volume?"
+            ).replace("unknown mm", "unknown length")
+        return None
+
     def check(self) -> None:
         """Refuse a series with a problem.
 
@@ -136,6 +169,8 @@ class DicomSeries:
             ValueError: the series has a problem, or its pixels are damaged.
         """
         self.check()
+        if self.doubt:
+            logger.warning("%s: %s", self.source, self.doubt)
         with DicomFiles(self.root) as files:
             try:
                 return read_stack(files, self.slices)
@@ -152,62 +187,111 @@ class DicomSeries:
             for item in self.slices:
                 if item.file not in whole:
                     with files.open(item.file) as file:
-                        whole[item.file] = pydicom.dcmread(file, stop_before_pixels=True)
+                        whole[item.file] = pydicom.dcmread(file, stop_before_pixels=True, force=True)
                 headers.append(whole[item.file] if item.frame is None else frame_header(whole[item.file], item.frame))
         return headers
 
 
+@dataclass(frozen=True)
+class DicomStudy:
+    """What a folder, a zip or a file holds. Each of its files is in a series, damaged or left out."""
+
+    root: str
+    series: list[DicomSeries]
+    """By study, number and part."""
+    damaged: dict[str, str]
+    """Files that cannot be read and make the series of their folder refused, and why, by name."""
+    left_out: dict[str, str]
+    """Files that belong to no series, and what they are, by name."""
+
+    @property
+    def left_out_line(self) -> str | None:
+        """One line that counts and names what is left out; None if that is nothing."""
+        if not self.left_out:
+            return None
+        kinds: dict[str, list[str]] = {}
+        for name, kind in self.left_out.items():
+            kinds.setdefault(kind, []).append(name)
+        told = "; ".join(f"{kind}: {_some(names)}" for kind, names in kinds.items())
+        read = len({item.file for one in self.series for item in one.slices})
+        total = read + len(self.damaged) + len(self.left_out)
+        damaged = f", {len(self.damaged)} damaged" if self.damaged else ""
+        return f"{self.root}: of {_files(total)} {read} read{damaged}, {len(self.left_out)} left out ({told})"
+
+    @property
+    def beside_volumes_line(self) -> str | None:
+        """One line that counts and names its series, for who reads the volumes of other kinds in its folder."""
+        count = len({item.file for one in self.series for item in one.slices}) + len(self.damaged)
+        if not count:
+            return None
+        return (
+            f"{self.root}: {_files(count)} of DICOM left out beside volumes of other kinds "
+            f"({_some([one.label for one in self.series])}): give their own folder, or choose them with --series"
+        )
+
+
+def _files(count: int) -> str:
+    return "1 file" if count == 1 else f"{count} files"
+
+
 def find_series(path: str | os.PathLike) -> list[DicomSeries]:
+    """The series of :func:`read_study`."""
+    return read_study(path).series
+
+
+def read_study(path: str | os.PathLike) -> DicomStudy:
     """Sort what a folder (with those below it), a zip or a file holds into series; only headers are read.
 
-    First by SeriesInstanceUID and kind of object, then by geometry (orientation, rows, columns, pixel spacing), then,
-    where slices lie at the same positions, by what tells them apart: echo, b-value, gradient direction, time, image
-    type, acquisition. A DICOMDIR, reports and files of other kinds are passed over.
+    First by SeriesInstanceUID and kind of object, then by geometry (orientation, rows, columns, pixel spacing). Where
+    slices lie at the same positions, or volumes within each other, then by what tells them apart: echo, b-value,
+    gradient direction, time, image type, units, acquisition, also by what Siemens, GE and Philips say of these in
+    private elements; else by InstanceNumber where each position occurs equally often. A DICOMDIR, reports and files of
+    other kinds are left out.
 
     Args:
         path: folder, zip file or DICOM file.
-
-    Returns:
-        Series by study, number and part; none if there is no DICOM image.
 
     Raises:
         FileNotFoundError: no such path.
         ValueError: a damaged or encrypted zip.
     """
-    return _find_series(Path(path))[0]
-
-
-def _find_series(path: Path) -> tuple[list[DicomSeries], dict[str, str]]:
-    """Series, and the reasons of files that cannot be read, by name."""
+    path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file or folder")
     with DicomFiles(path) as files:
-        slices, damaged = read_slices(files)
-        slices, twice = _without_copies(files, slices)
+        found = read_slices(files)
+        slices, twice, copies = _without_copies(files, found.slices)
+    beside: dict[Path, list[str]] = {}
+    for name in found.damaged:
+        beside.setdefault(Path(name).parent, []).append(name)
     series = [
-        found
+        one
         for group in _grouped(slices, _kind_of_object).values()
-        for found in _series_of(str(path), group, twice | _damaged_beside(group, damaged))
+        for one in _series_of(str(path), group, twice | _damaged_beside(group, beside, found.damaged))
     ]
+    series = [_without_split_off(one, series) for one in series]
     series.sort(key=lambda s: (s.study, s.number is None, s.number or 0, s.uid))
-    return [replace(s, source=f"{path}, series {s.label}") for s in series] if len(series) > 1 else series, damaged
+    if len(series) > 1:
+        series = [replace(s, source=f"{path}, series {s.label}") for s in series]
+    folders = {Path(item.file).parent for item in slices}
+    # without a slice beside it a damaged file makes no series wrong
+    alone = {name: reason for name, reason in found.damaged.items() if Path(name).parent not in folders}
+    damaged = {name: reason for name, reason in found.damaged.items() if name not in alone}
+    return DicomStudy(str(path), series, damaged, found.left_out | copies | alone)
 
 
 def one_series(path: str | os.PathLike) -> DicomSeries:
     """The only series of a folder, zip or file, or the only one that is no localiser, derived or secondary capture.
 
+    What is left out is logged as a warning.
+
     Raises:
-        FileNotFoundError, ValueError: none or several; the series has a problem; see :func:`find_series`.
+        FileNotFoundError, ValueError: none or several; the series has a problem; see :func:`read_study`.
     """
-    series, damaged = _find_series(Path(path))
-    if not series and damaged:
-        name, reason = next(iter(damaged.items()))
-        raise ValueError(f"{path}: {name} {reason}: damaged file?")
+    study = read_study(path)
+    series = study.series
     if not series:
-        what = (
-            "a zip without a DICOM image" if is_zip(path) else "DICOM files without an image (a DICOMDIR or a report?)"
-        )
-        raise ValueError(f"{path}: {what}, give the folder of a series")
+        raise ValueError(_no_series(study))
     chosen = series if len(series) == 1 else [s for s in series if not s.left_out]
     if len(chosen) != 1:
         names = "; ".join(s.label + (f" ({s.left_out})" if s.left_out else "") for s in chosen or series)
@@ -216,7 +300,22 @@ def one_series(path: str | os.PathLike) -> DicomSeries:
             "`medsr upscale` sort them"
         )
     chosen[0].check()
+    for line in (study.left_out_line, *(f"{s.source}: {s.left_out}, left out" for s in series if s is not chosen[0])):
+        if line:
+            logger.warning(line)
     return chosen[0]
+
+
+def _no_series(study: DicomStudy) -> str:
+    told = {name: what for name, what in study.left_out.items() if what not in ("no DICOM", "hidden")}
+    if wrong := {name: what for name, what in told.items() if what.startswith(("has ", "does "))}:
+        name, reason = next(iter(wrong.items()))
+        return f"{study.root}: {name} {reason}: damaged file?"
+    what = "DICOM files without an image"
+    if is_zip(study.root):
+        what = "a zip without a DICOM image"
+    told = ", ".join(f"{name} ({kind})" for name, kind in list(told.items())[:NAMED]) or "a DICOMDIR or a report?"
+    return f"{study.root}: {what} ({told}), give the folder of a series"
 
 
 def _grouped(slices: Iterable[DicomSlice], key: Callable[[DicomSlice], object]) -> dict[object, list[DicomSlice]]:
@@ -232,30 +331,58 @@ def _kind_of_object(item: DicomSlice) -> tuple:
     return (str(header.get("StudyInstanceUID", "")), str(header.get("SeriesInstanceUID", "")), *kind)
 
 
-def _without_copies(files: DicomFiles, slices: list[DicomSlice]) -> tuple[list[DicomSlice], dict[str, str]]:
-    """Slices without further copies of a file, and the problems of files that are no copies but claim to be."""
-    kept, differing, names = [], {}, {}
+def _without_copies(
+    files: DicomFiles, slices: list[DicomSlice]
+) -> tuple[list[DicomSlice], dict[str, str], dict[str, str]]:
+    """Slices without further copies of a file, the problems of files that only claim to be copies, and the copies."""
+    kept, differing, copies, names = [], {}, {}, {}
     for item in slices:
+        if item.file in copies:
+            continue
         uid = item.header.get("SOPInstanceUID")
         first = names.setdefault((uid, item.frame), item.file) if uid else item.file
         if first != item.file:
             with files.open(first) as one, files.open(item.file) as other:
                 if one.read() == other.read():
+                    copies[item.file] = f"copy of {first}"
                     continue
             differing[item.file] = f"{first} and {item.file} have one SOPInstanceUID and differ, delete the wrong one"
         kept.append(item)
-    return kept, differing
+    return kept, differing, copies
 
 
-def _damaged_beside(group: list[DicomSlice], damaged: dict[str, str]) -> dict[str, str]:
+def _damaged_beside(group: list[DicomSlice], beside: dict[Path, list[str]], damaged: dict[str, str]) -> dict[str, str]:
     """A damaged file may be a slice of any series that lies in its folder."""
-    folders = {Path(item.file).parent for item in group}
-    beside = {name: reason for name, reason in damaged.items() if Path(name).parent in folders}
-    if not beside:
+    names = [name for folder in {Path(item.file).parent for item in group} for name in beside.get(folder, ())]
+    if not names:
         return {}
-    name, reason = next(iter(beside.items()))
-    more = f" ({len(beside)} such files)" if len(beside) > 1 else ""
-    return {group[0].file: f"{name} {reason}{more}: a slice may be lost, replace the file or delete it"}
+    more = f" ({len(names)} such files)" if len(names) > 1 else ""
+    reason = f"{names[0]} {damaged[names[0]]}{more}: a slice may be lost, replace the file or delete it"
+    return {group[0].file: reason}
+
+
+def _without_split_off(series: DicomSeries, others: list[DicomSeries]) -> DicomSeries:
+    """A series with a problem if a single slice continues it under another UID, as a damaged header leaves it."""
+    first, last = series.slices[0], series.slices[-1]
+    if series.problem or len(series.slices) == 1 or series.localiser:
+        return series
+    step = (np.array(last.position) - first.position) / (len(series.slices) - 1)
+    for other in others:
+        item = other.slices[0]
+        if len(other.slices) > 1 or (other.number, other.description) != (series.number, series.description):
+            continue
+        if not _has_geometry(item) or Path(item.file).parent != Path(first.file).parent:
+            continue
+        if other.uid == series.uid and other.study == series.study and other.kind == series.kind:
+            continue
+        ends = np.array([np.subtract(first.position, item.position), np.subtract(item.position, last.position)])
+        places = ends @ step / (step @ step)
+        aside = np.linalg.norm(ends - np.round(places)[:, None] * step, axis=1)
+        fits = (np.round(places) >= 1) & (np.round(places) <= NAMED) & (aside <= UNEVEN * np.linalg.norm(step))
+        if fits.any() and _same_geometry(first, item):
+            reason = f"{item.file} continues it, but is of another series by its UIDs: damaged, or not of this study?"
+            return replace(series, problem=f"{reason} Delete it, or export the series again")
+    return series
 
 
 def _series_of(root: str, group: list[DicomSlice], problems: dict[str, str]) -> list[DicomSeries]:
@@ -265,19 +392,23 @@ def _series_of(root: str, group: list[DicomSlice], problems: dict[str, str]) -> 
     if problem:
         return [_series(root, group, "", problem)]
     stacks = _by_geometry(group)
-    planes = {int(np.abs(_normal(stack)).argmax()) for stack in stacks}
-    if len(planes) == 3:
+    if _is_three_planes(stacks):
         reason = "slices in three planes (a localiser?), no volume: keep one stack"
         return [replace(_series(root, group, "", reason), localiser=True)]
     lone = [stack[0] for stack in stacks if len(stack) == 1] if len(stacks) > 1 else []
-    lone = [item for item in lone if "LOCALIZER" not in item.image_type]
+    lone = [item for item in lone if not item.localiser]
     stacks = [stack for stack in stacks if stack[0] not in lone]
-    several, found = len(stacks) + bool(lone) > 1, []
+    # a scout is of another plane and of another size than the stack that it belongs to
+    scouts = [item for item in lone if stacks and all(_is_other_scan(item, stack) for stack in stacks)]
+    lone = [item for item in lone if item not in scouts]
+    several, found = len(stacks) + len(scouts) + bool(lone) > 1, []
     for number, stack in enumerate(stacks, start=1):
         here = f"stack {number}" if several else ""
         for name, part in _by_marks(stack):
             label = ", ".join(word for word in (here, name) if word)
             found.append(_series(root, part, label, _problem_of_stack(part, stack)))
+    for number, item in enumerate(scouts, start=len(stacks) + 1):
+        found.append(replace(_series(root, [item], f"stack {number}", None), localiser=True))
     if lone:
         reason = (
             f"{len(lone)} DICOM slices of different orientation, size or pixel spacing than the others of their series "
@@ -285,6 +416,30 @@ def _series_of(root: str, group: list[DicomSlice], problems: dict[str, str]) -> 
         )
         found.append(_series(root, lone, "single slices" if several else "", reason))
     return found
+
+
+def _is_three_planes(stacks: list[list[DicomSlice]]) -> bool:
+    """Whether stacks are those of a localiser: few slices each, in three planes.
+
+    Slices that are localisers by their image type, and single ones beside a stack, do not make a localiser of it.
+    """
+    stacks = [stack for stack in stacks if not stack[0].localiser] or stacks
+    stacks = [stack for stack in stacks if len(stack) > 1] or stacks
+    return len({_plane(stack) for stack in stacks}) == 3 and max(map(len, stacks)) <= LOCALISER_SLICES
+
+
+def _is_other_scan(item: DicomSlice, stack: list[DicomSlice]) -> bool:
+    same_size = (item.rows, item.columns, item.pixel_spacing) == (
+        stack[0].rows,
+        stack[0].columns,
+        stack[0].pixel_spacing,
+    )
+    return _plane([item]) != _plane(stack) and not same_size
+
+
+def _plane(slices: Sequence[DicomSlice]) -> int:
+    """The patient's axis that is nearest to the normal."""
+    return int(np.abs(_normal(slices)).argmax())
 
 
 def _series(root: str, slices: list[DicomSlice], part: str, problem: str | None) -> DicomSeries:
@@ -304,7 +459,7 @@ def _series(root: str, slices: list[DicomSlice], part: str, problem: str | None)
         study=str(header.get("StudyInstanceUID", "")),
         slices=tuple(slices),
         derived=first.image_type[:1] == ("DERIVED",),
-        localiser=all("LOCALIZER" in item.image_type for item in slices),
+        localiser=all(item.localiser for item in slices),
         secondary_capture=str(header.get("SOPClassUID", "")).startswith(SecondaryCaptureImageStorage),
         problem=problem,
     )
@@ -313,9 +468,6 @@ def _series(root: str, slices: list[DicomSlice], part: str, problem: str | None)
 def _problem_of_kind(group: list[DicomSlice]) -> str | None:
     """What no sorting mends."""
     headers = [item.header for item in group]
-    modality = str(headers[0].get("Modality") or "")
-    if modality in NO_IMAGES:
-        return f"DICOM of the modality {modality}, which holds no intensities of a volume: leave it out"
     if any(
         int(h.get("SamplesPerPixel") or 1) > 1 or h.get("PhotometricInterpretation") == "PALETTE COLOR" for h in headers
     ):
@@ -343,9 +495,6 @@ def _problem_of_kind(group: list[DicomSlice]) -> str | None:
             return f"DICOM whose values go through a lookup table ({item.name}, ModalityLUTSequence): " + CONVERT
         if reason := codec_problem(item.syntax):
             return f"{item.file}: {reason}"
-    units = Counter(item.units for item in group)
-    if len(units) > 1:
-        return f"DICOM slices in different units ({', '.join(name or 'none' for name in units)}): keep those of one"
     return None
 
 
@@ -394,7 +543,7 @@ def _same_geometry(one: DicomSlice, other: DicomSlice) -> bool:
         (one.rows, one.columns) == (other.rows, other.columns)
         and np.allclose(one.pixel_spacing, other.pixel_spacing, rtol=1e-4, atol=0)
         and np.abs(np.subtract(one.orientation, other.orientation)).max() <= SAME_DIRECTION
-        and ("LOCALIZER" in one.image_type) == ("LOCALIZER" in other.image_type)
+        and one.localiser == other.localiser
     )
 
 
@@ -415,29 +564,79 @@ def _places(distances: np.ndarray) -> int:
 
 
 def _by_marks(slices: list[DicomSlice]) -> list[tuple[str, list[DicomSlice]]]:
-    """Slices at the same positions told apart: a name and the slices of each part.
+    """Slices of several volumes told apart: a name and the slices of each part.
 
-    A mark tells them apart if each of its values occurs at half of the positions or more; so a slice that was sent
-    twice is no part of its own.
+    Where slices lie at the same positions, a mark tells them apart if each of its values occurs at half of the
+    positions or more; so a slice that was sent twice is no part of its own. Where they lie between each other, it does
+    if its values are volumes that take the same place.
     """
     count = _places(_distances(slices))
-    if count < len(slices):
-        for mark in slices[0].marks:
-            groups = _grouped(slices, lambda item, mark=mark: item.marks[mark])
-            if len(groups) > 1 and all(2 * _places(_distances(g)) >= count for g in groups.values()):
-                return [
-                    (", ".join(word for word in (f"{mark} {value or 'none'}", name) if word), part)
-                    for value, group in sorted(groups.items(), key=lambda pair: _natural(pair[0]))
-                    for name, part in _by_marks(group)
-                ]
-    return [("", slices)]
+    for mark in slices[0].marks:
+        groups = _grouped(slices, lambda item, mark=mark: item.marks[mark])
+        if len(groups) > 1 and (
+            (count < len(slices) and all(2 * _places(_distances(group)) >= count for group in groups.values()))
+            or _within_each_other(mark, slices, list(groups.values()))
+        ):
+            return [
+                (", ".join(word for word in (f"{mark} {value or 'none'}", name) if word), part)
+                for value, group in sorted(groups.items(), key=lambda pair: _natural(pair[0]))
+                for name, part in _by_marks(group)
+            ]
+    volumes = _by_instance(slices) if count < len(slices) else []
+    return [(f"volume {number}", part) for number, part in enumerate(volumes, start=1)] or [("", slices)]
 
 
-def _natural(value: str) -> tuple[float, str]:
+def _by_instance(slices: list[DicomSlice]) -> list[list[DicomSlice]]:
+    """Volumes by the order of InstanceNumber at each position, as dcm2niix takes them.
+
+    None if a position occurs more often than another, or if a number does not stand for one slice.
+    """
+    distances = _distances(slices)
+    order = np.argsort(distances, kind="stable")
+    starts = np.flatnonzero(np.diff(distances[order]) > SAME_PLACE) + 1
+    places = [sorted((slices[i] for i in place), key=_instance) for place in np.split(order, starts)]
+    if len({len(place) for place in places}) > 1 or len({_instance(item) for item in slices}) < len(slices):
+        return []
+    return [list(volume) for volume in zip(*places, strict=True)]
+
+
+def _instance(item: DicomSlice) -> tuple[int, int]:
+    number = item.header.get("InstanceNumber")
+    return -1 if number in (None, "") else int(number), item.frame or 0
+
+
+def _within_each_other(mark: str, slices: list[DicomSlice], groups: list[list[DicomSlice]]) -> bool:
+    """Whether groups of slices are volumes that take the same place."""
+    edge = _stated_edge(slices[0])
+    # slices of one volume may be acquired in turns, at their stated distance
+    if mark in ACQUIRED_IN_TURNS and not 0 < np.median(np.diff(np.sort(_distances(slices)))) * WIDE < edge:
+        return False
+    longest = max(map(len, groups))
+    spans = []
+    for group in groups:
+        if 2 * len(group) < longest:
+            return False
+        distances = _distances(group)
+        spans.append((distances.min() - edge / 2, distances.max() + edge / 2))
+    return all(
+        min(high, other_high) - max(low, other_low) > SAME_SPAN * min(high - low, other_high - other_low)
+        for number, (low, high) in enumerate(spans)
+        for other_low, other_high in spans[:number]
+    )
+
+
+def _stated_edge(item: DicomSlice) -> float:
+    """The distance of slices, in mm, by a header; 0 where it states none."""
+    return abs(item.gap or 0) or item.thickness or 0
+
+
+def _natural(value: str) -> tuple[int, list[float], str]:
+    """Order of a mark's values: none, by number, by letter."""
     try:
-        return float(value), ""
+        numbers = [float(word) for word in re.split(r"[\s,\[\]]+", value) if word]
     except ValueError:
-        return float("-inf") if not value else float("inf"), value
+        return 2, [], value
+    return min(len(numbers), 1), numbers, value
 
 
 def _some(names: Sequence[str]) -> str:
@@ -449,6 +648,9 @@ def _problem_of_stack(slices: list[DicomSlice], siblings: list[DicomSlice]) -> s
 
     ``siblings`` are those of all parts of the stack, such as the other echoes, in which a missing slice shows.
     """
+    units = Counter(item.units for item in slices)
+    if len(units) > 1:
+        return f"DICOM slices in different units ({', '.join(name or 'none' for name in units)}): keep those of one"
     if len(slices) > 1:
         slices = [slices[i] for i in np.argsort(_distances(slices), kind="stable")]
         distances, positions = _distances(slices), np.array([item.position for item in slices])
@@ -457,11 +659,15 @@ def _problem_of_stack(slices: list[DicomSlice], siblings: list[DicomSlice]) -> s
         same = np.flatnonzero(gaps <= max(SAME_PLACE, UNEVEN * gap))
         if same.size:
             pairs = [f"{slices[i].name} and {slices[i + 1].name} at {distances[i]:.2f} mm" for i in same]
-            return f"several DICOM slices at one position, keep one of each: {_some(pairs)}"
-        problems = [_tilt(positions, _normal(slices)), _unevenness(slices, distances, gap)]
+            return (
+                f"several DICOM slices at one position, and nothing tells their volumes apart ({_some(pairs)}): keep "
+                "one of each, or convert them to NIfTI (dcm2niix)"
+            )
+        problems = [_tilt(positions, _normal(slices)), _unevenness(slices, distances, gap) or _sparse(slices[0], gap)]
         if any(problems):
             return "; ".join(problem for problem in problems if problem)
-    lost = _lost(_distances(slices), _distances(siblings))
+    edge = float(np.median(np.diff(_distances(slices)))) if len(slices) > 1 else _stated_edge(slices[0])
+    lost = _lost(_distances(slices), _distances(siblings), edge)
     if lost:
         return f"slices are missing that other parts of the series have, at {_some(lost)}"
     thicknesses = [item.thickness for item in slices if item.thickness]
@@ -512,9 +718,26 @@ def _unevenness(slices: list[DicomSlice], distances: np.ndarray, gap: float) -> 
     )
 
 
-def _lost(distances: np.ndarray, others: np.ndarray) -> list[str]:
+def _sparse(item: DicomSlice, gap: float) -> str | None:
+    """Whether every second slice, or more, of an even stack is missing by what its headers say."""
+    stated, thickness = abs(item.gap or 0), item.thickness or 0
+    # some scanners state the gap between the slices only, which is less than their thickness
+    if not stated or stated < (1 - UNEVEN) * thickness:
+        return None
+    ratio = gap / stated
+    if ratio < WIDE or abs(ratio - round(ratio)) > UNEVEN:
+        return None
+    return (
+        f"DICOM slices lie {gap:.2f} mm apart, their headers state a distance of {stated:g} mm"
+        + (f" and a thickness of {thickness:g} mm" if thickness else "")
+        + f": {round(ratio) - 1} of {round(ratio)} slices are missing, export the series again"
+    )
+
+
+def _lost(distances: np.ndarray, others: np.ndarray, edge: float) -> list[str]:
+    """Positions of other parts, which may lie half a slice aside, at which there is no slice."""
     places = np.unique(np.round(others, 2))
-    return [f"{p:.2f} mm" for p in places if np.abs(distances - p).min() > 2 * SAME_PLACE]
+    return [f"{p:.2f} mm" for p in places if np.abs(distances - p).min() > max(2 * SAME_PLACE, SAME_SLICE * edge)]
 
 
 def _affine(slices: Sequence[DicomSlice]) -> np.ndarray | None:

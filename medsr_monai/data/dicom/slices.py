@@ -4,23 +4,44 @@ from __future__ import annotations
 
 import io
 import os
+import re
+import stat
+import struct
 import warnings
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
 import pydicom
 from pydicom.errors import InvalidDicomError
+from pydicom.filereader import read_partial
+from pydicom.tag import Tag
+from pydicom.uid import UID, MediaStorageDirectoryStorage
 
-__all__ = ["DicomFiles", "DicomSlice", "is_zip", "read_slices"]
+__all__ = ["DicomFiles", "DicomSlice", "FoundSlices", "begins_as_dicom", "is_zip", "read_slices"]
 
 PREAMBLE = 132
 SLICE_SUFFIXES = (".dcm", ".dicom", ".ima")
-"""Of files that claim to be DICOM: one that cannot be read is a slice lost, other files are passed over."""
+"""Files with these suffixes claim to be DICOM: one that cannot be read may be a slice that is lost."""
+HIDDEN = (".", "__MACOSX")
+"""How the names of hidden files and folders begin."""
+FIRST_GROUPS = (0x0002, 0x0008)
+"""Groups of the first data element of a DICOM file that has no preamble."""
+LONGEST_FIRST = 128
+"""Bytes that the first data element of a file without preamble holds at most."""
+LOCALISERS = ("LOCALIZER", "SCOUT", "SURVIEW", "SURVEY", "TOPOGRAM", "SCANOGRAM", "SCANOSCOPE")
+"""Words in ImageType of images that were made to plan other scans."""
+PIXELS = (0x7FE00008, 0x7FE00009, 0x7FE00010)
+"""FloatPixelData, DoubleFloatPixelData and PixelData."""
+NO_INTENSITIES = ("SEG", "RTDOSE", "RTSTRUCT", "RTPLAN", "SR", "PR", "KO", "REG", "SM")
+"""Modalities of objects that hold no intensities of a volume, whether or not they hold pixels."""
+CLASSES_WITHOUT_INTENSITIES = ("RT Dose", "Segmentation", "Whole Slide Microscopy", "Presentation State")
+"""Words in the names of the SOP classes of such objects."""
 STUDY_TAGS = (
     "SOPClassUID SOPInstanceUID ImageType Modality SeriesDescription StudyInstanceUID SeriesInstanceUID SeriesNumber "
     "InstanceNumber SliceThickness SpacingBetweenSlices EchoTime EchoNumbers InversionTime TriggerTime RescaleType "
@@ -30,9 +51,33 @@ STUDY_TAGS = (
     "BodyPartExamined ProtocolName PatientName PatientID PatientIdentityRemoved SharedFunctionalGroupsSequence "
     "PerFrameFunctionalGroupsSequence"
 )
-INTEGERS = ("Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "SeriesNumber")
-PRIVATE_B_VALUES = ((0x0019, 0x100C), (0x0043, 0x1039), (0x2001, 0x1003))
-"""Of Siemens, GE and Philips, where the standard's DiffusionBValue is missing."""
+INTEGERS = ("Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "SeriesNumber", "InstanceNumber")
+PRIVATE_MARKS = {
+    "b-value": [
+        {(0x0019, 0x100C): None},  # Siemens
+        {(0x0043, 0x1039): None},  # GE
+        {(0x2001, 0x1003): "f4"},  # Philips
+    ],
+    "gradient direction": [
+        {(0x0019, 0x100E): "f8"},
+        {(0x0019, 0x10BB): None, (0x0019, 0x10BC): None, (0x0019, 0x10BD): None},
+        {(0x2005, 0x10B0): "f4", (0x2005, 0x10B1): "f4", (0x2005, 0x10B2): "f4"},
+    ],
+    "gradient number": [{(0x0043, 0x1030): "i2"}],  # GE
+    "complex part": [{(0x0043, 0x102F): "i2"}],  # GE: 0 for magnitude, 1 phase, 2 real, 3 imaginary
+    "phase": [{(0x2001, 0x1008): None}],  # Philips
+    "label": [{(0x2005, 0x1429): None}],  # Philips: LABEL or CONTROL of arterial spin labelling
+}
+"""Private elements that tell what the standard's do not, as dcm2niix reads them; first come those that stand together.
+
+Each has the type of its bytes where its VR is unknown, or None for text.
+"""
+GE_B_VALUE = 1e9
+"""GE adds multiples of this to b-values."""
+PRIVATE_TAGS = [tag for choices in PRIVATE_MARKS.values() for choice in choices for tag in choice]
+TAGS = [Tag(tag) for tag in (*STUDY_TAGS.split(), *PRIVATE_TAGS)]
+STATED_BY_CLASS = ("MR Image", "CT Image", "Enhanced MR Image", "Enhanced CT Image", "Positron Emission")
+"""How the names of the SOP classes begin that leave no doubt that there are intensities."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,6 +115,11 @@ class DicomSlice:
         return self.header.file_meta.get("TransferSyntaxUID", pydicom.uid.ImplicitVRLittleEndian)
 
     @property
+    def localiser(self) -> bool:
+        """Whether its image type says that it was made to plan other scans."""
+        return any(word in part for part in self.image_type for word in LOCALISERS)
+
+    @property
     def name(self) -> str:
         """File, with the frame counted from 1, as viewers do."""
         return self.file if self.frame is None else f"{self.file} frame {self.frame + 1}"
@@ -85,19 +135,21 @@ class UnreadableZipError(ValueError):
 
 
 class DicomFiles:
-    """Files of a folder with those below it, of a zip, or a single file; hidden ones are left out.
+    """Files of a folder with those below it, of a zip, or a single file.
 
-    A zip is read in memory, nothing is unpacked to disk.
+    Links to files and folders are followed, a loop ends. A zip is read in memory, nothing is unpacked to disk.
 
     Raises:
-        UnreadableZipError: a zip is damaged or encrypted.
+        UnreadableZipError: a zip is damaged or encrypted, or holds members that lie outside of it or share a name.
     """
 
     def __init__(self, root: str | os.PathLike) -> None:
         self.root = Path(root)
+        self.left_out: dict[str, str] = {}
+        """Files and folders that :meth:`names` does not tell, and why."""
         try:
             self.archive = zipfile.ZipFile(self.root) if is_zip(self.root) else None
-        except zipfile.BadZipFile as error:
+        except (zipfile.BadZipFile, OSError, NotImplementedError, ValueError) as error:
             raise UnreadableZipError(f"{self.root}: cannot be unpacked ({error}): a damaged zip?") from error
 
     def __enter__(self) -> DicomFiles:
@@ -108,19 +160,58 @@ class DicomFiles:
             self.archive.close()
 
     def names(self) -> list[str]:
-        """Paths below the root, sorted."""
+        """Paths below the root, sorted, of all files but those in ``left_out``."""
         if self.archive is not None:
-            names = [info.filename for info in self.archive.infolist() if not info.is_dir()]
+            found = self._members()
         elif self.root.is_dir():
-            names = [
-                os.path.relpath(os.path.join(folder, name), self.root)
-                for folder, _, files in os.walk(self.root)
-                for name in files
-            ]
+            found = self._files()
         else:
             return [self.root.name]
-        hidden = (".", "__MACOSX")
-        return sorted(n for n in names if not any(part.startswith(hidden) for part in Path(n).parts))
+        names = []
+        for name in sorted(found):
+            if any(part.startswith(HIDDEN) for part in Path(name).parts):
+                self.left_out[name] = "hidden"
+            else:
+                names.append(name)
+        return names
+
+    def _members(self) -> list[str]:
+        names = [info.filename for info in self.archive.infolist() if not info.is_dir()]
+        for name in names:
+            if name.startswith(("/", "\\")) or ".." in re.split(r"[/\\]", name) or name[1:2] == ":":
+                raise UnreadableZipError(
+                    f"{self.root}: its member {name!r} names a place outside of the zip: pack the study again"
+                )
+        if len(set(names)) < len(names):
+            twice = next(name for number, name in enumerate(sorted(names)) if name == sorted(names)[number + 1])
+            raise UnreadableZipError(f"{self.root}: has two members called {twice!r}: pack the study again")
+        return names
+
+    def _files(self) -> list[str]:
+        found, seen = [], set()
+
+        def unreadable(error: OSError) -> None:
+            self.left_out[os.path.relpath(error.filename, self.root)] = f"folder, {error.strerror}"
+
+        for folder, folders, files in os.walk(self.root, onerror=unreadable, followlinks=True):
+            place = os.path.realpath(folder)
+            if place in seen:  # a link to a folder above it, or to one that was read already
+                folders.clear()
+                continue
+            seen.add(place)
+            for path in (os.path.join(folder, name) for name in files):
+                name = os.path.relpath(path, self.root)
+                try:
+                    # whoever opened a pipe would wait for ever
+                    regular = stat.S_ISREG(os.stat(path).st_mode)
+                except OSError as error:
+                    self.left_out[name] = error.strerror or "cannot be opened"
+                    continue
+                if regular:
+                    found.append(name)
+                else:
+                    self.left_out[name] = "no regular file"
+        return found
 
     @contextmanager
     def open(self, name: str) -> Iterator[BinaryIO]:
@@ -133,7 +224,7 @@ class DicomFiles:
         try:
             with self.archive.open(name) as member:
                 content = member.read(PREAMBLE)
-                if content[-4:] == b"DICM":
+                if begins_as_dicom(content):
                     content += member.read()
         except (zipfile.BadZipFile, RuntimeError, NotImplementedError, zlib.error, EOFError) as error:
             raise UnreadableZipError(
@@ -142,37 +233,112 @@ class DicomFiles:
         yield io.BytesIO(content)
 
 
-def read_slices(files: DicomFiles) -> tuple[list[DicomSlice], dict[str, str]]:
-    """Slices of all DICOM images among ``files``, and why others that claim to be DICOM cannot be read, by name.
+def begins_as_dicom(head: bytes) -> bool:
+    """Whether a file with these first 132 bytes is DICOM.
 
-    Whatever else lies there is passed over: a DICOMDIR, reports, files of other kinds.
+    Either DICM follows a preamble of 128 bytes, or, as some scanners and archives write it, there is no preamble and
+    the file begins with a data element of group 0002 or 0008.
     """
-    slices, damaged = [], {}
+    if head[128:PREAMBLE] == b"DICM":
+        return True
+    if len(head) < 8:
+        return False
+    vr = head[4:6]
+    for order in "<>":
+        group, _ = struct.unpack(order + "HH", head[:4])
+        if group in FIRST_GROUPS and (
+            (vr.isalpha() and vr.isupper()) or (order == "<" and int.from_bytes(head[4:8], "little") <= LONGEST_FIRST)
+        ):
+            return True
+    return False
+
+
+@dataclass(frozen=True)
+class FoundSlices:
+    """What a folder, a zip or a file holds. Each of its files is in one of these."""
+
+    slices: list[DicomSlice]
+    damaged: dict[str, str]
+    """Files that may be a slice of a series and cannot be read, and why, by name."""
+    left_out: dict[str, str]
+    """Other files, and what they are."""
+
+
+def read_slices(files: DicomFiles) -> FoundSlices:
+    """Read the headers of all DICOM images among ``files``.
+
+    Left out are a DICOMDIR and other objects that hold no intensities of a volume, such as reports and RT doses, and
+    files that are no DICOM. Such a file is damaged instead if its suffix is that of DICOM files, or if its name is that
+    of a slice in its folder but for the digits.
+    """
+    slices, damaged, left_out = [], {}, files.left_out
     with warnings.catch_warnings(action="ignore"):  # pydicom's, of values that no volume depends on
         for name in files.names():
             try:
-                slices += _of_file(files, name)
+                found = _of_file(files, name)
             except InvalidDicomError:
-                if name.lower().endswith(SLICE_SUFFIXES):
-                    damaged[name] = "does not begin as DICOM files do"
+                found = "no DICOM"
             except OSError as error:
                 damaged[name] = error.strerror or "cannot be opened"
+                continue
             except UnreadableZipError:
                 raise
             except Exception as error:  # pydicom meets damaged headers with many kinds
                 damaged[name] = f"has a damaged header ({_first_line(error)})"
-    return slices, damaged
+                continue
+            if isinstance(found, str):
+                left_out[name] = found
+            else:
+                slices += found
+    series = {_without_digits(item.file) for item in slices}
+    for name in [name for name, reason in left_out.items() if reason == "no DICOM"]:
+        if name.lower().endswith(SLICE_SUFFIXES) or _without_digits(name) in series:
+            del left_out[name]
+            damaged[name] = "does not begin as DICOM files do"
+    return FoundSlices(slices, damaged, left_out)
 
 
-def _of_file(files: DicomFiles, name: str) -> list[DicomSlice]:
-    tags = [*STUDY_TAGS.split(), *PRIVATE_B_VALUES]
+def _without_digits(name: str) -> str:
+    return re.sub(r"\d+", "0", name)
+
+
+def _of_file(files: DicomFiles, name: str) -> list[DicomSlice] | str:
+    """The slices of a file, or what it is instead."""
+    pixels = []
+
+    def at_pixels(tag: int, vr: str | None, length: int) -> bool:
+        if tag in PIXELS and length:
+            pixels.append(tag)
+        return tag in PIXELS
+
     with files.open(name) as file:
-        header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=tags)
-    if "Rows" in header and "Columns" in header:
+        if not begins_as_dicom(file.read(PREAMBLE)):
+            raise InvalidDicomError
+        file.seek(0)
+        header = read_partial(file, at_pixels, force=True, specific_tags=TAGS)
+    stated = header.get("SOPClassUID"), header.file_meta.get("MediaStorageSOPClassUID")
+    classes = [UID(str(uid)) for uid in stated if uid]
+    kinds = [uid.name for uid in classes]
+    modality = str(header.get("Modality") or "")
+    if MediaStorageDirectoryStorage in classes or Path(name).name.upper() == "DICOMDIR":
+        return "DICOMDIR"
+    if any(word in kind for kind in kinds for word in CLASSES_WITHOUT_INTENSITIES):
+        return kinds[0]
+    image = any("Image Storage" in kind for kind in kinds)
+    if modality in NO_INTENSITIES:
+        if any(kind.startswith(STATED_BY_CLASS) for kind in kinds):
+            raise ValueError(f"of the modality {modality}, but {kinds[0]}")
+        return kinds[0] if kinds else f"modality {modality}"
+    lacks = [keyword for keyword in ("Rows", "Columns") if keyword not in header] + ([] if pixels else ["PixelData"])
+    if not lacks:
         return _of_header(name, header)
-    if "Image Storage" in getattr(header.get("SOPClassUID"), "name", ""):
-        raise ValueError("without an image: no Rows and Columns, truncated?")
-    return []
+    if not header.preamble and not kinds and len(lacks) == 3:
+        raise InvalidDicomError
+    # a class that nobody knows may be a damaged one, unless it is stated twice
+    sure = len(set(kinds)) == 1 and (kinds[0] != classes[0] or len(kinds) == 2 or not header.file_meta)
+    if image or not sure:
+        raise ValueError(f"without an image: no {' and '.join(lacks)}, truncated?")
+    return f"{kinds[0]}, no image"
 
 
 def _first_line(error: BaseException) -> str:
@@ -230,19 +396,24 @@ def _slice(name: str, frame: int | None, header: pydicom.Dataset, groups: Sequen
     image_type = image_type or header.get("ImageType") or ()
     image_type = (image_type,) if isinstance(image_type, str) else tuple(image_type)
     b_value = value("DiffusionBValue", "MRDiffusionSequence")
-    if b_value is None:
-        b_value = next((header[tag].value for tag in PRIVATE_B_VALUES if tag in header), None)
     diffusion = ("MRDiffusionSequence", "DiffusionGradientDirectionSequence")
+    units = str(value("RescaleType", "PixelValueTransformationSequence") or value("Units") or "")
     marks = {
         "echo": header.get("EchoNumbers"),
         "echo time": value("EffectiveEchoTime", "MREchoSequence") or header.get("EchoTime"),
-        "b-value": b_value,
-        "gradient direction": value("DiffusionGradientOrientation", *diffusion),
+        "b-value": _private(header, "b-value") if b_value is None else " ".join(_words(b_value, None)),
+        "gradient direction": value("DiffusionGradientOrientation", *diffusion)
+        or _private(header, "gradient direction"),
         "time": value("TemporalPositionIndex", "FrameContentSequence") or header.get("TemporalPositionIdentifier"),
         "trigger": value("NominalCardiacTriggerDelayTime", "CardiacSynchronizationSequence") or value("TriggerTime"),
         "inversion": value("InversionTimes", "MRModifierSequence") or header.get("InversionTime"),
         "kernel": value("ConvolutionKernel", "CTReconstructionSequence"),
         "type": "/".join(image_type[2:]),
+        "units": units,
+        "gradient number": _private(header, "gradient number"),
+        "complex part": _private(header, "complex part"),
+        "phase": _private(header, "phase"),
+        "label": _private(header, "label"),
         "acquisition": value("FrameAcquisitionNumber", "FrameContentSequence") or header.get("AcquisitionNumber"),
         "acquisition time": header.get("AcquisitionTime"),
     }
@@ -259,10 +430,40 @@ def _slice(name: str, frame: int | None, header: pydicom.Dataset, groups: Sequen
         gap=number("SpacingBetweenSlices", "PixelMeasuresSequence"),
         slope=number("RescaleSlope", "PixelValueTransformationSequence", 1.0),
         intercept=number("RescaleIntercept", "PixelValueTransformationSequence", 0.0),
-        units=str(value("RescaleType", "PixelValueTransformationSequence") or value("Units") or ""),
+        units=units,
         image_type=tuple(str(part).upper() for part in image_type),
         marks={name: "" if mark is None else str(mark) for name, mark in marks.items()},
     )
+
+
+def _private(header: pydicom.Dataset, mark: str) -> str | None:
+    """What private elements say of a mark, numbers with spaces between them; None if there are none."""
+    for choice in PRIVATE_MARKS[mark]:
+        if all(tag in header for tag in choice):
+            words = [word for tag, kind in choice.items() for word in _words(header[tag].value, kind)]
+            if mark == "b-value":  # the other numbers of GE's are none
+                words = [f"{float(word) % GE_B_VALUE:g}" for word in words[:1] if re.fullmatch(r"[\d.]+", word)]
+            return " ".join(words)
+    return None
+
+
+def _words(value: object, kind: str | None) -> list[str]:
+    """Values of a private element, whose VR may be unknown, so that they are bytes."""
+    if isinstance(value, bytes):
+        if kind is None:
+            value = value.decode("ascii", "replace").strip("\0 ").split("\\")
+        else:
+            value = np.frombuffer(value[: len(value) // np.dtype(kind).itemsize * np.dtype(kind).itemsize], f"<{kind}")
+    values = [value] if isinstance(value, str) or not isinstance(value, Iterable) else value
+    return [_number(v) for v in values if v is not None]
+
+
+def _number(value: object) -> str:
+    """A number in its shortest form, of 0.0 as of 0; other text as it is."""
+    try:
+        return f"{float(value) + 0.0:.{7 if isinstance(value, np.float32) else 12}g}"  # and 0 of -0
+    except (TypeError, ValueError):
+        return str(value).strip()
 
 
 _FRAME_TYPES = {

@@ -18,30 +18,35 @@ SHORTEST_NAME = 3
 
 
 def find_study(
-    source: str, series: str | None = None, all_series: bool = False
+    source: str, series: str | None = None, all_series: bool = False, *, only_dicom: bool = False
 ) -> list[tuple[DicomSeries, str]] | None:
     """Series to take of a folder or zip, each with the name of its output, or None for a folder of other images.
 
-    A folder with volumes of other kinds is none, nor one whose DICOM images do not state their place, such as
-    ultrasound; those are pictures.
+    A folder with volumes of other kinds is one of those, unless series are asked for, and so is one whose DICOM images
+    do not state their place, such as ultrasound; those are pictures. What is left out is printed, a line each.
 
     Args:
         source: folder or zip.
         series, all_series: see :func:`choose_series`.
+        only_dicom: take DICOM series also where volumes of other kinds lie in the folder.
 
     Raises:
         ValueError: no series, none that is taken, or no such series.
     """
-    from medsr_monai.data import find_series, holds_volumes, is_dicom_folder, one_series
+    from medsr_monai.data import holds_volumes, is_dicom_folder, one_series
+    from medsr_monai.data.dicom.series import read_study
 
     path = Path(source)
-    if path.is_dir() and holds_volumes(path):
-        return None
-    found = find_series(path)
+    if path.is_dir() and holds_volumes(path) and not (series or all_series or only_dicom):
+        return None  # and list_volumes names the series
+    study = read_study(path)
+    found = study.series
     if path.is_dir() and not any(one.has_positions for one in found):
         return None
     if not found:
         one_series(path)  # says why
+    if study.left_out_line:
+        print(study.left_out_line, flush=True)
     names = [Path(path.name)] if len(found) == 1 and is_dicom_folder(path) else output_names(found)
     chosen = choose_series(found, series, all_series)
     return [(one, str(name)) for one, name in zip(found, names, strict=True) if one in chosen]

@@ -1,4 +1,4 @@
-"""What the convolutional networks have in common: everything around the body."""
+"""What the convolutional networks have in common, which is everything around the body."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class ConvolutionalNetwork(nn.Module):
         body: [B, channels, H, W] -> [B, channels, H, W].
 
     Raises:
-        ValueError: unsupported scale.
+        ValueError: the scale is not supported.
     """
 
     size_multiple = 1

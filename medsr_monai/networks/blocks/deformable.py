@@ -1,4 +1,4 @@
-"""Deformable convolution: a convolution that reads its input at learnt, image-dependent places."""
+"""Deformable convolution, which reads its input at learnt places that depend on the image."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torchvision.ops import deform_conv2d
 def deform_conv2d_flop(
     input_shape: torch.Size, weight_shape: torch.Size, *args: object, out_shape: torch.Size, **kwargs: object
 ) -> int:
-    """Count a deformable convolution for torch's FlopCounterMode as the plain one, without reading between pixels."""
+    """Count a deformable convolution for torch's FlopCounterMode as the plain one; reading between pixels is free."""
     return conv_flop_count(input_shape, weight_shape, out_shape)
 
 
@@ -25,7 +25,7 @@ def deform_conv2d_by_grid_sample(
 ) -> Tensor:
     """`torchvision.ops.deform_conv2d` at stride 1 and the input's size, written with torch's own operators only.
 
-    For runtimes without that operator, and as an independent check of it: on float32 images up to 512 pixels wide the
+    It serves runtimes without that operator, and checks it independently: on float32 images up to 512 pixels wide the
     two agree to 1e-5 of the largest output. Bilinear reading has a kink at whole-number shifts, where their gradients
     may be those of different sides. On one CPU core it takes some 0.6 of torchvision's time, and a quarter of it with
     the backward pass (64 channels, 4 groups, 40 to 256 pixels a side). It holds the input once per tap, as torchvision
@@ -87,7 +87,7 @@ class DeformableConv2d(nn.Conv2d):
         modulated: learn factors as well as shifts.
 
     Raises:
-        ValueError: even kernel_size; offset_groups does not divide in_channels.
+        ValueError: kernel_size is even, or offset_groups does not divide in_channels.
     """
 
     __constants__ = (*nn.Conv2d.__constants__, "modulated", "by_grid_sample")  # TorchScript compiles one branch only
@@ -139,9 +139,9 @@ class DeformableConv2d(nn.Conv2d):
 def use_grid_sample(network: nn.Module, enabled: bool = True) -> nn.Module:
     """Let every deformable convolution of a network read by torch's grid_sample, in place of torchvision's operator.
 
-    To be called before scripting or exporting for a runtime that lacks the operator (a TorchScript process that has not
-    imported torchvision, an ONNX runtime without DeformConv); it is also the faster form on a CPU, above all in
-    training. Weights stay the same, and results to 1e-5.
+    Call it before scripting or exporting for a runtime that lacks the operator, such as a TorchScript process that has
+    not imported torchvision or an ONNX runtime without DeformConv. It is also the faster form on a CPU, above all in
+    training. Weights stay the same, and results agree to 1e-5.
 
     Args:
         network: changed in place.

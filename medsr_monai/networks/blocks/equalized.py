@@ -42,7 +42,7 @@ class EqualLinear(nn.Module):
     Args:
         in_features, out_features: channels.
         bias: add a bias, zero at the start.
-        lr_mul: factor of the learning rate: weight and bias are used times lr_mul, the stored weight starts at
+        lr_mul: factor of the learning rate. Weight and bias are used times lr_mul, and the stored weight starts at
             N(0, 1) / lr_mul.
         activate: end with `scaled_leaky_relu`.
     """

@@ -8,10 +8,10 @@ from torch import Tensor, nn
 
 
 def haar(x: Tensor) -> Tensor:
-    """One level of the orthonormal Haar wavelet transform: [B, C, H, W] -> [B, 4C, H / 2, W / 2], H and W even.
+    """Apply one level of the orthonormal Haar wavelet transform: [B, C, H, W] -> [B, 4C, H / 2, W / 2], H and W even.
 
-    Bands one after the other, each with all channels: mean, difference of rows, difference of columns, difference of
-    both; a difference is the first minus the second. The sum of squares is kept.
+    The bands follow each other, each with all channels: twice the mean, the difference of rows, that of columns and
+    that of both, where a difference is the first minus the second. The sum of squares is kept.
     """
     a, b = x[..., ::2, ::2], x[..., ::2, 1::2]
     c, d = x[..., 1::2, ::2], x[..., 1::2, 1::2]
@@ -19,13 +19,13 @@ def haar(x: Tensor) -> Tensor:
 
 
 def binomial_kernel() -> Tensor:
-    """Outer product of [1, 3, 3, 1] with itself, sum 1: [4, 4]."""
+    """Return the outer product of [1, 3, 3, 1] with itself, divided so that its sum is 1: [4, 4]."""
     line = torch.tensor([1.0, 3.0, 3.0, 1.0]) / 8
     return torch.outer(line, line)
 
 
 class BinomialFilter(nn.Module):
-    """Zero-pad, filter every channel with `binomial_kernel`, keep every `stride`-th sample.
+    """Pad with zeros, filter every channel with `binomial_kernel`, and keep every `stride`-th sample.
 
     [B, C, H, W] -> [B, C, (H + 2 * padding - 4) // stride + 1, the same of W].
     """

@@ -15,8 +15,8 @@ class NonLocal(nn.Module):
     The (H * W) ** 2 numbers a_ij are never held together: torch's fused attention works through them in tiles, forward
     and backward, on the CPU, and on CUDA in float32, float16 and bfloat16 (not in float64). With the default
     inner_channels, inference needs at most 8 times the memory of the input beside it. The time still grows with
-    (H * W) ** 2: at 512 x 512 some minutes on one CPU core, a quarter of that with subsample=2. Exported to ONNX, the
-    block is a product, a softmax and a product: there the whole matrix is held.
+    (H * W) ** 2: at 512 x 512 it is some minutes on one CPU core, and a quarter of that with subsample=2. In ONNX the
+    block is a product, a softmax and a product, and the whole matrix is held.
 
     Source: Non-local Neural Networks, arXiv 1711.07971, equations 1, 4 and 6; without its batch normalisation.
 
@@ -26,7 +26,7 @@ class NonLocal(nn.Module):
         subsample: side of the max-pooling of phi and g, so that pixels gather from 1 / subsample ** 2 as many places.
 
     Raises:
-        ValueError: subsample below 1.
+        ValueError: subsample is below 1.
     """
 
     def __init__(self, channels: int, inner_channels: int | None = None, subsample: int = 1) -> None:

@@ -1,4 +1,4 @@
-"""Padding of an image to a size that a network can work on; cropping its output is the caller's slice."""
+"""Padding of an image to a size that a network can work on; the caller crops the output."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from torch import Tensor
 
 
 def pad_to_multiple(x: Tensor, multiple: int, least: int = 1) -> Tensor:
-    """Pad an image [B, C, H, W] at the bottom and right until H and W are multiples of `multiple`, `least` of them.
+    """Pad an image [B, C, H, W] at the bottom and right until H and W are multiples of `multiple`, `least` at least.
 
-    An axis is reflected where it is longer than the padding, and its last line repeated otherwise.
+    An axis is reflected where it is longer than the padding; otherwise its last line is repeated.
     """
     if not torch.jit.is_scripting():  # noqa: SIM102 (TorchScript looks into no `and`)
         if torch.compiler.is_compiling():
@@ -26,8 +26,9 @@ def pad_to_multiple(x: Tensor, multiple: int, least: int = 1) -> Tensor:
 
 
 def padded_places(length: int, multiple: int, least: int = 1, device: torch.device | None = None) -> Tensor:
-    """Which of `length` lines each line shows after `pad_to_multiple`; without a condition, so that it is exported once
-    for all lengths.
+    """Tell which of `length` lines each line shows after `pad_to_multiple`: [padded length].
+
+    There is no condition on the length in it, so that it is exported once for all lengths.
     """
     count = (length + multiple - 1) // multiple
     size = (count if least == 1 else torch.sym_max(count, least)) * multiple
@@ -38,7 +39,7 @@ def padded_places(length: int, multiple: int, least: int = 1, device: torch.devi
 
 
 def margins(length: int, size: int) -> tuple[int, int]:
-    """Lines to put before and after `length` lines to have at least `size`; of an odd number, one more before."""
+    """Count the lines to put before and after `length` lines to have at least `size`; an odd one is put before."""
     lacking = max(size - length, 0)
     return lacking - lacking // 2, lacking // 2
 

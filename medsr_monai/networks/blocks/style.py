@@ -19,12 +19,14 @@ from medsr_monai.networks.blocks.window_attention import (
 )
 
 SIZES = (16, 32, 64, 128, 256, 512, 1024)
+"""Heights and widths of the images that StyleSwin's and TransMRSR's networks can be built for."""
 
 
 def widths(size: int, channel_multiplier: int = 1, channels: Sequence[int] | None = None) -> list[int]:
-    """Channels at the resolutions 4, 8, ..., `size`: `channels` if given, else StyleSwin's table.
+    """Return the channels at the resolutions 4, 8, ..., `size`: `channels` if given, else StyleSwin's table.
 
-    The table: 512 up to 32, then 256, 128, 64, 32, 16 at 64, 128, 256, 512, 1024, times channel_multiplier.
+    The table has 512 channels up to 32, and 256, 128, 64, 32 and 16 times channel_multiplier at 64, 128, 256, 512 and
+    1024.
 
     Raises:
         ValueError: size is not one of `SIZES`; channels is not one number per resolution.
@@ -45,9 +47,9 @@ def widths(size: int, channel_multiplier: int = 1, channels: Sequence[int] | Non
 def heads_per_width(
     channels: Sequence[int], num_heads: Sequence[int] | None = None, argument: str = "num_heads"
 ) -> list[int]:
-    """Attention heads for each width: `num_heads` if given, else one for 32 channels and at least 4.
+    """Return the attention heads for each width: `num_heads` if given, else one for 32 channels and at least 4.
 
-    `argument` is what the caller calls num_heads, for the message.
+    `argument` is what the message of an error calls num_heads.
 
     Raises:
         ValueError: num_heads and channels differ in length.
@@ -65,9 +67,9 @@ def heads_per_width(
 def sinusoidal_position_encoding(height: int, width: int, channels: int, device: torch.device | None = None) -> Tensor:
     """Encode the place of every pixel: [height, width, channels], float32.
 
-    The first half of the channels tells the column, the second the row, both counted from 1: sines, then cosines, of
-    the place times 10000 ** (-k / (h - 1)), k = 0 ... h - 1, h = channels / 4. `channels` is a multiple of 4, at least
-    8.
+    The first half of the channels tells the column and the second the row, both counted from 1. Each half has the sines
+    and then the cosines of the place times 10000 ** (-k / (h - 1)), for k = 0 ... h - 1 and h = channels / 4.
+    `channels` is a multiple of 4, at least 8.
     """
     count = channels // 4
     frequencies = torch.exp(torch.arange(count, device=device) * (-log(10000.0) / (count - 1)))
@@ -79,12 +81,12 @@ def sinusoidal_position_encoding(height: int, width: int, channels: int, device:
 
 
 def truncate(w: Tensor, centre: Tensor, psi: float) -> Tensor:
-    """Move latents towards a centre: psi 1 leaves them, 0 gives the centre (StyleGAN, arXiv 1812.04948, appendix B)."""
+    """Move latents towards a centre: psi = 1 leaves them, psi = 0 gives the centre (StyleGAN, arXiv 1812.04948, B)."""
     return centre + psi * (w - centre)
 
 
 class PixelNorm(nn.Module):
-    """Divide a latent [B, C] by the root of its mean square, plus 1e-8 under the root."""
+    """Divide a latent [B, C] by the root of its mean square; 1e-8 is added under the root."""
 
     def forward(self, z: Tensor) -> Tensor:
         return z * torch.rsqrt(z.square().mean(dim=1, keepdim=True) + 1e-8)
@@ -165,7 +167,7 @@ class TokenUpsample(nn.Module):
 
 
 class StyleSwinLayer(nn.Module):
-    """Two StyleSwin blocks at one resolution, then, unless `out_dim` is None, an upsampling.
+    """Two StyleSwin blocks at one resolution, followed by an upsampling unless `out_dim` is None.
 
     [B, H, W, dim] -> [B, 2H, 2W, out_dim], or [B, H, W, dim] where there is no upsampling.
     """
@@ -199,21 +201,21 @@ class StyleSwinLayer(nn.Module):
 
 
 class StyleSwinDecoder(nn.Module):
-    """From a learned 4x4 constant to a feature map, styled by two latents a layer.
+    """Draw feature maps from a learned 4x4 constant, styled by two latents a layer.
 
     Args:
-        channels: widths at the resolutions 4, 8, ...; multiples of 4, at least 8.
+        channels: widths at the resolutions 4, 8, ..., which are multiples of 4, at least 8.
         num_heads: attention heads of each, even divisors of the widths.
         style_dim: channels of a latent.
-        window_size: side of the windows; at a lower resolution, the resolution.
+        window_size: side of the windows; where the resolution is lower, one window covers everything.
         mlp_ratio: hidden width of the perceptrons, as a multiple of their input.
-        modulated_half: "first" or "second" half of the channels, which the conditions of `forward` change.
+        modulated_half: which half of the channels the conditions of `forward` change, "first" or "second".
 
     Attributes:
         num_latents: latents of one sample, two per layer.
 
     Raises:
-        ValueError: a width or a number of heads does not fit; modulated_half is another word.
+        ValueError: a width or a number of heads does not fit, or modulated_half is another word.
     """
 
     def __init__(

@@ -35,11 +35,11 @@ def shift_mask(
     device: torch.device | None = None,
     windows: Tensor | None = None,
 ) -> Tensor:
-    """Mask that keeps apart what a cyclic shift brought together in one window: [windows, N, N], N = window_size ** 2.
+    """Mask what a cyclic shift brought together in one window: [windows, N, N], where N = window_size ** 2.
 
-    0 where two tokens of a window, after a roll by -shift_size along both axes, come from the same side of the image,
-    and -100 where one of them was wrapped around an edge (Swin, arXiv 2103.14030, section 3.2). `windows` selects some
-    windows by number.
+    The mask is 0 where two tokens of a window, after a roll by -shift_size along both axes, come from the same side of
+    the image, and -100 where one of them was wrapped around an edge (Swin, arXiv 2103.14030, section 3.2). `windows`
+    selects some windows by number.
     """
     rows = torch.arange(height, device=device) >= height - shift_size
     columns = torch.arange(width, device=device) >= width - shift_size
@@ -54,10 +54,10 @@ def shift_mask(
 def shifted_windows(
     height: int, width: int, window_size: int, shift_size: int, device: torch.device | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """How the tokens of `window_partition` regroup into windows moved by shift_size down and to the right.
+    """Tell how the tokens of `window_partition` regroup into windows moved by shift_size down and to the right.
 
-    The same as a roll by -shift_size and a partition, except that the windows which wrap around an edge come last,
-    because only they need a mask.
+    They are the windows of a roll by -shift_size and a partition, except that those which wrap around an edge come
+    last, because only they need a mask.
 
     Returns:
         to_shifted: for every token of the moved windows its place in the partition, [H * W].
@@ -75,9 +75,10 @@ def shifted_windows(
 
 
 def relative_position_index(window_size: int) -> Tensor:
-    """Row of the relative position bias table for every pair of tokens of a window: [N, N], N = window_size ** 2.
+    """Number the row of the position bias table for every pair of tokens of a window: [N, N], N = window_size ** 2.
 
-    Query (i, j) and key (k, l) read row (i - k + w - 1) * (2w - 1) + (j - l + w - 1) of a table of (2w - 1) ** 2 rows.
+    Query (i, j) and key (k, l) read row (i - k + w - 1) * (2w - 1) + (j - l + w - 1) of a table of (2w - 1) ** 2 rows,
+    where w is window_size (Swin, arXiv 2103.14030, section 3.2).
     """
     i = torch.arange(window_size)
     offset = i[:, None] - i[None, :] + window_size - 1
@@ -100,7 +101,7 @@ def position_bias(table: Tensor, index: Tensor) -> Tensor:
 
 
 def attend(qkv: Tensor, bias: Tensor, scale: float | None = None) -> Tensor:
-    """Scaled dot-product attention inside windows.
+    """Compute scaled dot-product attention inside windows.
 
     Args:
         qkv: queries, keys and values [B, windows, N, 3, heads, channels of a head].
@@ -119,7 +120,7 @@ def attend(qkv: Tensor, bias: Tensor, scale: float | None = None) -> Tensor:
 
 
 def attend_masked(qkv: Tensor, bias: Tensor, mask: Tensor, scale: float | None = None) -> Tensor:
-    """`attend` with a bias [1, heads, N, N], and a mask [m, N, N] added to the scores of the last m windows."""
+    """Compute `attend` with a bias [1, heads, N, N], and a mask [m, N, N] added to the scores of the last m windows."""
     count = qkv.shape[1]
     # A network that is exported for all sizes can have no branch that depends on one.
     if not torch.compiler.is_compiling() and mask.shape[0] == count:

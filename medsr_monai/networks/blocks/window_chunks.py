@@ -1,23 +1,7 @@
-"""Swin layers a few windows at a time, as a CPU wants them: what one operation writes, the next finds in the cache.
+"""Swin layers on a few windows at a time, so that what one operation writes, the next finds in the CPU's cache.
 
-`chunk_plan` divides the work, `attend` and `swin_layer` do a part of it, `in_chunks` all; RDST puts them together.
-
-What was tried with torch 2.15 on an AMD EPYC (Zen 4), RDST-E x4 beside `tests/networks/plain_rdst.py`. README has
-the figures of `medsr benchmark --reference` for all that was kept; the rest was timed operation by operation:
-
-| tried | brought | kept |
-|---|---|---|
-| last two convolutions as one (`shuffle_and_convolve`) | most of the gain at 40x32 pixels | yes |
-| one window layout throughout, masks for wrapped windows only | some | yes |
-| chunks, inference | most of the gain at 160x160: linear layers find their input in the cache | yes |
-| chunks, attention's backward pass by hand | most of the gain of training | yes |
-| 320, 640, 2560 tokens a chunk, or all, in place of 1280 | nothing beyond noise, all at once slower | no |
-| attention's products transposed, as heads are narrow | faster in training, with bfloat16, with two threads | yes |
-| moved windows of all kinds at once, each with its mask | some, where there are few windows | in inference |
-| oneDNN's linear layer, or a 1x1 convolution, for MKL's | now slower, now faster | no |
-| bfloat16 by autocast (`--precision bfloat16`) | faster where the CPU has it; its error is in README | option |
-
-At 40x32 all windows are one chunk, and with float32 and one thread nothing brought more than the merged convolutions.
+`chunk_plan` divides the windows of a batch into chunks, `swin_layer` and `attend` compute one chunk, and `in_chunks`
+computes all of them. `fast_rdst` puts them together, and tells what each of them brought.
 """
 
 from __future__ import annotations
@@ -27,18 +11,23 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from medsr_monai.networks.blocks import window_attention
 from medsr_monai.networks.blocks.swin_layer import SwinLayer
 
 TOKENS = 1280
-"""Of a chunk, for each thread."""
+"""The most tokens that a chunk has for each thread of torch, chosen by measuring (see `fast_rdst`)."""
 
 
 class Chunk(NamedTuple):
-    """Windows [first, last) of all; `parts` tells, in their order, how many have which of the kinds of masks."""
+    """Some neighbouring windows out of all windows of a batch.
+
+    Attributes:
+        first, last: numbers of the first window and of the one behind the last.
+        parts: (how many windows, which kind of mask in `ChunkPlan.masks`), in the windows' order.
+    """
 
     first: int
     last: int
@@ -49,10 +38,11 @@ class ChunkPlan(NamedTuple):
     """How the windows of a batch are moved, masked and divided; made by `chunk_plan`.
 
     Attributes:
-        to_moved: for every token of the moved windows its place among those of the plain ones, [B * H * W].
-        from_moved: the inverse.
-        masks: added to the scores of moved windows: inside, at the right edge, at the bottom, in the corner, [4, N, N].
-        plain, moved: the chunks of both kinds of windows.
+        to_moved: for every token of the moved windows its place among the tokens of the plain ones, [B * H * W].
+        from_moved: the inverse, [B * H * W].
+        masks: what is added to the scores of moved windows inside the map, at its right edge, at its bottom edge and
+            in its corner, [4, N, N].
+        plain, moved: the chunks of the plain and of the moved windows.
     """
 
     to_moved: Tensor
@@ -63,14 +53,20 @@ class ChunkPlan(NamedTuple):
 
 
 def chunks_help(x: Tensor) -> bool:
-    """Whether a tensor is to be worked on in chunks: on a CPU (meta stands for it), neither traced nor compiled."""
+    """Tell whether chunks make the work on a tensor faster: on a CPU they do, unless it is traced or compiled.
+
+    The meta device, on which memory is estimated, stands for a CPU.
+    """
     return x.device.type in ("cpu", "meta") and not torch.compiler.is_compiling() and not torch.jit.is_tracing()
 
 
 def chunk_plan(
     batch: int, height: int, width: int, window_size: int, shift_size: int, device: torch.device | None = None
 ) -> ChunkPlan:
-    """Divide the windows of `batch` token maps; moved windows with the same mask stand together, of all the batch."""
+    """Divide the windows of `batch` token maps of height x width tokens into chunks.
+
+    Moved windows are numbered so that those with the same mask stand together, whichever map they belong to.
+    """
     n, rows, columns = window_size**2, height // window_size, width // window_size
     places = torch.arange(height * width, device=device).view(-1, n, 1)
     places = window_attention.window_reverse(places, window_size, height, width)
@@ -88,7 +84,7 @@ def chunk_plan(
 
 
 def _divided(counts: Sequence[int], most: int) -> list[Chunk]:
-    """Chunks of nearly equal size, at most `most` windows, of counts[0] windows of kind 0, then counts[1], ..."""
+    """Divide counts[0] windows of kind 0, counts[1] of kind 1 and so on into nearly equal chunks of `most` at most."""
     total = sum(counts)
     number = -(-total // most)
     borders = [total * i // number for i in range(number + 1)]
@@ -104,7 +100,7 @@ def _divided(counts: Sequence[int], most: int) -> list[Chunk]:
 
 
 def _attention(qkv: Tensor, scores: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Attention whose products are ordered for the narrow channels of a head.
+    """Compute attention by products that are ordered for heads of few channels.
 
     A product [N, N] x [N, c] with few channels c costs up to three times its transpose, [c, N] x [N, N].
 
@@ -114,7 +110,7 @@ def _attention(qkv: Tensor, scores: Tensor, scale: float) -> tuple[Tensor, Tenso
         scale: factor of the scores before that.
 
     Returns:
-        The result, as `attend` has it; queries, keys and values [windows * heads, N, c]; the weights.
+        The result as `attend` has it; queries, keys and values, each [windows * heads, N, c]; and the weights.
     """
     w, n, _, heads, c = qkv.shape
     q, k, v = qkv.permute(2, 0, 3, 1, 4).reshape(3, w * heads, n, c).unbind(0)
@@ -153,13 +149,13 @@ class _Attention(torch.autograd.Function):
 
 
 def attend(qkv: Tensor, bias: Tensor, scale: float, parts: Sequence[tuple[int, int]]) -> Tensor:
-    """Attention inside windows of several kinds, see `window_attention.attend`.
+    """Compute attention inside windows of several kinds, as `window_attention.attend` does for one kind.
 
     Args:
         qkv: queries, keys and values [windows, N, 3, heads, channels of a head].
-        bias: added to the scores, [kinds, heads, N, N].
+        bias: what is added to the scores in each kind of windows, [kinds, heads, N, N].
         scale: factor of the scores before the bias.
-        parts: how many windows have which kind, see `Chunk`.
+        parts: how many windows have which kind (see `Chunk`).
 
     Returns:
         [windows, N, heads * channels of a head].
@@ -182,28 +178,55 @@ def _split(x: Tensor, parts: Sequence[tuple[int, int]]) -> list[tuple[Tensor, in
     return [(part, kind) for part, (_, kind) in zip(x.split([count for count, _ in parts]), parts, strict=True)]
 
 
-def swin_layer(layer: SwinLayer, windows: Tensor, bias: Tensor, parts: Sequence[tuple[int, int]]) -> Tensor:
-    """A layer on windows [windows, N, dim], plain ones or moved ones; `bias` and `parts` as in `attend`."""
+def swin_layer(
+    windows: Tensor,
+    parts: Sequence[tuple[int, int]],
+    *,
+    layer: SwinLayer,
+    bias: Tensor,
+    bottleneck: nn.Module | None = None,
+) -> Tensor:
+    """Run a Swin layer on windows [windows, N, dim] that stand where it wants them, plain or moved.
+
+    Args:
+        windows: the tokens.
+        parts: as `attend` has them.
+        layer: the layer.
+        bias: as `attend` has it.
+        bottleneck: what narrows the tokens after the layer, if anything does.
+
+    Returns:
+        [windows, N, dim], or what the bottleneck makes of it.
+    """
     attention = layer.attn
     w, n, dim = windows.shape
     qkv = attention.qkv(layer.norm1(windows)).view(w, n, 3, attention.num_heads, dim // attention.num_heads)
     windows = windows + attention.proj(attend(qkv, bias, attention.scale, parts))
-    return windows + layer.mlp(layer.norm2(windows))
+    windows = windows + layer.mlp(layer.norm2(windows))
+    return windows if bottleneck is None else bottleneck(windows)
 
 
 def in_chunks(
-    function: Callable[[Tensor, Chunk], Tensor], windows: Tensor, chunks: Sequence[Chunk], places: Tensor | None = None
+    function: Callable[[Tensor, Sequence[tuple[int, int]]], Tensor],
+    windows: Tensor,
+    chunks: Sequence[Chunk],
+    places: Tensor | None = None,
 ) -> Tensor:
-    """Call a function with one chunk after the other of windows [windows, N, C], regrouped by `places` if given."""
+    """Call a function with each chunk of windows [windows, N, C] and its `parts`, and join the results.
+
+    `places`, if given, regroups the tokens first: token i is token places[i] of `windows`.
+    """
     n, c = windows.shape[1:]
     if len(chunks) == 1 or torch.is_grad_enabled():
         if places is not None:
             windows = windows.flatten(0, 1).index_select(0, places).view(-1, n, c)
         if len(chunks) == 1:
-            return function(windows, chunks[0])
+            return function(windows, chunks[0].parts)
         # split, not slices, each of which would have a gradient as large as all windows
         sizes = [chunk.last - chunk.first for chunk in chunks]
-        return torch.cat([function(part, chunk) for part, chunk in zip(windows.split(sizes), chunks, strict=True)])
+        return torch.cat(
+            [function(part, chunk.parts) for part, chunk in zip(windows.split(sizes), chunks, strict=True)]
+        )
     if windows.is_meta:  # nothing is computed, and one chunk takes the memory of any
         chunks = [max(chunks, key=lambda chunk: (len(chunk.parts), chunk.last - chunk.first))]
     result = None
@@ -212,7 +235,7 @@ def in_chunks(
             part = windows[chunk.first : chunk.last]
         else:
             part = windows.flatten(0, 1).index_select(0, places[chunk.first * n : chunk.last * n]).view(-1, n, c)
-        part = function(part, chunk)
+        part = function(part, chunk.parts)
         if result is None:
             result = part.new_empty(len(windows), *part.shape[1:])
         result[chunk.first : chunk.last] = part

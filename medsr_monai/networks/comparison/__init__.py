@@ -1,10 +1,9 @@
-"""Networks to compare with, by class and by name through `comparison_network`."""
+"""Networks to compare with, by class and by name in `COMPARISON`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 from torch import nn
 
@@ -32,10 +31,8 @@ __all__ = [
     "RCANAda",
     "Restormer",
     "SwinIR",
-    "comparison_network",
 ]
 
-# name -> what it is, and what builds it from in_channels, out_channels, scale and further arguments
 COMPARISON: dict[str, tuple[str, Callable[..., nn.Module]]] = {
     "Bicubic": ("bicubic interpolation, no weights", Bicubic),
     "EDSR": ("EDSR, 43.1 million weights at x4", EDSR),
@@ -61,31 +58,4 @@ COMPARISON: dict[str, tuple[str, Callable[..., nn.Module]]] = {
     "Restormer": ("Restormer on the bicubically enlarged image, 26.1 million weights", Restormer),
     "MINet": ("multi-stage integration network, guided by another contrast, 6.44 million weights", MINet),
 }
-
-
-def comparison_network(
-    name: str,
-    in_channels: int = 1,
-    out_channels: int = 1,
-    scale: int | Sequence[int] = 4,
-    **arguments: Any,
-) -> nn.Module:
-    """Build a network to compare with, by its name in `COMPARISON`.
-
-    Every one of them takes an image [B, in_channels, H, W] of any size to [B, out_channels, H * rows, W * columns].
-
-    Args:
-        name: key of `COMPARISON`, such as "EDSRLite".
-        in_channels: channels of the input.
-        out_channels: channels of the output.
-        scale: 1 where the image has the size of the output already, as between the slices of a volume; otherwise 2, 3,
-            4 or 8, or one of them per slice axis such as [1, 4].
-        arguments: of the network's class, in place of its defaults.
-
-    Raises:
-        ValueError: unknown name; what the class raises.
-        ImportError: the network needs spandrel, which is not installed.
-    """
-    if name not in COMPARISON:
-        raise ValueError(f"name is {name!r}: expected one of {list(COMPARISON)}.")
-    return COMPARISON[name][1](in_channels, out_channels, scale, **arguments)
+"""Of each name what the network is, and what builds it from in_channels, out_channels, scale and further arguments."""

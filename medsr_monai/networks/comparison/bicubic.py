@@ -27,7 +27,7 @@ class Bicubic(nn.Module):
         scale: 1, 2, 3, 4 or 8, or one of them per slice axis such as [1, 4].
 
     Raises:
-        ValueError: unsupported scale; out_channels other than in_channels.
+        ValueError: the scale is not supported, or out_channels differs from in_channels.
     """
 
     size_multiple = 1

@@ -48,7 +48,7 @@ class GFPGAN(nn.Module):
 
     Raises:
         ImportError: spandrel is not installed.
-        ValueError: unsupported scale or image_size; out_channels other than in_channels.
+        ValueError: scale or image_size is not supported, or out_channels differs from in_channels.
     """
 
     minimum_size = 1

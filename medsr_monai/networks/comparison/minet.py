@@ -38,7 +38,7 @@ class MINet(nn.Module):
         reduction: the channel attention works on channels // reduction numbers.
 
     Raises:
-        ValueError: unsupported scale.
+        ValueError: the scale is not supported.
     """
 
     size_multiple = 1

@@ -39,8 +39,8 @@ class Restormer(nn.Module):
         mlp_ratio: hidden width of the gated feed-forward layers, as a multiple of their input.
 
     Raises:
-        ValueError: unsupported scale; out_channels other than in_channels; fewer than two levels, or not one number of
-            heads a level.
+        ValueError: the scale is not supported; out_channels differs from in_channels; or depths has fewer than two
+            levels, or num_heads not one number a level.
     """
 
     minimum_size = 1

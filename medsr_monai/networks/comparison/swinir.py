@@ -16,6 +16,7 @@ from medsr_monai.networks.blocks.padding import pad_to_multiple
 from medsr_monai.networks.blocks.upsample import PixelShuffle, Upsample, scale_per_axis
 
 UPSAMPLERS = ("", "pixelshuffledirect", "pixelshuffle")
+"""How features become an image, in the words of SwinIR's authors; see `SwinIR`."""
 
 
 @records_arguments
@@ -47,13 +48,13 @@ class SwinIR(nn.Module):
         upsampler: "pixelshuffledirect", one convolution and pixel shuffle (by default above scale 1); "pixelshuffle",
             the classical one in steps with 64 channels; "", a last convolution whose result is added to the input (by
             default at scale 1, and only there).
-        drop_path_rate: probability in training to leave out the last layer, rising to it from 0 at the first.
+        drop_path_rate: probability in training of leaving out the last layer; it rises linearly from 0 at the first.
         img_range: the network sees intensities times this; 255 for the authors' JPEG models.
 
     Raises:
         ImportError: spandrel is not installed.
-        ValueError: unsupported scale or upsampler; out_channels other than in_channels; not one number of heads a
-            group, or one that does not divide embed_dim.
+        ValueError: scale or upsampler is not supported; out_channels differs from in_channels; or num_heads has not one
+            number a group, or one that does not divide embed_dim.
     """
 
     minimum_size = 1

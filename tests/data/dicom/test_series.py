@@ -1,9 +1,12 @@
 """DICOM series: made on the fly, and the real ones of ../shared/data."""
 
+import copy
 import io
+import json
 import os
 import subprocess
 import sys
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -18,25 +21,36 @@ from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.encaps import encapsulate
 from pydicom.uid import (
     CTImageStorage,
+    EncapsulatedPDFStorage,
     EnhancedMRImageStorage,
+    EnhancedSRStorage,
     ExplicitVRLittleEndian,
+    GrayscaleSoftcopyPresentationStateStorage,
     JPEGBaseline8Bit,
     JPEGLSLossless,
+    KeyObjectSelectionDocumentStorage,
     MRImageStorage,
+    MRSpectroscopyStorage,
+    RawDataStorage,
     RLELossless,
+    RTDoseStorage,
+    RTPlanStorage,
+    RTStructureSetStorage,
     SecondaryCaptureImageStorage,
+    SegmentationStorage,
     generate_uid,
 )
 
 from medsr_monai.data import (
     LoadVolumed,
     NiftiWriter,
-    dicom_pixels,
     find_series,
     is_dicom_folder,
     list_volumes,
     one_series,
 )
+from medsr_monai.data.dicom import pixels as dicom_pixels
+from medsr_monai.data.dicom.series import read_study
 from medsr_monai.transforms import outer_corners, sharp_plane, spacing
 from medsr_monai.upscaling.cases import find_cases
 
@@ -191,7 +205,11 @@ def test_what_is_a_dicom_folder(tmp_path):
         (setting("ImagePositionPatient", lambda n: [0, 0, 4.0 * (n + (n > 3))]), ("unevenly spaced (4.00 to 8.00",)),
         (setting("ImagePositionPatient", lambda n: [0, 0, 4.0 * n + 0.5 * (n == 3)]), ("unevenly spaced",)),
         (setting("ImagePositionPatient", lambda n: [0, 0, 4.0 * min(n, 6)]), ("several DICOM slices at one position",)),
-        (setting("ImagePositionPatient", lambda n: [0, 0, 4.0 * (n % 4)]), ("several DICOM slices at one position",)),
+        (setting("ImagePositionPatient", lambda n: [0, 0, 4.0 * (n % 4)]), ("2 DICOM series mixed", "volume 1")),
+        (
+            lambda n, h: (setattr(h, "ImagePositionPatient", [0, 0, 4.0 * (n % 4)]), setattr(h, "InstanceNumber", 1)),
+            ("several DICOM slices at one position", "dcm2niix"),
+        ),
         (setting("ImagePositionPatient", lambda n: [0, 1.5 * n, 4.0 * n]), ("sheared by 20.6 degrees (gantry tilt)",)),
         (setting("Columns", lambda n: 16 if n < 7 else 8), ("series mixed (3 t1, stack 1; 3 t1, single slices)",)),
         (setting("PixelSpacing", lambda n: [1.5, 2.0 if n < 7 else 2.1]), ("single slices",)),
@@ -199,8 +217,8 @@ def test_what_is_a_dicom_folder(tmp_path):
         (setting("NumberOfFrames", lambda n: 4), ("multi-frame DICOM without a position for each frame",)),
         (setting("SamplesPerPixel", lambda n: 3), ("in colour",)),
     ],
-    ids=["series", "missing", "uneven", "duplicate", "phases", "tilt", "size", "spacing", "orientation", "frames",
-         "colour"],
+    ids=["series", "missing", "uneven", "duplicate", "phases", "repeated", "tilt", "size", "spacing", "orientation",
+         "frames", "colour"],
 )  # fmt: skip
 def test_refused(tmp_path, edit, words):
     refused(write_series(tmp_path / "bad", edit), *words)
@@ -213,7 +231,7 @@ def test_missing_geometry(tmp_path, tag):
 
 def test_no_image(tmp_path):
     folder = write_series(tmp_path / "bad", lambda n, header: delattr(header, "Rows"))
-    refused(folder, "without an image: no Rows and Columns")
+    refused(folder, "000.dcm has a damaged header (without an image: no Rows, truncated?)")
 
 
 def test_missing_file(tmp_path):
@@ -376,7 +394,10 @@ def test_cases_of_a_study(tmp_path, capsys):
     # the description of series 5 holds the patient's name
     assert names(cases, out) == ["001_t1-sag_sr.nii.gz", "005_MR_sr.nii.gz"]
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 3 and f"{folder}, series 2 scout: localiser, left out" in lines[0]
+    assert lines[0] == (
+        f"{folder}: of 43 files 40 read, 3 left out (hidden: A/._1; DICOMDIR: DICOMDIR; no DICOM: readme.txt)"
+    )
+    assert len(lines) == 4 and f"{folder}, series 2 scout: localiser, left out" in lines[1]
     assert cases[0].series.problem is None and "missing" in cases[1].series.problem
     with pytest.raises(ValueError, match="series 5 t2 Phantom: DICOM slices are unevenly spaced"):
         LoadVolumed("image").load(cases[1].input)
@@ -441,8 +462,8 @@ def test_volume_loader_takes_the_one_usable_series(tmp_path):
     assert one_series(zipped(folder)).number == 1
 
 
-def write_phases(folder, mark, values, drop=()):
-    """A series with the same 8 positions once for each value of a tag."""
+def write_phases(folder, mark, values, drop=(), offset=0, count=8):
+    """A series with the same positions, or some that are offset, once for each value of a tag."""
     uid, study = generate_uid(), generate_uid()
     for index, value in enumerate(values):
 
@@ -453,9 +474,10 @@ def write_phases(folder, mark, values, drop=()):
                 8 * index + number + 1,
             )
             setattr(header, mark, value)
+            header.ImagePositionPatient = (ORIGIN + STEP * number + [0, 0, offset * (index % 2)]).tolist()
             header.PixelData = (pixels(number) + index).tobytes()
 
-        write_series(folder / str(index), edit)
+        write_series(folder / str(index), edit, count)
         for number in drop if index == 1 else ():
             (folder / str(index) / f"{number * 5 % 8:03}.dcm").unlink()
     return folder
@@ -477,10 +499,119 @@ def test_repeated_positions_are_told_apart(tmp_path, mark, values, name):
     assert len(series) == len(values) and len({s.uid for s in series}) == 1
     for one in series:
         assert one.part.startswith(name + " ") and one.problem is None
-        index = next(i for i, v in enumerate(values) if one.part.split()[-1] in (str(v), str(v)[-3:-2]))
+        index = next(i for i, v in enumerate(values) if one.part.split()[-1] in (str(v), str(v)[-3:-2], f"{v}"[:-2]))
         expected = np.stack([pixels(n).T + index for n in range(8)], axis=-1)
         np.testing.assert_array_equal(one.read(), expected)
     refused(tmp_path / "s", f"{len(values)} DICOM series mixed", name)
+
+
+PRIVATE_B_VALUES = {
+    "Siemens": ((0x0019, 0x100C), lambda b: str(b).encode()),
+    "GE": ((0x0043, 0x1039), lambda b: f"{b}\\8\\0\\0".encode()),
+    "GE with an offset": ((0x0043, 0x1039), lambda b: f"{b + 10**9}\\8\\0\\0".encode()),
+    "Philips": ((0x2001, 0x1003), lambda b: np.float32(b).tobytes()),
+}
+
+
+@pytest.mark.parametrize("vendor", PRIVATE_B_VALUES)
+def test_private_b_values(tmp_path, vendor):
+    """Bytes of an unknown VR, as implicit transfer syntaxes leave them; parts are sorted by number."""
+    tag, encoded = PRIVATE_B_VALUES[vendor]
+    folder = tmp_path / "s"
+    write_phases(folder, "StudyDescription", ["1000", "50", "200"])
+    for index, b in enumerate((1000, 50, 200)):
+        for path in (folder / str(index)).iterdir():
+            header = pydicom.dcmread(path)
+            content = encoded(b)
+            header.add_new(tag, "UN", content + b" " * (len(content) % 2))
+            header.save_as(path)
+    series = find_series(folder)
+    assert [one.part for one in series] == ["b-value 50", "b-value 200", "b-value 1000"]
+    for one, index in zip(series, (1, 2, 0), strict=True):
+        np.testing.assert_array_equal(one.read(), np.stack([pixels(n).T + index for n in range(8)], axis=-1))
+
+
+@pytest.mark.parametrize(
+    "elements",
+    [
+        {(0x0019, 0x100E): ("FD", lambda v: v)},
+        {(0x0019, 0x100E): ("UN", lambda v: np.array(v).tobytes())},
+        {(0x0019, 0x10BB + i): ("UN", lambda v, i=i: f"{v[i]:<4}".encode()) for i in range(3)},
+        {(0x2005, 0x10B0 + i): ("UN", lambda v, i=i: np.float32(v[i]).tobytes()) for i in range(3)},
+    ],
+    ids=["Siemens", "Siemens unknown", "GE", "Philips"],
+)
+def test_private_directions(tmp_path, elements):
+    directions = [[0.5, 0.5, 0.0], [-0.5, 0.5, 0.0], [0.5, -0.5, 0.0]]
+    folder = write_phases(tmp_path / "s", "StudyDescription", ["", "", ""])
+    for index, direction in enumerate(directions):
+        for path in (folder / str(index)).iterdir():
+            header = pydicom.dcmread(path)
+            for tag, (vr, encoded) in elements.items():
+                header.add_new(tag, vr, encoded(direction))
+            header.save_as(path)
+    parts = [one.part for one in find_series(folder)]
+    assert parts == [f"gradient direction {text} 0" for text in ("-0.5 0.5", "0.5 -0.5", "0.5 0.5")]
+
+
+@pytest.mark.parametrize("layout", ["volume by volume", "position by position"])
+def test_volumes_by_instance_number(tmp_path, layout):
+    """Nothing else tells them apart, as in functional MR of GE; dcm2niix takes them so, too."""
+
+    def edit(number, header):
+        volume, place = divmod(number, 3) if layout == "volume by volume" else divmod(number, 4)[::-1]
+        header.ImagePositionPatient = (ORIGIN + STEP * place).tolist()
+        header.PixelData = (pixels(place) + volume).tobytes()
+
+    folder = write_series(tmp_path / "s", edit, count=12)
+    series = find_series(folder)
+    assert [one.part for one in series] == [f"volume {n}" for n in (1, 2, 3, 4)]
+    for volume, one in enumerate(series):
+        np.testing.assert_array_equal(one.read(), np.stack([pixels(n).T + volume for n in range(3)], axis=-1))
+    next(p for p in folder.iterdir() if pydicom.dcmread(p).InstanceNumber == 7).unlink()
+    refused(folder, "several DICOM slices at one position", "dcm2niix")
+
+
+def test_units_are_compared_within_a_part(tmp_path):
+    """Magnitude and phase have units of their own; slices of one volume have not."""
+    folder = write_phases(tmp_path / "s", "RescaleType", ["normalized", "mrad"])
+    series = find_series(folder)
+    assert [(one.part, one.problem) for one in series] == [("units mrad", None), ("units normalized", None)]
+
+
+@pytest.mark.parametrize("offset", [0.05, 2.0], ids=["0.05 mm", "half a slice"])
+@pytest.mark.parametrize("count", [1, 8])
+@pytest.mark.parametrize(
+    ("mark", "values", "name"),
+    [
+        ("EchoNumbers", [1, 2], "echo"),
+        ("EchoTime", [10.0, 9.0], "echo time"),
+        ("DiffusionBValue", [0.0, 1000.0], "b-value"),
+        ("TemporalPositionIdentifier", [1, 2, 3], "time"),
+        ("ImageType", [["ORIGINAL", "PRIMARY", "M"], ["ORIGINAL", "PRIMARY", "P"]], "type"),
+        ("AcquisitionTime", ["101010", "101020"], "acquisition time"),
+    ],
+)
+def test_volumes_that_lie_within_each_other(tmp_path, mark, values, name, offset, count):
+    """Half a slice or less apart they are volumes each, never one in which they alternate."""
+    folder = write_phases(tmp_path / "s", mark, values, offset=offset, count=count)
+    series = find_series(folder)
+    assert [one.shape for one in series] == [(16, 16, count)] * len(values)
+    for one in series:
+        assert one.part.startswith(name + " ") and one.problem is None
+        ((first, *_), *_) = one.read().T[0]
+        assert (one.read() == np.stack([pixels(n).T + first for n in range(count)], axis=-1)).all()
+
+
+@pytest.mark.parametrize("mark", ["AcquisitionTime", "AcquisitionNumber", "TriggerTime"])
+def test_slices_that_are_acquired_in_turns_are_one_volume(tmp_path, mark):
+    folder = write_series(tmp_path / "s", setting(mark, lambda n: "101010" if n % 2 else "101030"))
+    assert one_series(folder).shape == (16, 16, 8)
+
+
+def test_an_echo_time_that_is_not_the_same_in_all_slices(tmp_path):
+    folder = write_series(tmp_path / "s", setting("EchoTime", lambda n: 10 + 0.001 * n))
+    assert one_series(folder).shape == (16, 16, 8)
 
 
 def test_a_slice_that_only_the_other_echo_has(tmp_path):
@@ -519,6 +650,58 @@ def test_a_scout_within_its_series(tmp_path):
 
     series = one_series(write_series(tmp_path / "s", edit))
     assert series.shape == (16, 16, 7) and series.part == "stack 2"
+
+
+def write_planes(folder, counts, **scouts):
+    """A stack of each plane, 4 mm between its slices; ``scouts`` are tags of single slices in two other planes."""
+    axes = np.eye(3, dtype=int).tolist()
+    slices = [(plane, place) for plane, count in enumerate(counts) for place in range(count)]
+
+    def edit(number, header):
+        plane, place = slices[number]
+        row, column = axes[plane], axes[(plane + 1) % 3]
+        header.ImageOrientationPatient = row + column
+        header.ImagePositionPatient = (4.0 * place * np.cross(row, column)).tolist()
+        header.PixelData = (pixels(place) + plane).tobytes()
+        if counts[plane] == 1:
+            for keyword, value in scouts.items():
+                setattr(header, keyword, value)
+            header.PixelData = bytes(2 * header.Rows * header.Columns)
+
+    return write_series(folder, edit, count=sum(counts))
+
+
+@pytest.mark.parametrize(
+    "scouts",
+    [
+        {"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"]},
+        {"ImageType": ["ORIGINAL", "PRIMARY", "CT_SOM5 TOP", "TOPOGRAM"]},
+        {"Rows": 32, "PixelSpacing": [1, 1]},
+    ],
+    ids=["localizer", "topogram", "size"],
+)
+@pytest.mark.parametrize("counts", [(12, 1, 1), (4, 1, 1), (11, 1, 0)])
+def test_scouts_in_the_series_of_a_volume(tmp_path, scouts, counts, capsys):
+    folder = write_planes(tmp_path / "s", counts, **scouts)
+    volume = one_series(folder)
+    assert volume.shape == (16, 16, counts[0]) and volume.problem is None
+    assert [one.left_out for one in find_series(folder) if one.uid == volume.uid].count("localiser") == sum(counts[1:])
+    (case,) = find_cases(str(folder), str(tmp_path / "x.nii.gz"), False)
+    assert case.series.shape == volume.shape
+    assert capsys.readouterr().out.count("localiser, left out") == sum(counts[1:])
+
+
+def test_three_stacks_are_three_volumes(tmp_path):
+    series = find_series(write_planes(tmp_path / "s", (7, 7, 7)))
+    assert [(one.part, one.shape, one.left_out, one.problem) for one in series] == [
+        (f"stack {n}", (16, 16, 7), None, None) for n in (1, 2, 3)
+    ]
+    assert {int(one.read()[0, 0, 0]) for one in series} <= {0, 1, 2, 6000, 6001, 6002}
+
+
+def test_three_single_slices_are_a_localiser(tmp_path):
+    (series,) = find_series(write_planes(tmp_path / "s", (1, 1, 1)))
+    assert series.localiser and "three planes" in series.problem
 
 
 def test_small_tilt_goes_into_the_affine(tmp_path):
@@ -594,6 +777,216 @@ def test_damaged_and_encrypted_zips(tmp_path):
     with zipfile.ZipFile(archive, "w") as empty:
         empty.writestr("notes.txt", "x")
     refused(archive, "a zip without a DICOM image")
+
+
+WITHOUT_IMAGE = {
+    "XX_1": ("1.3.46.670589.11.0.0.12.2", "MR", ("Rows", "Columns"), "1.3.46.670589.11.0.0.12.2, no image"),
+    "raw": (RawDataStorage, "MR", ("Rows", "Columns"), "Raw Data Storage, no image"),
+    "spectra": (MRSpectroscopyStorage, "MR", ("Rows", "Columns"), "MR Spectroscopy Storage, no image"),
+    "dose": (RTDoseStorage, "RTDOSE", ("Rows", "Columns", "PixelData"), "RT Dose Storage"),
+    "plan": (RTPlanStorage, "RTPLAN", (), "RT Plan Storage"),
+    "contours": (RTStructureSetStorage, "RTSTRUCT", (), "RT Structure Set Storage"),
+    "mask": (SegmentationStorage, "SEG", ("Rows", "Columns", "PixelData"), "Segmentation Storage"),
+    "shown": (GrayscaleSoftcopyPresentationStateStorage, "PR", (), "Grayscale Softcopy Presentation State Storage"),
+    "report": (EnhancedSRStorage, "SR", (), "Enhanced SR Storage"),
+    "key": (KeyObjectSelectionDocumentStorage, "KO", (), "Key Object Selection Document Storage"),
+    "pdf": (EncapsulatedPDFStorage, "DOC", (), "Encapsulated PDF Storage, no image"),
+}
+"""Objects that hold no intensities of a volume: class, modality, what they hold all the same, what they are called."""
+
+
+def write_without_image(folder):
+    """Each of them in the series that lies there, as some scanners write them."""
+    template = pydicom.dcmread(sorted(folder.iterdir())[0])
+    for name, (uid, modality, held, _) in WITHOUT_IMAGE.items():
+        header = copy.deepcopy(template)
+        for keyword in ("Rows", "Columns", "PixelData", "ImagePositionPatient", "PixelSpacing"):
+            if keyword not in held:
+                delattr(header, keyword)
+        header.SOPClassUID = header.file_meta.MediaStorageSOPClassUID = uid
+        header.SOPInstanceUID = header.file_meta.MediaStorageSOPInstanceUID = generate_uid()
+        header.Modality = modality
+        header.save_as(folder / name)
+
+
+def test_objects_without_image(tmp_path, capsys, caplog):
+    """They are no series: one line names them, and the one series is read as if they were not there."""
+    folder = write_series(tmp_path / "s")
+    expected = one_series(folder).read()
+    write_without_image(folder)
+    study = read_study(folder)
+    assert study.left_out == {name: told for name, (*_, told) in WITHOUT_IMAGE.items()}
+    assert [one.problem for one in study.series] == [None]
+    (case,) = find_cases(str(folder), str(tmp_path / "x.nii.gz"), False)
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith(f"{folder}: of 19 files 8 read, 11 left out (") and "RT Dose Storage: dose" in line
+    assert list_volumes(folder) == [{"image": str(folder)}]
+    assert (LoadVolumed("image").load(folder)[0].numpy() == expected).all() and (case.series.read() == expected).all()
+    assert line in caplog.text
+    for path in folder.glob("*.dcm"):
+        path.unlink()
+    refused(folder, "without an image", "dose (RT Dose Storage)")
+
+
+def test_inspect_names_what_is_left_out(tmp_path):
+    folder = write_series(tmp_path / "s")
+    write_without_image(folder)
+    result = run_medsr("inspect", folder, "--json")
+    assert result.returncode == 0 and len(json.loads(result.stdout)["items"]) == 1
+    assert "11 left out (" in result.stderr
+
+
+def everything(study):
+    """Files of a study, each of which is in one place."""
+    read = {item.file for one in study.series for item in one.slices}
+    assert not (read & set(study.damaged)) and not (read & set(study.left_out))
+    assert not (set(study.damaged) & set(study.left_out))
+    return read | set(study.damaged) | set(study.left_out)
+
+
+def damage(content, rng):
+    """A file cut short, or with a changed bit, byte or four bytes in its header."""
+    content = bytearray(content)
+    end = content.index(b"\xe0\x7f\x10\x00")
+    how = rng.integers(4)
+    if how == 0:
+        return bytes(content[: rng.integers(len(content))])
+    for _ in range(4 if how == 1 else 1):
+        place = rng.integers(128, end)
+        content[place] = rng.integers(256) if how < 3 else content[place] ^ (1 << rng.integers(8))
+    return bytes(content)
+
+
+@pytest.mark.parametrize("tries", [60, pytest.param(6000, marks=pytest.mark.slow)])
+def test_no_damaged_file_is_dropped_silently(tmp_path, tries):
+    """Either the volume is as it was, or the file is named."""
+    folder = write_series(tmp_path / "s", count=6)
+    files = [path.rename(path.with_suffix("")) for path in sorted(folder.iterdir())]
+    expected, rng = one_series(folder).read(), np.random.default_rng(0)
+    for _ in range(tries):
+        path = files[rng.integers(len(files))]
+        whole = path.read_bytes()
+        path.write_bytes(damage(whole, rng))
+        study = read_study(folder)
+        assert everything(study) == {file.name for file in files}
+        if not any(one.problem for one in study.series):
+            try:
+                np.testing.assert_array_equal(one_series(folder).read(), expected)
+            except ValueError as error:
+                assert path.name in str(error)
+        path.write_bytes(whole)
+
+
+def test_a_slice_of_another_series_by_its_uid(tmp_path):
+    folder = write_series(tmp_path / "s", lambda n, h: n == 7 and setattr(h, "SeriesInstanceUID", "1.2.3"))
+    series = find_series(folder)
+    assert [one.shape[2] for one in series if one.problem] == [7]
+    assert "003.dcm continues it, but is of another series" in next(s.problem for s in series if s.problem)
+
+
+def test_every_second_slice_missing(tmp_path):
+    edit = setting("ImagePositionPatient", lambda n: (ORIGIN + 2 * STEP * n).tolist())
+    refused(write_series(tmp_path / "s", edit), "lie 8.00 mm apart", "a distance of 4 mm", "1 of 2 slices are missing")
+
+
+@pytest.mark.parametrize(
+    ("gap", "stated", "thickness", "doubtful"),
+    [
+        (4, 4, 4, False),
+        (4, None, 1, True),
+        (4, 0.5, 3.5, False),
+        (4, 4, 2, False),
+        (4, 8, 8, True),
+        (4, None, 4, False),
+    ],
+)
+def test_distance_against_what_is_stated(tmp_path, caplog, gap, stated, thickness, doubtful):
+    """A distance that the headers do not explain is a warning, since there are scans with gaps."""
+
+    def edit(number, header):
+        header.ImagePositionPatient = (ORIGIN + STEP / EDGES[2] * gap * number).tolist()
+        header.SpacingBetweenSlices, header.SliceThickness = stated, thickness
+
+    one_series(write_series(tmp_path / "s", edit)).read()
+    assert ("slices lie 4.00 mm apart" in caplog.text) == doubtful
+
+
+def without_preamble(folder):
+    """Only the data set, in implicit VR, as some scanners and archives write it."""
+    for path in folder.iterdir():
+        header = pydicom.dcmread(path)
+        data = Dataset()
+        data.update({element.tag: element for element in header})
+        data.save_as(path, implicit_vr=True, little_endian=True, enforce_file_format=False)
+        assert path.read_bytes()[128:132] != b"DICM"
+
+
+@pytest.mark.parametrize("name", ["{}.dcm", "{}"])
+@pytest.mark.parametrize("which", ["all", "one"])
+def test_files_without_preamble(tmp_path, name, which):
+    folder = write_series(tmp_path / "s")
+    expected = one_series(folder).read()
+    for path in sorted(folder.iterdir()):
+        path.rename(path.with_name(name.format(path.stem)))
+    if which == "all":
+        without_preamble(folder)
+    else:
+        other = tmp_path / "other"
+        other.mkdir()
+        sorted(folder.iterdir())[3].rename(other / "x")
+        without_preamble(other)
+        (other / "x").rename(folder / name.format("003"))
+    volume = LoadVolumed("image").load(folder)
+    np.testing.assert_array_equal(volume[0].numpy(), expected)
+    assert is_dicom_folder(folder) and read_study(folder).left_out == {}
+    assert one_series(sorted(folder.iterdir())[0]).shape == (16, 16, 1)
+    np.testing.assert_array_equal(one_series(zipped(folder)).read(), expected)
+    assert len(one_series(folder).headers()) == 8
+
+
+@pytest.mark.parametrize("member", ["../x.dcm", "a/../../x.dcm", "/x.dcm", "..\\x.dcm", "C:\\x.dcm", "twice"])
+def test_zips_with_members_outside_of_them(tmp_path, member):
+    archive = zipped(write_series(tmp_path / "s"))
+    with zipfile.ZipFile(archive, "a") as more, warnings.catch_warnings(action="ignore"):
+        name = "003.dcm" if member == "twice" else member
+        more.writestr(name, more.read("003.dcm"))
+    refused(archive, repr(name), "pack the study again")
+
+
+def test_volumes_of_other_kinds_beside_dicom(tmp_path, capsys, caplog):
+    """dcm2niix writes into the DICOM folder, and masks lie beside studies: neither hides the other silently."""
+    out = tmp_path / "out"
+    out.mkdir()
+    for suffix in (".nii.gz", ".mgz"):
+        folder = write_series(tmp_path / f"s{suffix[1:4]}")
+        (folder / "deep").mkdir()
+        mask = folder / "deep" / f"mask{suffix}"
+        image = nibabel.MGHImage if suffix == ".mgz" else nibabel.Nifti1Image
+        image(np.ones((4, 4, 4), np.float32), np.eye(4)).to_filename(mask)
+        for place in (mask, folder / mask.name):
+            mask = mask.rename(place)
+            caplog.clear()
+            assert [case.source for case in find_cases(str(folder), str(out), False)] == [str(place)]
+            assert "8 files of DICOM left out beside volumes of other kinds (3 t1)" in caplog.text
+        (case,) = find_cases(str(folder), str(out), False, "3")
+        assert case.series.shape == (16, 16, 8)
+        assert f"of 9 files 8 read, 1 left out (no DICOM: mask{suffix})" in capsys.readouterr().out
+        caplog.clear()
+        assert LoadVolumed("image").load(folder).shape == (1, 16, 16, 8)
+        assert f"1 left out (no DICOM: mask{suffix})" in caplog.text
+
+
+def test_links_pipes_and_loops(tmp_path):
+    series = write_series(tmp_path / "s")
+    root = tmp_path / "root"
+    root.mkdir()
+    (root / "link").symlink_to(series)
+    (series / "up").symlink_to(root)
+    (root / "gone").symlink_to(tmp_path / "nowhere")
+    os.mkfifo(root / "pipe")
+    study = read_study(root)
+    assert study.series[0].shape == (16, 16, 8)
+    assert study.left_out == {"gone": "No such file or directory", "pipe": "no regular file"}
 
 
 def signed(number, header):

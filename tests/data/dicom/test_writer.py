@@ -27,7 +27,8 @@ from pydicom.uid import (
 )
 
 import medsr_monai
-from medsr_monai.data import LoadVolumed, NiftiWriter, dicom_writer, one_series, write_dicom_series
+from medsr_monai.data import LoadVolumed, NiftiWriter, one_series, write_dicom_series
+from medsr_monai.data.dicom import writer as dicom_writer
 from medsr_monai.transforms import outer_corners, with_corners_of
 
 DATA = Path(__file__).parents[3].parent / "shared" / "data" / "test"

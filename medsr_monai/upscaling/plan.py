@@ -1,4 +1,4 @@
-"""What super-resolving a volume will take, before it is done: the output's grid, memory and time."""
+"""What super-resolving a volume will take, before it is done: memory and time, of any inferer's plan."""
 
 from __future__ import annotations
 
@@ -7,25 +7,20 @@ import math
 import time
 import weakref
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from medsr_monai.inferers import PlaneInferer, ThroughPlaneInferer
+from medsr_monai.inferers import InferencePlan
 from medsr_monai.inferers.slice_batches import RESULTS
-from medsr_monai.transforms.geometry import PLANE_ACROSS
 
 __all__ = [
-    "Work",
     "activation_bytes",
     "free_gpu_bytes",
     "peak_memory",
-    "planned_work",
     "resident_bytes",
     "seconds_per_pixel",
     "slices_that_fit",
@@ -33,10 +28,6 @@ __all__ = [
 
 FLOAT = 4
 """Bytes of a voxel; all volumes are float32."""
-COUNT_MAP = 1
-"""Of tiles: volumes of the output's size that MONAI's sliding window holds beside the output, to count windows."""
-THROUGH_OUTPUTS = (2, 3)
-"""Of thick slices, refined in one plane and in both: the output, the interpolated volume and the first result."""
 READ = 3.5
 """Volumes of the input's size while it is read, where its type is not known: scaled by float64, then converted."""
 SLAB_BUFFERS = 5
@@ -65,79 +56,9 @@ TIMED_SIDE = 32
 """Pixels along the sides of the slice that is timed, at least."""
 
 
-@dataclass(frozen=True)
-class Work:
-    """What an inferer does to one volume.
-
-    Attributes:
-        shape: of the input, (X, Y, Z).
-        new_shape: of the output.
-        slices: for each plane, how many slices the network sees, and their rows and columns.
-        outputs: volumes of the output's size that are held at a time meanwhile, the count maps left out.
-        planes: array axis across the slices, for each plane.
-        count_maps: volumes of the output's size that count tiles; 0 for whole slices.
-    """
-
-    shape: tuple[int, int, int]
-    new_shape: tuple[int, int, int]
-    slices: tuple[tuple[int, int, int], ...]
-    outputs: float
-    planes: tuple[int, ...] = (2,)
-    count_maps: int = 0
-
-    @property
-    def in_one_go(self) -> bool:
-        """Whether slabs follow the axis along which the output is compared with the input: the longest not enlarged."""
-        kept = [axis for axis in range(3) if self.shape[axis] == self.new_shape[axis]]
-        return len(self.planes) == 1 and bool(kept) and self.planes[0] == _longest(self.new_shape, kept)
-
-    def pixels(self, multiple: int = 1) -> int:
-        """That the network sees in all, each slice padded to a multiple of its window."""
-        return sum(count * _up(rows, multiple) * _up(columns, multiple) for count, rows, columns in self.slices)
-
-
-def _longest(shape: Sequence[int], axes: Sequence[int]) -> int:
-    return max(axes, key=lambda axis: shape[axis])
-
-
-def planned_work(
-    inferer: PlaneInferer | ThroughPlaneInferer,
-    affine: np.ndarray | torch.Tensor,
-    shape: Sequence[int],
-    scale_factors: Sequence[int],
-) -> Work:
-    """What an inferer will do to a volume with this 4x4 affine and shape (X, Y, Z), by the inferer's own plan.
-
-    Args:
-        scale_factors: by which the network enlarges rows and columns of a slice.
-
-    Raises:
-        ValueError: see :meth:`medsr_monai.inferers.ThroughPlaneInferer.plan`.
-    """
-    shape = tuple(int(n) for n in shape)
-    new_shape = list(shape)
-    count_maps = COUNT_MAP if min(inferer.slices.orig_roi_size) > 0 else 0
-    if isinstance(inferer, ThroughPlaneInferer):
-        plan = inferer.plan(affine, shape)
-        new_shape[plan.array_axis] = plan.new_size
-        seen = tuple(new_shape) if inferer.factor == 1 else shape
-        slices, planes, through = [], [], PLANE_ACROSS[plan.thick_axis]
-        for plane in plan.planes:
-            across, rows, columns = PlaneInferer(plane, through=through).axes(affine, seen)
-            slices.append((seen[across], seen[rows], seen[columns]))
-            planes.append(across)
-        outputs = THROUGH_OUTPUTS[len(plan.planes) - 1]
-        return Work(shape, tuple(new_shape), tuple(slices), outputs, tuple(planes), count_maps)
-    across, rows, columns = inferer.axes(affine, shape)
-    for axis, factor in zip((rows, columns), scale_factors, strict=True):
-        new_shape[axis] *= factor
-    slices = ((shape[across], shape[rows], shape[columns]),)
-    return Work(shape, tuple(new_shape), slices, 1, (across,), count_maps)
-
-
 def peak_memory(
     resident: int,
-    work: Work,
+    plan: InferencePlan,
     activations: int,
     channels: int = 1,
     *,
@@ -162,20 +83,20 @@ def peak_memory(
         enforced: whether consistency with the input is, which makes a second output.
         picture: whether a quality picture is drawn.
     """
-    inputs = FLOAT * channels * math.prod(work.shape)
-    output = FLOAT * channels * math.prod(work.new_shape)
-    plane = FLOAT * channels * max(math.prod(work.new_shape) // side for side in work.new_shape)
-    noise = NOISE_BYTES * max(math.prod(work.shape) // n * min(n, NOISE_SLICES) for n in work.shape)
+    inputs = FLOAT * channels * math.prod(plan.shape)
+    output = FLOAT * channels * math.prod(plan.new_shape)
+    plane = FLOAT * channels * max(math.prod(plan.new_shape) // side for side in plan.new_shape)
+    noise = NOISE_BYTES * max(math.prod(plan.shape) // n * min(n, NOISE_SLICES) for n in plan.shape)
     slab = min(max(RESIDUAL_VOXELS, plane // FLOAT), output // FLOAT)
     residual = RESIDUAL_BYTES * slab
     if slab_batch is None:
-        made, kept = (work.outputs + work.count_maps) * output, output
+        made, kept = (plan.volumes + plan.tiled) * output, output
         steps = [2 * output, 2 * output if enforced else 0]
     else:
         residual += FLOAT * slab  # read from disk
-        slices = max(output // work.new_shape[axis] for axis in work.planes)
-        made, kept = (SLAB_BUFFERS + work.count_maps) * slab_batch * slices, 0
-        read_again = 1 if work.in_one_go else len(work.planes)
+        slices = max(output // plan.new_shape[one.axis] for one in plan.passes)
+        made, kept = (SLAB_BUFFERS + plan.tiled) * slab_batch * slices, 0
+        read_again = 1 if plan.in_one_go else len(plan.passes)
         steps = [(read_again + PART_BUFFERS) * min(max(CHUNK, plane), output)]
     needs = [
         READ * inputs if read is None else max(read, 2 * inputs),
@@ -256,7 +177,7 @@ def _live_bytes(network: nn.Module, shape: Sequence[int]) -> int:
     return live.peak
 
 
-def slices_that_fit(network: nn.Module, work: Work, free: int, channels: int = 1) -> int:
+def slices_that_fit(network: nn.Module, plan: InferencePlan, free: int, channels: int = 1) -> int:
     """Slices that a GPU takes at a time, of all that the network sees at most, MOST_SLICES at most, one at least.
 
     A part GPU_SHARE of the free memory is filled: with the output, unless it is gathered elsewhere since there is no
@@ -264,15 +185,15 @@ def slices_that_fit(network: nn.Module, work: Work, free: int, channels: int = 1
 
     Args:
         network: in eval mode.
-        work: see :func:`planned_work`.
+        plan: of the volume.
         free: bytes of the GPU's memory that are free.
         channels: of the volume.
     """
-    output = RESULTS * FLOAT * channels * math.prod(work.new_shape)
+    output = RESULTS * FLOAT * channels * math.prod(plan.new_shape)
     room = GPU_SHARE * free - (output if output <= free else 0)
-    sizes = {(rows, columns) for _, rows, columns in work.slices}
+    sizes = {(one.rows, one.columns) for one in plan.passes}
     largest = max(activation_bytes(network, (1, channels, *size), "cuda") for size in sizes)
-    return max(1, min(int(room // largest), MOST_SLICES, max(count for count, _, _ in work.slices)))
+    return max(1, min(int(room // largest), MOST_SLICES, max(one.count for one in plan.passes)))
 
 
 def free_gpu_bytes(device: torch.device | str) -> int:
