@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 import torch
-from monai.transforms import AsDiscreted, CastToTyped, Compose
+from monai.transforms import AsDiscreted, CastToTyped, Compose, Transform
 from monai.utils import ensure_tuple_rep
 
 from medsr_monai.data.label_maps import LoadLabeld
 from medsr_monai.data.read import LoadVolumed
 from medsr_monai.data.write import SaveVolumed
 from medsr_monai.transforms.colour import MergeChromad, SplitLumad
-from medsr_monai.transforms.degradation import RandDegraded, describe_degradation
+from medsr_monai.transforms.degradation import Method, RandDegraded, describe_degradation
 from medsr_monai.transforms.geometry import MatchCornersd, SyncRefMetad
 from medsr_monai.transforms.intensity import RestoreIntensityd, ScaleVolumed
 from medsr_monai.transforms.patch_batches import PatchBatches
@@ -143,7 +144,7 @@ def labelled_patches(
 def training_patches(
     scale: int | Sequence[int],
     patch_size: int | Sequence[int] = 96,
-    method: str | Sequence[str] = "bicubic",
+    method: Method | Sequence[str] = "bicubic",
     intensity_factor: float = 0.5,
     noise_std: float | Sequence[float] = (0.0, 0.0),
     fwhm: float | Sequence[float] | None = None,
@@ -153,7 +154,7 @@ def training_patches(
     Args:
         scale: factor per slice axis.
         patch_size: of the HR patch; the slice must be at least as large.
-        method: see :func:`medsr_monai.transforms.degradation.degrade`; of several, one is drawn for each patch.
+        method: see :class:`medsr_monai.transforms.RandDegraded`; of several, one is drawn for each patch.
         intensity_factor: intensities are multiplied by 1 + u, u uniform in [-intensity_factor, 0.2], since the scaled
             range of a new scanner's volume is not that of the training volumes; 0 turns this off.
         noise_std: range of the LR noise level, or one level, as a fraction of the volume's intensity range.
@@ -177,7 +178,7 @@ def image_patches(patch_size: int | Sequence[int] = 64, flips: bool = True, key:
 
 def slice_pairs(
     scale: int | Sequence[int],
-    method: str | Sequence[str] = "bicubic",
+    method: Method | Sequence[str] = "bicubic",
     fwhm: float | Sequence[float] | None = None,
     noise_std: float | Sequence[float] = 0.0,
     conditions: Sequence[Mapping[str, object]] | None = None,
@@ -190,28 +191,25 @@ def slice_pairs(
         scale: factor per slice axis.
         method, fwhm, noise_std: see :class:`medsr_monai.transforms.RandDegraded`; a number instead of a range is the
             same for every slice.
-        conditions: one degradation each: what it has instead of the above, ``degradation`` (the method), ``fwhm``,
+        conditions: one degradation each: what it has instead of the above, ``degradation`` (the ``method``), ``fwhm``,
             ``noise_std``; an empty one is the above. The result then has one entry each, by name (see
             :func:`medsr_monai.transforms.describe_degradation`), for :class:`medsr_monai.data.SliceDataset`.
 
     Raises:
         ValueError: no condition, two of one name, or one with another setting.
     """
-
-    def pairs(method: str | Sequence[str], fwhm: tuple[float, float] | None, noise_std: tuple[float, float]) -> Compose:
-        degrade = RandDegraded("label", "image", factors=scale, method=method, fwhm=fwhm, noise_std=noise_std)
-        return Compose([degrade, _crop_segmentation])
-
-    return _under_conditions(pairs, conditions, degradation=method, fwhm=fwhm, noise_std=noise_std)
+    pair = partial(RandDegraded, factors=scale)
+    return _under_conditions(pair, conditions, degradation=method, fwhm=fwhm, noise_std=noise_std)
 
 
 def _under_conditions(
-    pairs: Callable[..., Compose], conditions: Sequence[Mapping[str, object]] | None, **settings: object
+    pair: Callable[..., Transform], conditions: Sequence[Mapping[str, object]] | None, **settings: object
 ) -> Compose | dict[str, Compose]:
     """One recipe, or by name one for each of the conditions."""
 
-    def made(degradation: str, fwhm: object, noise_std: object) -> Compose:
-        return pairs(degradation, _range(fwhm), _range(noise_std))
+    def made(degradation: Method, fwhm: object, noise_std: object) -> Compose:
+        degrade = pair(method=degradation, fwhm=_range(fwhm), noise_std=_range(noise_std))
+        return Compose([degrade, _crop_segmentation])
 
     if conditions is None:
         return made(**settings)
@@ -241,7 +239,7 @@ def thick_slice_patches(
     factor: int,
     patch_size: int | Sequence[int] = 64,
     thick_axis: str | None = None,
-    method: str | Sequence[str] = "gaussian",
+    method: Method | Sequence[str] = "gaussian",
     intensity_factor: float = 0.0,
     fwhm: float | Sequence[float] | None = None,
     noise_std: float | Sequence[float] = (0.0, 0.0),
@@ -268,7 +266,7 @@ def thick_slice_patches(
 def thick_slice_pairs(
     factor: int,
     thick_axis: str | None = None,
-    method: str | Sequence[str] = "gaussian",
+    method: Method | Sequence[str] = "gaussian",
     fwhm: float | Sequence[float] | None = None,
     noise_std: float | Sequence[float] = 0.0,
     conditions: Sequence[Mapping[str, object]] | None = None,
@@ -280,10 +278,5 @@ def thick_slice_pairs(
             instead of a range is the same for every slice.
         conditions: see :func:`slice_pairs`, whose errors it raises.
     """
-
-    def pairs(method: str | Sequence[str], fwhm: tuple[float, float] | None, noise_std: tuple[float, float]) -> Compose:
-        return Compose(
-            [RandThickSliced(factor=factor, thick_axis=thick_axis, method=method, fwhm=fwhm, noise_std=noise_std)]
-        )
-
-    return _under_conditions(pairs, conditions, degradation=method, fwhm=fwhm, noise_std=noise_std)
+    pair = partial(RandThickSliced, factor=factor, thick_axis=thick_axis)
+    return _under_conditions(pair, conditions, degradation=method, fwhm=fwhm, noise_std=noise_std)

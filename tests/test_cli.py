@@ -736,6 +736,27 @@ def test_degrade_keeps_the_corners(medsr, tmp_path, direction, method):
     assert_same_corners(source, tmp_path / "out.nii.gz")
 
 
+@pytest.mark.parametrize("direction", ["in-plane", "through-plane"])
+def test_degrade_takes_the_point_spread_of_a_scanner(medsr, tmp_path, direction):
+    """Its width is in mm: other parts of the spacing where the pixels' edges differ."""
+    from medsr_monai.transforms import PointSpread, degrade
+
+    source = make_volume(tmp_path / "in.nii.gz", shape=(24, 16, 12), affine=np.diag([1.0, 1.25, 2.5, 1]))
+    medsr("degrade", "in.nii.gz", "out.nii.gz", "--direction", direction, "--plane", "axial", "--psf", "box:5")
+    volume = torch.from_numpy(nib.load(source).get_fdata(dtype=np.float32))[None]
+    widths = [5 / (4 * edge) for edge in (1.0, 1.25, 2.5)]
+    factors = (4, 4, 1) if direction == "in-plane" else (1, 1, 4)
+    expected = degrade(volume, factors, [PointSpread("box", width) for width in widths])[0]
+    np.testing.assert_allclose(nib.load("out.nii.gz").get_fdata(), expected, rtol=1e-5, atol=1e-4)
+
+
+def test_a_point_spread_without_a_width_has_that_of_the_spacing(medsr, tmp_path):
+    make_volume(tmp_path / "in.nii.gz", shape=(16, 16, 8))
+    for name, options in (("psf", ("--psf", "kspace_hamming")), ("method", ("--method", "kspace_hamming"))):
+        assert medsr("degrade", "in.nii.gz", f"{name}.nii.gz", "--plane", "axial", *options)[0] == 0
+    np.testing.assert_array_equal(nib.load("psf.nii.gz").get_fdata(), nib.load("method.nii.gz").get_fdata())
+
+
 def test_degrade_says_what_it_crops(medsr, tmp_path):
     make_volume(tmp_path / "in.nii.gz", shape=(18, 17, 5))
     code, out, _ = medsr("degrade", "in.nii.gz", "out.nii.gz")
@@ -770,6 +791,11 @@ def test_degrade_takes_a_frame(medsr, tmp_path):
         (["--scale", "32"], "smaller than the factors"),
         (["--method", "cubic"], "method is 'cubic', expected one of"),
         (["--fwhm", "2"], "fwhm is 2.0 for 'bicubic'"),
+        (["--psf", "spline"], "point spread is 'spline', expected one of bicubic, gaussian"),
+        (["--psf", "box:wide"], "point spread is 'box:wide': expected KIND, KIND:FWHM_MM"),
+        (["--psf", "box:-2"], "point spread is 'box:-2': expected a positive width in mm"),
+        (["--psf", "box", "--method", "box"], "psf states the point spread alone: drop method and fwhm"),
+        (["--psf", "gaussian", "--fwhm", "3"], "psf states the point spread alone: drop method and fwhm"),
         (["--noise=-1"], "noise is -1"),
         (["--noise=nan"], "noise is nan"),
         (["--plane", "x"], "plane is 'x', expected"),
@@ -836,7 +862,7 @@ def test_evaluate_refuses_what_has_no_figure(medsr, tmp_path):
     refused(medsr("evaluate", "small.nii.gz", "small.nii.gz"), "12x12 pixels is too small.*smaller border")
     assert medsr("evaluate", "small.nii.gz", "small.nii.gz", "--border", 2)[0] == 0
     refused(medsr("evaluate", "small.nii.gz", "small.nii.gz", "--border=-1"), "border is -1")
-    flat = np.ones((24, 24, 3), np.float32) * np.arange(3, dtype=np.float32) * 0.3
+    flat = np.ones((24, 24, 3), np.float32) * np.linspace(0.1, 2.3, 3, dtype=np.float32)
     nib.save(nib.Nifti1Image(flat, THICK), "flat.nii.gz")
     refused(medsr("evaluate", "flat.nii.gz", "flat.nii.gz"), "no axial slice with any contrast")
     nib.save(nib.Nifti1Image(_one_voxel(np.nan), THICK), "nan.nii.gz")

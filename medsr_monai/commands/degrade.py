@@ -14,6 +14,7 @@ def degrade(
     plane: str = "auto",
     method: str | None = None,
     fwhm: float | None = None,
+    psf: str | None = None,
     noise: float = 0.0,
     seed: int = 0,
     frame: int | None = None,
@@ -27,8 +28,11 @@ def degrade(
         scale: integer factor.
         direction: in-plane (larger pixels) or through-plane (thicker slices, as `upscale --bundle rdst_e_thick` takes).
         plane: axial, coronal or sagittal, auto for the one with the finest pixels.
-        method: bicubic (default in-plane), gaussian (default through-plane), box or kspace.
+        method: bicubic (default in-plane), gaussian (default through-plane), box or kspace, or another kind, see psf.
         fwhm: width of the Gaussian slice profile in voxels, default the scale.
+        psf: point spread of the scanner in place of method and fwhm, as KIND or KIND:FWHM_MM, such as box:4.5. KIND is
+            gaussian, box, rounded, kspace, kspace_hamming, kspace_fermi, ct (ct:FWHM_MM:SHARPNESS) or bicubic; the
+            width is the output's spacing where it is left out. A width below the spacing leaves gaps between slices.
         noise: standard deviation of Gaussian noise as a fraction of the intensity range.
         seed: of the noise.
         frame: of a 4D file, counted from 0.
@@ -44,7 +48,7 @@ def degrade(
     volume = to_volume(input, frame)
     chosen = sharp_plane(volume.affine, volume.shape[1:]) if plane == "auto" else plane
     result = degrade_volume(
-        volume, scale, direction=direction, plane=chosen, method=method, fwhm=fwhm, noise=noise, seed=seed
+        volume, scale, direction=direction, plane=chosen, method=method, fwhm=fwhm, psf=psf, noise=noise, seed=seed
     )
     cropped = [n - m * scale if m < n else 0 for n, m in zip(volume.shape[1:], result.shape[1:], strict=True)]
     if any(cropped):

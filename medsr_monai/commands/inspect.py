@@ -2,26 +2,11 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
-import zipfile
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from medsr_monai.atomic import check_input
-from medsr_monai.errors import ERRORS, reason_of
-from medsr_monai.upscaling.bundles import DEFAULT_BUNDLE, BundleRunner, bundle_folder
-from medsr_monai.upscaling.cases import NIFTI_SUFFIXES, VOLUME_SUFFIXES
-from medsr_monai.upscaling.memory import Memory, Way
 
-if TYPE_CHECKING:
-    from monai.data import MetaTensor
-
-    from medsr_monai.data import DicomSeries
-    from medsr_monai.upscaling.estimate import Work
-
-THICK_BUNDLE = "rdst_e_thick"
-PICTURE_BUNDLE = "lgsr"
 ZERO_FILLED = ("MR", "")
 """DICOM modalities, and files that do not tell, whose empty border of k-space is one that was zero-filled."""
 
@@ -50,16 +35,10 @@ def inspect(
     check_input(path)
     if slice_batch < 1:
         raise ValueError(f"slice_batch is {slice_batch}, expected at least 1")
-    planner = _Planner(slice_batch, timing=not no_timing)
-    items, errors = [], []
-    for item, source in _found(path):
-        if source is not None:
-            try:
-                _look_into(item, source, frame, planner)
-            except ERRORS as error:
-                item["problem"] = reason_of(error)
-        if item["problem"] is not None:
-            errors.append(item["problem"])
+    from medsr_monai.upscaling.inspection import inspect as look_into
+
+    items = []
+    for item in look_into(path, frame=frame, slice_batch=slice_batch, timing=not no_timing):
         items.append(item)
         if not json:
             print("" if len(items) == 1 else "\n", _text(item), sep="", flush=True)
@@ -67,252 +46,11 @@ def inspect(
         from medsr_monai.metrics import json_text
 
         print(json_text({"path": path, "items": items}))
-    if len(errors) == len(items):
-        for reason in errors:
-            print(f"medsr: error: {reason}", file=sys.stderr)
+    if all(item["problem"] is not None for item in items):
+        for item in items:
+            print(f"medsr: error: {item['problem']}", file=sys.stderr)
         return 1
     return 0
-
-
-def _found(path: str) -> list[tuple[dict[str, Any], str | DicomSeries | None]]:
-    """Entries to be filled, each with what to read, or None for what upscale leaves out."""
-    root = Path(path)
-    if root.is_file() and root.name.lower().endswith(VOLUME_SUFFIXES):
-        return [(_entry(path, "volume"), path)]
-    from medsr_monai.data import holds_volumes, is_dicom_file, is_picture, list_volumes
-    from medsr_monai.data.dicom.series import read_study
-
-    several = root.is_dir()
-    if root.is_file() and not zipfile.is_zipfile(root) and not is_dicom_file(root):
-        return [(_entry(path, "picture" if is_picture(path) else "volume"), path)]
-    beside = several and holds_volumes(root)
-    study = read_study(path)
-    series = study.series
-    if series and study.left_out_line and not beside:
-        print(study.left_out_line, file=sys.stderr)
-    flat = not any(one.has_positions for one in series)
-    found = []
-    if beside or not series or (flat and not zipfile.is_zipfile(root)):
-        names = [one["image"] for one in list_volumes(path)] if several else [path]
-        found = [(_entry(name, "picture" if is_picture(name) else "volume"), name) for name in names]
-        series = [] if flat else series
-    for one in series:
-        left_out = one.left_out if len(series) > 1 else None
-        if beside:
-            left_out = left_out or "beside volume files: give its own folder"
-        item = _entry(one.source, "dicom", left_out=left_out, problem=one.problem)
-        item["series"] = {
-            "number": one.number,
-            "description": one.description,
-            "part": one.part,
-            "modality": one.modality,
-            "uid": one.uid,
-            "files": len(one.files),
-        }
-        item["shape"] = list(one.shape)
-        skip = item["left_out"] is not None or one.problem is not None
-        found.append((item, None if skip else one))
-    if not found:
-        raise ValueError(f"{path}: no DICOM image, volume or picture in it")
-    return found
-
-
-def _entry(name: str, kind: str, left_out: str | None = None, problem: str | None = None) -> dict[str, Any]:
-    """All keys of an item, so that each is there whatever is known."""
-    keys = "series shape spacing_mm orientation oblique_degrees plane thick_axis axes acquisition_matrix interpolated"
-    item = {"name": name, "kind": kind, "left_out": left_out, "problem": problem}
-    return item | dict.fromkeys(keys.split()) | {"plan": None, "estimate": None}
-
-
-def _look_into(item: dict[str, Any], source: str | DicomSeries, frame: int | None, planner: _Planner) -> None:
-    """Fill an entry from the volume's voxels."""
-    import nibabel
-    import numpy as np
-
-    from medsr_monai.data import LoadVolumed
-    from medsr_monai.transforms import intensity_range, plane_axis, sharp_plane, spacing, thick_axis
-
-    volume = LoadVolumed("image", frame=frame, pictures=True)({"image": source})["image"]
-    affine, shape = volume.affine.numpy(), tuple(volume.shape[1:])
-    picture = "picture" in volume.meta
-    item["shape"] = list(shape[:2] if picture else shape)
-    if not picture or volume.meta["picture_spacing"] == "file":
-        item["spacing_mm"] = [float(edge) for edge in spacing(affine)[: len(item["shape"])]]
-    across = 2
-    if not picture:
-        item["orientation"] = "".join(nibabel.aff2axcodes(affine))
-        directions = affine[:3, :3] / spacing(affine)
-        item["oblique_degrees"] = float(np.degrees(np.arccos(np.clip(np.abs(directions).max(0), 0, 1)).max()))
-        item["plane"] = sharp_plane(affine, shape)
-        across = plane_axis(affine, item["plane"])
-        try:
-            item["thick_axis"] = thick_axis(affine) if 1 not in shape else None
-        except ValueError:
-            item["thick_axis"] = None
-    thin = item["thick_axis"] is None and not picture and item["plane"] == "axial" and 1 not in shape
-    # of nearly cubic voxels every axis may have been interpolated
-    edges = spacing(affine)
-    judged = [axis for axis in range(3) if axis != across or (thin and edges[axis] < 1.25 * edges.min())]
-    item["axes"] = [_axis(volume, axis, item) for axis in judged]
-    found = [axis["interpolated"] for axis in item["axes"] if axis["interpolated"] is not None]
-    item["interpolated"] = any(found) if found else None
-    if not isinstance(source, str):
-        item["acquisition_matrix"] = _acquisition_matrix(source)
-        for axis in item["axes"]:
-            if item["acquisition_matrix"] and axis["axis"] < 2:
-                axis["acquisition_matrix"] = item["acquisition_matrix"][axis["axis"]]
-    intensity_range(volume, "minmax")  # what holds nothing to super-resolve is not planned
-    planner.plan(item, source, volume, frame)
-
-
-def _axis(volume: MetaTensor, axis: int, item: dict[str, Any]) -> dict[str, Any]:
-    from medsr_monai.metrics import axis_spectrum
-    from medsr_monai.transforms import PLANE_ACROSS, plane_axis
-
-    image = volume.as_tensor().mean(0)
-    spectrum = axis_spectrum(image[..., 0] if item["kind"] == "picture" else image, axis)
-    size, edges = volume.shape[1 + axis], item["spacing_mm"]
-    names = {plane_axis(volume.affine, plane): name for name, plane in PLANE_ACROSS.items()}
-    return {
-        "axis": axis,
-        "direction": ("columns", "rows")[axis] if item["kind"] == "picture" else names[axis],
-        "size": size,
-        "spacing_mm": edges[axis] if edges else None,
-        "interpolated": spectrum.interpolated if spectrum.judged else None,
-        "share": spectrum.share if spectrum.judged else None,
-        "acquired": spectrum.acquired(size) if spectrum.judged else None,
-        "resolution_mm": edges[axis] / spectrum.share if spectrum.judged and edges else None,
-        "drop_db": spectrum.drop if spectrum.judged else None,
-        "acquisition_matrix": None,
-    }
-
-
-def _acquisition_matrix(series: DicomSeries) -> list[int] | None:
-    """Samples acquired along the volume's first and second axis (columns, rows), as the DICOM header states them."""
-    header = series.headers()[0]
-    numbers = [int(n) for n in header.get("AcquisitionMatrix") or []]
-    if len(numbers) != 4 or header.get("InPlanePhaseEncodingDirection") not in ("ROW", "COL", "COLUMN"):
-        return None
-    frequency, phase = max(numbers[:2]), max(numbers[2:])
-    if not frequency or not phase:
-        return None
-    # phase encoding in a row tells its columns apart
-    return [phase, frequency] if header.InPlanePhaseEncodingDirection == "ROW" else [frequency, phase]
-
-
-class _Planner:
-    """What upscale would do; each bundle is loaded, and each network timed, once."""
-
-    def __init__(self, slice_batch: int, timing: bool) -> None:
-        self.slice_batch = slice_batch
-        self.timing = timing
-        self.runners: dict[str, BundleRunner] = {}
-        self.memory: dict[str, Memory] = {}
-        self.seconds: dict[str, float] = {}
-        self._runner(DEFAULT_BUNDLE)  # the process is measured before volumes are read
-
-    def plan(self, item: dict[str, Any], source: str | DicomSeries, volume: MetaTensor, frame: int | None) -> None:
-        """Fill in ``plan`` and ``estimate``."""
-        from medsr_monai.transforms import resized_affine, spacing
-        from medsr_monai.upscaling.estimate import planned_work
-
-        bundle, reason = _choose(item)
-        runner, trained = self._runner(bundle), _has_weights(bundle)
-        work = planned_work(runner["inferer"], volume.affine, volume.shape[1:], runner.scale_factors)
-        sides = 2 if item["kind"] == "picture" else 3
-        edges = spacing(resized_affine(volume.affine, work.shape, work.new_shape))
-        item["plan"] = {
-            "bundle": bundle,
-            "reason": reason,
-            "weights": trained,
-            "output_shape": list(work.new_shape[:sides]),
-            "output_spacing_mm": [float(edge) for edge in edges[:sides]] if item["spacing_mm"] else None,
-            "what": _what(runner, work, volume),
-            "command": _command(source, bundle, frame),
-        }
-        if item["kind"] == "picture" and not trained:
-            item["plan"]["alternative"] = _command(source, DEFAULT_BUNDLE, frame)
-        item["estimate"] = self._estimate(bundle, runner, work, volume)
-
-    def _runner(self, bundle: str) -> BundleRunner:
-        if bundle not in self.runners:
-            self.runners[bundle] = BundleRunner(
-                bundle, trained=_has_weights(bundle), device="$torch.device('cpu')", sw_batch_size=self.slice_batch
-            )
-            self.memory[bundle] = Memory(self.runners[bundle], None, self.slice_batch)
-            self.memory[bundle].resident = next(iter(self.memory.values())).resident  # before heaps have grown
-        return self.runners[bundle]
-
-    def _estimate(self, bundle: str, runner: BundleRunner, work: Work, volume: MetaTensor) -> dict[str, Any]:
-        from medsr_monai.upscaling.estimate import seconds_per_pixel
-
-        network, memory = runner.network, self.memory[bundle]
-        if self.timing and bundle not in self.seconds:
-            self.seconds[bundle] = seconds_per_pixel(network)
-        seconds = self.seconds.get(bundle)
-        pixels = work.pixels(getattr(network, "size_multiple", 1))
-        return {
-            "memory_bytes": memory.of(volume).estimate,
-            "activation_bytes": memory.activation_bytes(work, self.slice_batch),
-            "slice_batch": self.slice_batch,
-            "seconds": None if seconds is None else seconds * pixels,
-            "threads": _threads(),
-        }
-
-
-def _has_weights(bundle: str) -> bool:
-    return (bundle_folder(bundle) / "models" / "model.pt").is_file()
-
-
-def _what(runner: BundleRunner, work: Work, volume: MetaTensor) -> str:
-    """What upscale will say that it does, and for slices that are enlarged, to what size."""
-    rows, columns = runner.scale_factors
-    plane = "" if "picture" in volume.meta else f"{runner['inferer'].describe(volume)}"
-    if "thick_axis" in runner.parser:
-        return plane
-    _, height, width = work.slices[0]
-    enlarged = f"enlarges {height}x{width} to {height * rows}x{width * columns}"
-    return f"{plane}: {enlarged}" if plane else enlarged
-
-
-def _threads() -> int:
-    import torch
-
-    return torch.get_num_threads()
-
-
-def _choose(item: dict[str, Any]) -> tuple[str, str]:
-    """The bundle that fits, and why."""
-    from medsr_monai.transforms import format_edges
-
-    if item["kind"] == "picture":
-        return PICTURE_BUNDLE, "a 2D image"
-    edges = f"voxels of {format_edges(item['spacing_mm'])} mm"
-    if item["thick_axis"] is not None:
-        return THICK_BUNDLE, f"{edges} are thick slices along {item['thick_axis']}"
-    if 1 in item["shape"]:
-        return DEFAULT_BUNDLE, "a single slice"
-    if max(item["spacing_mm"]) >= 1.25 * min(item["spacing_mm"]):
-        return DEFAULT_BUNDLE, f"{edges} are no thick slices, the finest pixels lie in the {item['plane']} plane"
-    return DEFAULT_BUNDLE, f"{edges} are nearly cubic"
-
-
-def _command(source: str | DicomSeries, bundle: str, frame: int | None) -> str:
-    """To be typed; the output lies in the folder where it is typed."""
-    from medsr_monai.data import is_picture, output_suffix, volume_name
-
-    words = ["medsr", "upscale"]
-    if isinstance(source, str):
-        suffix = output_suffix(source) if is_picture(source) else NIFTI_SUFFIXES[1]
-        words += [source, f"{volume_name(source)}_sr{suffix}"]
-    else:
-        single = source.source == source.root
-        words += [source.root, "sr.nii.gz"]
-        if not single:
-            words += ["--series", source.uid]
-    words += [] if bundle == DEFAULT_BUNDLE else ["--bundle", bundle]
-    words += [] if frame is None else ["--frame", str(frame)]
-    return shlex.join(words)
 
 
 def _text(item: dict[str, Any]) -> str:
@@ -382,6 +120,8 @@ def _plan_rows(item: dict[str, Any]) -> list[tuple[str, str]]:
     rows.append(("command", plan["command"]))
     if "alternative" in plan:
         rows.append(("or", f"{plan['alternative']} (weights for brain MR)"))
+    from medsr_monai.upscaling.memory import Way
+
     text = str(Way(estimate["memory_bytes"], estimate["slice_batch"]))
     if estimate["seconds"] is not None:
         threads = estimate["threads"]

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from medsr_monai.atomic import check_input
+from medsr_monai.suffixes import VOLUME_SUFFIXES
 from medsr_monai.upscaling.bundles import DEFAULT_BUNDLE, bundle_folder
+from medsr_monai.upscaling.cases import output_file
 
 OUTPUT_FORMATS = ("nifti", "dicom")
 
@@ -24,6 +28,7 @@ def upscale(
     target_spacing: float | None = None,
     refine: str = "both",
     force: bool = False,
+    psf: str = "unknown",
     series: str | None = None,
     all_series: bool = False,
     jobs: int = 1,
@@ -74,6 +79,8 @@ def upscale(
         refine: of thick slices: both planes that contain the thick axis, averaged, or one of them, in half the time:
             axial, coronal or sagittal.
         force: of thick slices: refine voxels that are nearly isotropic, too.
+        psf: point spread of the scanner, for networks that are told it, as KIND or KIND:FWHM_MM, such as box:4.5: of
+            thick slices their profile, else that of the pixels. KIND is one of those of `medsr degrade --psf`.
         series: of a DICOM study: number or SeriesInstanceUID of the series to take, several behind commas. Default:
             all but localisers, derived series and secondary captures, which are named and left out.
         all_series: of a DICOM study: take those too.
@@ -95,6 +102,8 @@ def upscale(
     if output_format not in OUTPUT_FORMATS:
         raise ValueError(f"output_format is {output_format!r}, expected {' or '.join(OUTPUT_FORMATS)}")
     check_input(input)
+    if output_format == "nifti" and input.lower().endswith(VOLUME_SUFFIXES) and not Path(output).is_dir():
+        output_file(output, overwrite, input)  # a name that may not be written is refused before anything is loaded
     from medsr_monai.upscaling.cohort import upscale_files
     from medsr_monai.upscaling.upscaler import Options
 
@@ -107,6 +116,7 @@ def upscale(
         target_spacing=target_spacing,
         refine=refine,
         force=force,
+        psf=psf,
         frame=frame,
         slice_batch=slice_batch,
         precision=precision,

@@ -433,7 +433,8 @@ class LoadVolumed(MapTransform):
         voxels = series.read()
         _check_steps(series.source, voxels)
         voxels = torch.from_numpy(voxels)[None]
-        meta = {"filename_or_obj": series.source, "spatial_shape": np.array(series.shape), "space": SpaceKeys.RAS}
+        # the root, since outputs are named after it, and a series is called by the text of its headers
+        meta = {"filename_or_obj": series.root, "spatial_shape": np.array(series.shape), "space": SpaceKeys.RAS}
         meta["original_affine"] = series.affine.copy()
         meta["original_channel_dim"] = float("nan")  # without it MONAI's writers take a single slice for 2D
         return MetaTensor(voxels, affine=torch.from_numpy(series.affine), meta=meta)
@@ -467,8 +468,8 @@ def check_values(
         ValueError: one line that says which it is and what to do.
     """
     intent = int(header["intent_code"]) if isinstance(header, nibabel.Nifti1Header) else 0
-    _check_steps(path, voxels)
     check_no_label_map(path, voxels, intent)
+    _check_steps(path, voxels)
 
 
 def _check_steps(path: str | os.PathLike, voxels: np.ndarray) -> None:

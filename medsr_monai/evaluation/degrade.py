@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from medsr_monai.errors import MedsrError, naming
-from medsr_monai.transforms import axis_factors, intensity_range, plane_axis, sharp_plane
+from medsr_monai.transforms import axis_factors, intensity_range, parse_point_spread, plane_axis, sharp_plane, spacing
 from medsr_monai.transforms import degrade as degrade_volume
 from medsr_monai.upscaling.kinds import like, name_of, to_volume
 
@@ -26,6 +26,7 @@ def degrade(
     plane: str = "auto",
     method: str | None = None,
     fwhm: float | None = None,
+    psf: str | None = None,
     noise: float = 0.0,
     seed: int = 0,
     frame: int | None = None,
@@ -40,8 +41,10 @@ def degrade(
         direction: in-plane (larger pixels) or through-plane (thicker slices).
         plane: axial, coronal or sagittal, auto for the one with the finest pixels.
         method: bicubic (default in-plane), gaussian (default through-plane), box or kspace, see
-            :func:`medsr_monai.transforms.degradation.sampling_matrix`.
+            :func:`medsr_monai.transforms.sampling_matrix`.
         fwhm: full width at half maximum of the Gaussian slice profile in voxels of the input, by default the scale.
+        psf: point spread of the scanner in place of method and fwhm, as KIND or KIND:FWHM_MM, see
+            :func:`medsr_monai.transforms.parse_point_spread`.
         noise: standard deviation of Gaussian noise as a fraction of the intensity range.
         seed: of the noise: the same seed gives the same noise.
         frame: of a path or nibabel image with four axes, counted from 0.
@@ -59,6 +62,11 @@ def degrade(
         raise MedsrError(f"scale is {scale}, expected at least 2")
     if not 0 <= noise < math.inf:
         raise MedsrError(f"noise is {noise}, expected a fraction of the intensity range such as 0.02")
+    if psf is not None:
+        if method is not None or fwhm is not None:
+            raise MedsrError("psf states the point spread alone: drop method and fwhm")
+        with naming():
+            parse_point_spread(psf, 1.0)  # before anything is read
     image = to_volume(volume, frame)
     with naming(name_of(volume)):
         low, high = intensity_range(image, "minmax")
@@ -66,5 +74,8 @@ def degrade(
         in_plane = direction == "in-plane"
         factors = axis_factors(axis, scale) if in_plane else tuple(scale if a == axis else 1 for a in range(3))
         method = method or ("bicubic" if in_plane else "gaussian")
+        if psf is not None:
+            edges = spacing(image.affine).tolist()
+            method = [parse_point_spread(psf, factor * edge) for factor, edge in zip(factors, edges, strict=True)]
         result = degrade_volume(image, factors, method, fwhm=fwhm, noise_std=noise * (high - low), noise_seed=seed)
     return like(result, volume)

@@ -1,7 +1,7 @@
 """Consistency of a super-resolved volume with its input: how it is measured, and a projection that improves it.
 
 A volume x is consistent with its input y if D(x), the volume degraded again, is y. D is linear and separable, with one
-matrix for each axis (:func:`medsr_monai.transforms.degradation.sampling_matrix`). So its singular vectors are known,
+matrix for each axis (:func:`medsr_monai.transforms.sampling_matrix`). So its singular vectors are known,
 and the limit of iterative back-projection, x + D'(y - D(x)) again and again, is computed at once.
 """
 
@@ -15,7 +15,7 @@ import torch
 from monai.data import MetaTensor
 from scipy.optimize import brentq
 
-from medsr_monai.transforms.degradation import METHODS, sampling_matrix
+from medsr_monai.transforms.point_spread import METHODS, PointSpread, sampling_matrix
 
 __all__ = ["DataConsistency", "Residual"]
 
@@ -49,16 +49,17 @@ class DataConsistency:
     Memory: a few float64 copies of a slab of the output, and for `project` the result.
 
     Args:
-        method: method of the degradation, see :func:`medsr_monai.transforms.degradation.sampling_matrix`.
-        fwhm: width of the Gaussian profile in fine samples; None takes that of the thick sample.
+        method: degradation along every axis that has grown: a :class:`medsr_monai.transforms.PointSpread` or
+            its kind.
+        fwhm: width of the kind "gaussian" in fine samples; None takes that of the thick sample.
         slab_voxels: number of voxels of the output in a slab, which is at least one slice.
 
     Raises:
         ValueError: the method is unknown.
     """
 
-    def __init__(self, method: str, *, fwhm: float | None = None, slab_voxels: int = SLAB_VOXELS) -> None:
-        if method not in METHODS:
+    def __init__(self, method: str | PointSpread, *, fwhm: float | None = None, slab_voxels: int = SLAB_VOXELS) -> None:
+        if isinstance(method, str) and method not in METHODS:
             raise ValueError(f"degradation method is {method!r}, expected one of {', '.join(METHODS)}")
         self.method = method
         self.fwhm = fwhm

@@ -1,14 +1,6 @@
 from .augmentation import AugmentImages
 from .colour import MergeChromad, SplitLumad
-from .degradation import (
-    METHODS,
-    RandDegraded,
-    degradation_matrix,
-    degrade,
-    describe_degradation,
-    sampling_matrices,
-    sampling_matrix,
-)
+from .degradation import RandDegraded, degradation_matrix, degrade, describe_degradation
 from .display import EDGES, displayed_slice, pixel_edges
 from .geometry import (
     AXES,
@@ -32,4 +24,15 @@ from .intensity import RestoreIntensityd, ScaleVolumed, intensity_range
 from .interpolation import resample, spline_matrix
 from .latent import RandLatentd
 from .patch_batches import PatchBatches
+from .point_spread import (
+    ENCODING,
+    METHODS,
+    PointSpread,
+    RandPointSpread,
+    encode_point_spread,
+    parse_point_spread,
+    point_spread_of,
+    sampling_matrices,
+    sampling_matrix,
+)
 from .thick_slices import RandThickSliced, TurnBackd

@@ -25,6 +25,8 @@ class Draw(NamedTuple):
 
     degradation: dict | None
     """``params`` of the transform that makes its pair."""
+    psf: torch.Tensor | None
+    """What is told of its point spread."""
     corner: tuple[int, int]
     """First row and column of its patch in the slice, below 0 where padding begins."""
     pose: tuple[bool, ...]
@@ -121,11 +123,12 @@ class PatchBatches(Randomizable, Transform):
         chances = np.array([self.poses > 1, self.poses > 1, self.poses > 4]) / 2
         pose = tuple((self.R.random_sample(3) < chances).tolist())
         brightness = 1.0 + self.R.uniform(-self.intensity_factor, 0.2) if self.intensity_factor else 1.0
-        return item, Draw(None if self.pairs is None else self.pairs.params, corner, pose, brightness)
+        pair = (None, None) if self.pairs is None else (self.pairs.params, self.pairs.psf)
+        return item, Draw(*pair, corner, pose, brightness)
 
     def _made(self, items: Sequence[Item], draws: Sequence[Draw], device: torch.device | str) -> list[Item]:
         """The items with their patches."""
-        degradations, corners, poses, brightness = zip(*draws, strict=True)
+        degradations, spreads, corners, poses, brightness = zip(*draws, strict=True)
         patches = {}
         for key in self.keys:
             cut = cut_windows([item[key] for item in items], corners, self.size, self.padding or "constant")
@@ -145,4 +148,6 @@ class PatchBatches(Randomizable, Transform):
         if self.pairs is not None and not self.thick:
             pair = self.pairs.pairs(patches[self.pairs.key], degradations)
             patches |= dict(zip((self.pairs.key, self.pairs.image_key), pair, strict=True))
+        if self.pairs is not None:
+            patches[self.pairs.psf_key] = to_device(torch.stack(spreads), device)
         return [item | {key: batch[b] for key, batch in patches.items()} for b, item in enumerate(items)]

@@ -10,9 +10,10 @@ from monai.config import KeysCollection
 from monai.transforms import MapTransform
 from monai.utils import convert_to_tensor
 
-from medsr_monai.transforms.degradation import RandDegraded, sampling_matrices, white_noise
+from medsr_monai.transforms.degradation import Method, RandDegraded, white_noise
 from medsr_monai.transforms.geometry import AXES
 from medsr_monai.transforms.interpolation import spline_matrix
+from medsr_monai.transforms.point_spread import point_spread_of, sampling_matrices
 from medsr_monai.transforms.windows import cut_windows, to_device
 
 __all__ = ["RandThickSliced", "TurnBackd"]
@@ -25,7 +26,7 @@ class RandThickSliced(RandDegraded):
 
     A slice [C, H, W] is turned so that the thick axis runs along its columns (the last axis), where
     :class:`medsr_monai.inferers.ThroughPlaneInferer` puts it, cropped at the far end of this axis to a multiple of
-    ``factor``, degraded along it (:func:`medsr_monai.transforms.degradation.sampling_matrix`) and brought back to its
+    ``factor``, degraded along it (:func:`medsr_monai.transforms.sampling_matrix`) and brought back to its
     size by cubic B-splines (:func:`medsr_monai.transforms.interpolation.spline_matrix`). Both keep the outer corners,
     so ``image`` lies on ``label``. Both are plain tensors. An item is a batch of one, see :meth:`windows`.
 
@@ -39,8 +40,8 @@ class RandThickSliced(RandDegraded):
         factor: slice thickness, in pixels of the label.
         thick_axis: left-right, posterior-anterior or inferior-superior, one of the two that the item's ``axes`` name
             (see :class:`medsr_monai.data.SliceDataset`); None draws one of the two for each item.
-        method, fwhm, noise_std: see :class:`medsr_monai.transforms.RandDegraded`; the noise is that of the thick
-            slices.
+        method, fwhm, noise_std, psf_key: see :class:`medsr_monai.transforms.RandDegraded`; the noise is that of the
+            thick slices.
 
     Raises:
         ValueError: an unknown axis; a slice that does not contain it, or is smaller than ``factor`` along it.
@@ -53,13 +54,17 @@ class RandThickSliced(RandDegraded):
         *,
         factor: int,
         thick_axis: str | None = None,
-        method: str | Sequence[str] = "gaussian",
+        method: Method | Sequence[str] = "gaussian",
         fwhm: tuple[float, float] | None = None,
         noise_std: tuple[float, float] = (0.0, 0.0),
+        psf_key: str = "psf",
     ) -> None:
         if thick_axis is not None and thick_axis not in AXES:
             raise ValueError(f"thick axis is {thick_axis!r}, expected one of {', '.join(AXES)}, or none to draw it")
-        super().__init__(keys, image_key, factors=(1, factor), method=method, fwhm=fwhm, noise_std=noise_std)
+        factors = (1, factor)
+        super().__init__(
+            keys, image_key, factors=factors, method=method, fwhm=fwhm, noise_std=noise_std, psf_key=psf_key
+        )
         self.factor = factor
         self.thick_axis = thick_axis
         self.axis = 0
@@ -73,8 +78,8 @@ class RandThickSliced(RandDegraded):
             self.randomize()
         d = self.turned(data)
         label = d[self.key]
-        d[self.image_key] = self.windows([label], [self.params], [(0, 0)], label.shape[1:], label.device)[0]
-        return d
+        image = self.windows([label], [self.params], [(0, 0)], label.shape[1:], label.device)[0]
+        return d | {self.image_key: image, self.psf_key: self.psf}
 
     def turned(self, data: Mapping[Hashable, object]) -> dict[Hashable, object]:
         """An item whose slices are turned by the ``axis`` that was drawn, cropped and described."""
@@ -121,8 +126,8 @@ class RandThickSliced(RandDegraded):
         noise = rows.new_zeros(*rows.shape[:3], width // self.factor, device="cpu")
         for wide in set(widths):
             here, small = [b for b, n in enumerate(widths) if n == wide], wide // self.factor
-            methods, fwhms = [drawn[b]["method"] for b in here], [drawn[b]["fwhm"] for b in here]
-            down[here, :small, :wide] = sampling_matrices(wide, small, methods, fwhms, rows.device).to(down)
+            spreads = [point_spread_of(drawn[b]["method"], drawn[b]["fwhm"], self.factor) for b in here]
+            down[here, :small, :wide] = sampling_matrices(wide, small, spreads, rows.device).to(down)
             spline = _spline_on(small, wide, rows.device).to(up)
             for b in here:
                 top, left = corners[b]

@@ -16,6 +16,7 @@ from ignite.engine import Events
 from killed_training import KILLED, killed
 from monai.bundle import ConfigWorkflow
 
+from medsr_monai.transforms import ENCODING, encode_point_spread
 from medsr_monai.weights.load import load_weights
 
 CONFIGS = Path(__file__).parents[2] / "bundles" / "rdst_e" / "configs"
@@ -319,6 +320,23 @@ def test_degradation_varies_as_the_configuration_says(volumes, tmp_path):
         flow.parser.get_parsed_content("train#dataset")[number]
         drawn.append((degrade.params["fwhm"], degrade.params["noise_std"]))
     assert len(set(drawn)) == 8 and all(2 <= width <= 6 and 0.01 <= noise <= 0.05 for width, noise in drawn)
+
+
+def test_point_spreads_vary_as_the_configuration_says_and_are_told(volumes, tmp_path):
+    degradation = {"kinds": {"gaussian": 1, "kspace": 1}, "width": [0.7, 1.3], "unknown": 0.2}
+    flow = workflow(volumes, tmp_path, degradation=degradation, max_steps=2)
+    dataset = flow.parser.get_parsed_content("train#dataset")
+    drawn, told = [], []
+    for number in range(20):
+        told.append(dataset[number]["psf"])
+        drawn.append(dataset.transform.pairs.params["method"])
+    assert {one.kind for one in drawn} == {"gaussian", "kspace"} and len(set(drawn)) == 20
+    for vector, one in zip(told, drawn, strict=True):
+        assert not vector.any() or torch.equal(vector, encode_point_spread(one))
+    assert 0 < sum(not vector.any() for vector in told) < 12
+    flow.run()
+    batch = flow.parser.get_parsed_content("train#trainer").state.batch
+    assert batch and all(item["psf"].shape == (len(ENCODING),) for item in batch)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,5 @@
 """`medsr inspect`: its plan is what upscale writes, its memory what upscale takes, and what it finds is there."""
 
-import copy
 import json
 import os
 import re
@@ -13,7 +12,6 @@ import nibabel as nib
 import numpy as np
 import pydicom
 import pytest
-import torch
 from bundle_copies import interpolating_bundle
 from PIL import Image
 from pydicom.dataset import FileMetaDataset
@@ -21,17 +19,7 @@ from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
 from scipy.ndimage import gaussian_filter
 
 from medsr_monai import cli
-from medsr_monai.inferers import PlaneInferer, ThroughPlaneInferer
-from medsr_monai.networks import RDST
 from medsr_monai.upscaling.bundles import DEFAULT_BUNDLE
-from medsr_monai.upscaling.estimate import (
-    _live_bytes,
-    activation_bytes,
-    peak_memory,
-    planned_work,
-    resident_bytes,
-    seconds_per_pixel,
-)
 
 ROOT = Path(__file__).parents[2]
 DATA = ROOT.parent / "shared" / "data" / "test"
@@ -189,7 +177,7 @@ def test_a_study_and_its_series(tmp_path, capsys):
 
 
 def test_a_bundle_without_weights_is_planned_all_the_same(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(sys.modules["medsr_monai.commands.inspect"], "_has_weights", lambda bundle: False)
+    monkeypatch.setattr(sys.modules["medsr_monai.upscaling.inspection"], "_has_weights", lambda bundle: False)
     volume = save(tmp_path / "v.nii.gz", (40, 36, 9), (1, 1, 4))
     (item,) = inspected(volume, "--no-timing", capsys=capsys)
     assert item["problem"] is None and item["plan"]["weights"] is False and item["estimate"]["memory_bytes"]
@@ -225,44 +213,6 @@ def test_a_real_series_beside_its_acquisition_matrix(capsys):
 # memory and time
 
 
-class Two(torch.nn.Module):
-    """Holds its input, one copy and their sum at the same time, after a larger tensor that is gone by then."""
-
-    def forward(self, x):
-        y = torch.cat([x] * 3, dim=1).sum(1, keepdim=True)
-        return x * 2 + y
-
-
-def test_activations_are_counted_while_they_live():
-    image = 4 * 8 * 8 * 2
-    assert activation_bytes(Two(), (2, 1, 8, 8)) == pytest.approx(5 * image)  # input, three copies, their sum
-    network = RDST(1, 1, 4, num_blocks=1, num_dense_blocks=1).eval()
-    small, large, wide = (activation_bytes(network, (1, 1, *sides)) for sides in ((64, 64), (128, 128), (192, 256)))
-    assert 3 * small < large <= 4 * small
-    assert wide == pytest.approx(_live_bytes(copy.deepcopy(network).to("meta"), (1, 1, 192, 256)), rel=0.01)
-    assert next(network.parameters()).device.type == "cpu"
-
-
-def test_work_of_both_inferers():
-    affine = np.diag([1.0, 1, 4, 1])
-    work = planned_work(PlaneInferer("coronal"), affine, (30, 20, 10), (4, 2))
-    assert (work.new_shape, work.slices) == ((120, 20, 20), ((20, 30, 10),))
-    assert work.pixels() == 20 * 30 * 10 and work.pixels(8) == 20 * 32 * 16
-    work = planned_work(ThroughPlaneInferer(), affine, (30, 20, 10), (1, 1))
-    assert (work.new_shape, work.slices) == ((30, 20, 40), ((30, 20, 40), (20, 30, 40)))
-    work = planned_work(ThroughPlaneInferer(scale=[1, 4], refine="sagittal"), affine, (30, 20, 10), (1, 4))
-    assert (work.new_shape, work.slices) == ((30, 20, 40), ((30, 20, 10),))
-
-
-def test_memory_grows_with_output_and_activations():
-    small = planned_work(PlaneInferer(), np.eye(4), (256, 256, 256), (4, 4))
-    large = planned_work(PlaneInferer(), np.eye(4), (512, 512, 256), (4, 4))
-    assert 3.9 < peak_memory(0, large, 0) / peak_memory(0, small, 0) < 4.1
-    assert peak_memory(10, small, 0) - peak_memory(0, small, 0) == 10
-    assert peak_memory(0, small, 2**33) - peak_memory(0, small, 2**32) == 2**32
-    assert resident_bytes() is None or 2**26 < resident_bytes() < 2**36
-
-
 @pytest.mark.parametrize(("voxels", "problem"), [("nan", "1 of 1440 voxels are NaN"), ("zero", "every voxel is 0")])
 def test_what_upscale_refuses_is_not_planned(tmp_path, capsys, voxels, problem):
     image = np.zeros((16, 15, 6), np.float32)
@@ -274,23 +224,6 @@ def test_what_upscale_refuses_is_not_planned(tmp_path, capsys, voxels, problem):
     (item,) = json.loads(out)["items"]
     assert code == 1 and problem in err and problem in item["problem"] and item["plan"] is None
     assert item["shape"] == [16, 15, 6]
-
-
-def test_time_is_measured_on_a_slice(monkeypatch):
-    """By the second run, the first one warms up."""
-    now, shapes = 0.0, []
-
-    class Clocked(torch.nn.Module):
-        def forward(self, x):
-            nonlocal now
-            shapes.append(tuple(x.shape))
-            now += (9.0, 0.25)[len(shapes) - 1]
-            return x
-
-    monkeypatch.setattr("medsr_monai.upscaling.estimate.time.perf_counter", lambda: now)
-    seconds = seconds_per_pixel(Clocked(), channels=2, batch=3)
-    assert len(set(shapes)) == 1 and shapes[0][:2] == (3, 2)
-    assert seconds == pytest.approx(0.25 / np.prod([3, *shapes[0][2:]]))
 
 
 PEAK = """
@@ -340,7 +273,7 @@ def test_memory_is_what_upscale_takes(tmp_path, shape, edges, bundle, limit):
     if bundle == "bicubic":
         folder = interpolating_bundle(tmp_path / "b", "rdst_e")
         code = (
-            f"import medsr_monai.commands.inspect as i; i.DEFAULT_BUNDLE = {str(folder)!r}; i._has_weights = bool\n"
+            f"import medsr_monai.upscaling.inspection as i; i.DEFAULT_BUNDLE = {str(folder)!r}; i._has_weights = bool\n"
             + PEAK
         )
         extra = ["--bundle", folder]

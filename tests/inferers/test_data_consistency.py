@@ -8,7 +8,7 @@ import torch
 from monai.data import MetaTensor
 
 from medsr_monai.inferers import DataConsistency
-from medsr_monai.transforms import degrade, outer_corners, sampling_matrix
+from medsr_monai.transforms import PointSpread, degrade, outer_corners, sampling_matrix
 
 IN_PLANE = ((1, 32, 40, 5), (1, 8, 10, 5))
 THICK = ((1, 12, 10, 33), (1, 12, 10, 6))  # 5.5 new slices a thick one
@@ -20,6 +20,8 @@ MODELS = {
     "through-plane": ("gaussian", (1, 12, 40, 10), (1, 12, 10, 10)),
     "through-plane, any ratio": ("gaussian", *THICK),
     "box": ("box", *THICK),
+    "gap": (PointSpread("rounded", 1.0, 0.2), *THICK),
+    "overlap": (PointSpread("gaussian", 1.0, -0.5), *THICK),
     "kspace": ("kspace", (1, 12, 10, 35), (1, 12, 10, 7)),
     "two channels": ("bicubic", (2, 32, 40, 1), (2, 8, 10, 1)),
 }

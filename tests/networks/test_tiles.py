@@ -3,7 +3,8 @@ from itertools import pairwise
 import pytest
 import torch
 
-from medsr_monai.networks.blocks.tiles import tile_starts, tile_weights
+from medsr_monai.networks.blocks.padding import pad_to_size
+from medsr_monai.networks.blocks.tiles import cut_into_tiles, join_tiles, tile_starts, tile_weights
 
 
 def test_starts_by_hand():
@@ -28,3 +29,14 @@ def test_weights_fall_to_the_border(size):
     assert weights.shape == (size, size) and (weights > 0).all()
     assert torch.equal(weights, weights.flip(0)) and torch.equal(weights, weights.T)
     assert weights[0, 0] == weights.min() and weights[size // 2, size // 2] == weights.max()
+
+
+@pytest.mark.parametrize("size", [(8, 8), (5, 8), (1, 30), (21, 12)])
+def test_cut_tiles_are_those_of_the_padded_image_and_join_to_it(size):
+    x = torch.rand(2, 3, *size, dtype=torch.float64)
+    tiles, row_shares, column_shares = cut_into_tiles(x, 8, 2)
+    padded = pad_to_size(x, 8)
+    starts = [tile_starts(length, 8, 2) for length in padded.shape[2:]]
+    expected = [padded[:, :, i : i + 8, j : j + 8] for i in starts[0] for j in starts[1]]
+    assert torch.equal(tiles, torch.stack(expected, dim=1).flatten(0, 1))
+    torch.testing.assert_close(join_tiles(tiles, row_shares, column_shares), x, atol=1e-6, rtol=0)

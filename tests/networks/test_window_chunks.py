@@ -9,7 +9,7 @@ from medsr_monai.networks import RDST
 from medsr_monai.networks.blocks import window_chunks
 from medsr_monai.networks.blocks.window_attention import attend, shift_mask, window_partition
 from medsr_monai.networks.blocks.window_chunks import chunk_plan
-from medsr_monai.upscaling.estimate import _LiveTensors, activation_bytes
+from medsr_monai.upscaling.plan import _LiveTensors, activation_bytes
 
 
 def network_like_trained(**arguments):

@@ -8,6 +8,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from bundle_copies import TINY, copy_bundle, save_weights, tiny_network
 from monai.data import MetaTensor
 from scipy.ndimage import gaussian_filter
 
@@ -229,6 +230,25 @@ def test_described_then_named_and_warned_of(medsr, bundle, tmp_path, caplog):
     out, content = upscale("scan.nii.gz")
     assert "tiny: not known what the weights were trained on" in out and content["TrainedOn"] is None
     assert content["Warnings"] == []
+
+
+def test_thick_slices_are_described_by_the_target(medsr, tmp_path):
+    """A network that makes k slices of one is described as one that refines interpolated slices is."""
+    folder = copy_bundle(tmp_path / "thick", "rdst_e_thick", **TINY)
+    network = tiny_network(scale=[1, 4])
+    save_weights(network, folder / MAIN_WEIGHTS)
+    (tmp_path / "data").mkdir()
+    save(volume(0), "data/a_T1w.nii.gz", 1.1, thick=9.0)
+    items = [{"image": "a_T1w.nii.gz"}]
+    Path("list.json").write_text(json.dumps({"training": items, "validation": items}))
+    options = ("--dataset-dir", "data", "--datalist", "list.json", "--overwrite")
+    for scale, thickness in (((), 4.0), (("--scale", 8), 8.0)):
+        code, _, err = medsr("describe", folder, *options, *scale)
+        assert code == 0, err
+        content = json.loads((folder / "models" / "model.training_data.json").read_text())
+        (group,) = content["groups"]
+        assert group["thickness"] == [thickness, thickness] and group["pixel_mm"] == [1.1, 1.1]
+        assert content["degradation"]["scale"] == [1, int(thickness)]
 
 
 def test_a_description_is_of_its_weights_alone(bundle, tmp_path):

@@ -240,7 +240,7 @@ def test_degrade_keeps_corners(method, degrees):
 def test_corners_through_degrade_upscale_save_and_reload(orientation, tmp_path):
     affine = make_affine(orientation, OBLIQUE)
     number = ORIENTATIONS.index(orientation)
-    plane, method = PLANES[number % 3], METHODS[number % 4]
+    plane, method = PLANES[number % 3], METHODS[number % len(METHODS)]
     factors = axis_factors(plane_axis(affine, plane), 3)
     volume = ramp(affine, (13, 10, 11))
     kept = [n // f * f for n, f in zip((13, 10, 11), factors, strict=True)]
@@ -269,7 +269,7 @@ def test_degrade_leaves_a_ramp_in_place(method, orientation):
     volume = ramp(make_affine(orientation, OBLIQUE), (41, 66, 34))
     for factors in ((1, 4, 4), (4, 1, 1), (1, 3, 1), (2, 2, 1)):
         low = degrade(volume, factors, method)
-        if method != "kspace":
+        if not method.startswith("kspace"):
             # a Gaussian reaches 4 standard deviations, 1.7 low-resolution voxels, beyond its block
             margin = [3 if factor > 1 else 0 for factor in factors]
             assert ramp_error(low, margin) < 1e-6

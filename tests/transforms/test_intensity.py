@@ -17,11 +17,14 @@ def test_minmax_by_hand():
     assert intensity_range(torch.tensor([3.0, -2.0, 7.0]), "minmax") == (-2, 7)
 
 
-def test_percentiles_by_hand():
+def test_percentiles_by_hand(monkeypatch):
     values = torch.randperm(1001).float()
     assert intensity_range(values) == (1, 999)
-    assert intensity_range(values, lower=10, upper=90) == (100, 900)
-    assert intensity_range(values, lower=0, upper=100) == intensity_range(values, "minmax") == (0, 1000)
+    monkeypatch.setattr("medsr_monai.transforms.intensity.PERCENTILES", (10, 90))
+    assert intensity_range(values) == (100, 900)
+    monkeypatch.setattr("medsr_monai.transforms.intensity.PERCENTILES", (0, 100))
+    assert intensity_range(values) == intensity_range(values, "minmax") == (0, 1000)
+    monkeypatch.undo()
     data = np.random.default_rng(0).random(10007)
     expected = np.percentile(data, [0.1, 99.9], method="nearest")
     assert intensity_range(torch.tensor(data)) == pytest.approx(tuple(expected), abs=1e-12)

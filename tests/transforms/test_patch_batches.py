@@ -5,10 +5,19 @@ import pytest
 import torch
 
 from medsr_monai.recipes import image_patches, labelled_patches, thick_slice_patches, training_patches
-from medsr_monai.transforms import RandDegraded, RandThickSliced, degrade
-from medsr_monai.transforms.degradation import sampling_matrices, sampling_matrix
+from medsr_monai.transforms import (
+    RandDegraded,
+    RandThickSliced,
+    degrade,
+)
 
 AXES = ("left-right", "inferior-superior")
+SCANNERS = {
+    "kinds": {"bicubic": 1, "gaussian": 2, "rounded": 2, "kspace_fermi": 2, "ct": 2},
+    "width": [0.5, 1.5],
+    "gap": [-0.2, 0.2],
+    "unknown": 0.3,
+}
 RECIPES = {
     "rdst_e": training_patches(4, 96),
     "one axis": training_patches([1, 4], [32, 24], intensity_factor=0),
@@ -23,6 +32,8 @@ RECIPES = {
     "mixed": training_patches(4, 32, ["box", "gaussian", "bicubic"], fwhm=[2, 7], noise_std=[0, 0.02]),
     "thick, mixed": thick_slice_patches(4, 48, method=["gaussian", "box"], fwhm=[2, 6]),
     "thick axis": thick_slice_patches(8, 48, "left-right", "bicubic", noise_std=[0.02, 0.02]),
+    "scanners": training_patches(4, 32, SCANNERS, noise_std=[0, 0.02]),
+    "thick, scanners": thick_slice_patches(4, 48, method=SCANNERS),
     "seg_unet": labelled_patches(128),
     "seg_unet, flips": labelled_patches(48, flips=True),
     "transmrsr_prior": image_patches(64),
@@ -122,20 +133,3 @@ def test_label_maps_of_thick_slices_are_refused():
     item = {"label": torch.rand(1, 64, 64), "segmentation": torch.ones(1, 64, 64), "axes": AXES}
     with pytest.raises(ValueError, match="label maps of slices"):
         thick_slice_patches(4, 32).batch([item], [1], "cpu")
-
-
-@pytest.mark.parametrize(("size", "small"), [(24, 6), (20, 6), (96, 24), (7, 2)])
-def test_matrices_of_a_batch(size, small):
-    widths = [0.4, 1.0, 3.3, 5.0, 40.0]
-    batch = sampling_matrices(size, small, ["gaussian"] * len(widths), widths, "cpu")
-    for matrix, width in zip(batch, widths, strict=True):
-        torch.testing.assert_close(matrix, sampling_matrix(size, small, "gaussian", width), rtol=0, atol=1e-12)
-        torch.testing.assert_close(matrix.sum(dim=1), torch.ones(small, dtype=torch.float64))
-    assert sampling_matrices(size, small, ["box"] * 3, [None] * 3, "cpu").shape == (1, small, size)
-    mixed = sampling_matrices(size, small, ["box", "gaussian", "kspace"], [None, 2.0, None], "cpu")
-    for matrix, (method, width) in zip(mixed, [("box", None), ("gaussian", 2.0), ("kspace", None)], strict=True):
-        torch.testing.assert_close(matrix, sampling_matrix(size, small, method, width), rtol=0, atol=1e-12)
-    with pytest.raises(ValueError, match=r"fwhm is 2\.0 for 'box'"):
-        sampling_matrices(size, small, ["box"], [2.0], "cpu")
-    with pytest.raises(ValueError, match=r"fwhm is -1\.0"):
-        sampling_matrices(size, small, ["gaussian"], [-1.0], "cpu")

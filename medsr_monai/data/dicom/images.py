@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -55,9 +56,10 @@ def read_dicom_image(path: str | os.PathLike) -> tuple[np.ndarray, tuple[float, 
             library reads.
     """
     try:
-        header = pydicom.dcmread(path, force=is_dicom_file(path))
-    except (InvalidDicomError, OSError) as error:
-        raise ValueError(f"{path}: cannot be read as a DICOM image: damaged or misnamed?") from error
+        with DicomFiles(path) as files, files.open(Path(path).name) as file:
+            header = pydicom.dcmread(file, force=is_dicom_file(path))
+    except (InvalidDicomError, OSError, ValueError, zlib.error) as error:
+        raise ValueError(f"{path}: cannot be read as a DICOM image ({error}): damaged or misnamed?") from error
     if "PixelData" not in header:
         raise ValueError(f"{path}: a DICOM file without an image (a DICOMDIR or a report?)")
     if int(header.get("NumberOfFrames", 1)) > 1:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -41,6 +42,8 @@ SAME_SPAN = 0.4
 """Share of the shorter of two stacks along which the other lies, from which on they take the same place."""
 ACQUIRED_IN_TURNS = ("trigger", "acquisition", "acquisition time")
 """Marks that may differ between the slices of one volume that lie beside each other."""
+LOCALISER_SLICES = 5
+"""Slices of each plane that a localiser has at most; longer stacks are volumes."""
 NAMED = 4
 """Files or positions that a message names."""
 
@@ -95,6 +98,11 @@ class DicomSeries:
         """``3 t1_sag, echo 2``: number, description and part, whichever there are."""
         name = " ".join(str(word) for word in (self.number, self.description) if word not in (None, ""))
         return ", ".join(word for word in (name or self.uid, self.part) if word)
+
+    @property
+    def choice(self) -> str:
+        """What `--series` chooses it by, and no other."""
+        return f"{self.uid}, {self.part}" if self.part else self.uid
 
     @property
     def left_out(self) -> str | None:
@@ -197,7 +205,7 @@ class DicomStudy:
     series: list[DicomSeries]
     """By study, number and part."""
     damaged: dict[str, str]
-    """Files that cannot be read and make the series of their folder refused, and why, by name."""
+    """Files that cannot be read, and why, by name; they make the series of their folder refused."""
     left_out: dict[str, str]
     """Files that belong to no series, and what they are, by name."""
 
@@ -239,9 +247,11 @@ def find_series(path: str | os.PathLike) -> list[DicomSeries]:
 def read_study(path: str | os.PathLike) -> DicomStudy:
     """Sort what a folder (with those below it), a zip or a file holds into series; only headers are read.
 
-    First by SeriesInstanceUID and kind of object, then by geometry (orientation, rows, columns, pixel spacing), then,
-    where slices lie at the same positions, by what tells them apart: echo, b-value, gradient direction, time, image
-    type, acquisition. A DICOMDIR, reports and files of other kinds are left out.
+    First by SeriesInstanceUID and kind of object, then by geometry (orientation, rows, columns, pixel spacing). Where
+    slices lie at the same positions, or volumes within each other, then by what tells them apart: echo, b-value,
+    gradient direction, time, image type, units, acquisition, also by what Siemens, GE and Philips say of these in
+    private elements; else by InstanceNumber where each position occurs equally often. A DICOMDIR, reports and files of
+    other kinds are left out.
 
     Args:
         path: folder, zip file or DICOM file.
@@ -270,7 +280,7 @@ def read_study(path: str | os.PathLike) -> DicomStudy:
         series = [replace(s, source=f"{path}, series {s.label}") for s in series]
     folders = {Path(item.file).parent for item in slices}
     # without a slice beside it a damaged file makes no series wrong
-    alone = {name: reason for name, reason in found.damaged.items() if Path(name).parent not in folders}
+    alone = {name: reason for name, reason in found.damaged.items() if slices and Path(name).parent not in folders}
     damaged = {name: reason for name, reason in found.damaged.items() if name not in alone}
     return DicomStudy(str(path), series, damaged, found.left_out | copies | alone)
 
@@ -290,9 +300,10 @@ def one_series(path: str | os.PathLike) -> DicomSeries:
     chosen = series if len(series) == 1 else [s for s in series if not s.left_out]
     if len(chosen) != 1:
         names = "; ".join(s.label + (f" ({s.left_out})" if s.left_out else "") for s in chosen or series)
+        remedy = "" if Path(path).is_file() and not is_zip(path) else "put each in its own folder, or "
         raise ValueError(
-            f"{path}: {len(chosen or series)} DICOM series mixed ({names}): put each in its own folder, or let "
-            "`medsr upscale` sort them"
+            f"{path}: {len(chosen or series)} DICOM series mixed ({names}): {remedy}let `medsr upscale` sort them "
+            "(--series chooses)"
         )
     chosen[0].check()
     for line in (study.left_out_line, *(f"{s.source}: {s.left_out}, left out" for s in series if s is not chosen[0])):
@@ -302,15 +313,14 @@ def one_series(path: str | os.PathLike) -> DicomSeries:
 
 
 def _no_series(study: DicomStudy) -> str:
-    told = {name: what for name, what in study.left_out.items() if what not in ("no DICOM", "hidden")}
-    if wrong := {name: what for name, what in told.items() if what.startswith(("has ", "does "))}:
-        name, reason = next(iter(wrong.items()))
+    if study.damaged:
+        name, reason = next(iter(study.damaged.items()))
         return f"{study.root}: {name} {reason}: damaged file?"
     what = "DICOM files without an image"
     if is_zip(study.root):
         what = "a zip without a DICOM image"
-    told = ", ".join(f"{name} ({kind})" for name, kind in list(told.items())[:NAMED]) or "a DICOMDIR or a report?"
-    return f"{study.root}: {what} ({told}), give the folder of a series"
+    told = [f"{name} ({kind})" for name, kind in study.left_out.items() if kind not in ("no DICOM", "hidden")]
+    return f"{study.root}: {what} ({_some(told) or 'a DICOMDIR or a report?'}), give the folder of a series"
 
 
 def _grouped(slices: Iterable[DicomSlice], key: Callable[[DicomSlice], object]) -> dict[object, list[DicomSlice]]:
@@ -387,19 +397,23 @@ def _series_of(root: str, group: list[DicomSlice], problems: dict[str, str]) -> 
     if problem:
         return [_series(root, group, "", problem)]
     stacks = _by_geometry(group)
-    planes = {int(np.abs(_normal(stack)).argmax()) for stack in stacks}
-    if len(planes) == 3:
+    if _is_three_planes(stacks):
         reason = "slices in three planes (a localiser?), no volume: keep one stack"
         return [replace(_series(root, group, "", reason), localiser=True)]
     lone = [stack[0] for stack in stacks if len(stack) == 1] if len(stacks) > 1 else []
-    lone = [item for item in lone if "LOCALIZER" not in item.image_type]
+    lone = [item for item in lone if not item.localiser]
     stacks = [stack for stack in stacks if stack[0] not in lone]
-    several, found = len(stacks) + bool(lone) > 1, []
+    # a scout is of another plane and of another size than the stack that it belongs to
+    scouts = [item for item in lone if stacks and all(_is_other_scan(item, stack) for stack in stacks)]
+    lone = [item for item in lone if item not in scouts]
+    several, found = len(stacks) + len(scouts) + bool(lone) > 1, []
     for number, stack in enumerate(stacks, start=1):
         here = f"stack {number}" if several else ""
         for name, part in _by_marks(stack):
             label = ", ".join(word for word in (here, name) if word)
             found.append(_series(root, part, label, _problem_of_stack(part, stack)))
+    for number, item in enumerate(scouts, start=len(stacks) + 1):
+        found.append(replace(_series(root, [item], f"stack {number}", None), localiser=True))
     if lone:
         reason = (
             f"{len(lone)} DICOM slices of different orientation, size or pixel spacing than the others of their series "
@@ -407,6 +421,30 @@ def _series_of(root: str, group: list[DicomSlice], problems: dict[str, str]) -> 
         )
         found.append(_series(root, lone, "single slices" if several else "", reason))
     return found
+
+
+def _is_three_planes(stacks: list[list[DicomSlice]]) -> bool:
+    """Whether stacks are those of a localiser: few slices each, in three planes.
+
+    Slices that are localisers by their image type, and single ones beside a stack, do not make a localiser of it.
+    """
+    stacks = [stack for stack in stacks if not stack[0].localiser] or stacks
+    stacks = [stack for stack in stacks if len(stack) > 1] or stacks
+    return len({_plane(stack) for stack in stacks}) == 3 and max(map(len, stacks)) <= LOCALISER_SLICES
+
+
+def _is_other_scan(item: DicomSlice, stack: list[DicomSlice]) -> bool:
+    same_size = (item.rows, item.columns, item.pixel_spacing) == (
+        stack[0].rows,
+        stack[0].columns,
+        stack[0].pixel_spacing,
+    )
+    return _plane([item]) != _plane(stack) and not same_size
+
+
+def _plane(slices: Sequence[DicomSlice]) -> int:
+    """The patient's axis that is nearest to the normal."""
+    return int(np.abs(_normal(slices)).argmax())
 
 
 def _series(root: str, slices: list[DicomSlice], part: str, problem: str | None) -> DicomSeries:
@@ -426,7 +464,7 @@ def _series(root: str, slices: list[DicomSlice], part: str, problem: str | None)
         study=str(header.get("StudyInstanceUID", "")),
         slices=tuple(slices),
         derived=first.image_type[:1] == ("DERIVED",),
-        localiser=all("LOCALIZER" in item.image_type for item in slices),
+        localiser=all(item.localiser for item in slices),
         secondary_capture=str(header.get("SOPClassUID", "")).startswith(SecondaryCaptureImageStorage),
         problem=problem,
     )
@@ -462,9 +500,6 @@ def _problem_of_kind(group: list[DicomSlice]) -> str | None:
             return f"DICOM whose values go through a lookup table ({item.name}, ModalityLUTSequence): " + CONVERT
         if reason := codec_problem(item.syntax):
             return f"{item.file}: {reason}"
-    units = Counter(item.units for item in group)
-    if len(units) > 1:
-        return f"DICOM slices in different units ({', '.join(name or 'none' for name in units)}): keep those of one"
     return None
 
 
@@ -513,7 +548,7 @@ def _same_geometry(one: DicomSlice, other: DicomSlice) -> bool:
         (one.rows, one.columns) == (other.rows, other.columns)
         and np.allclose(one.pixel_spacing, other.pixel_spacing, rtol=1e-4, atol=0)
         and np.abs(np.subtract(one.orientation, other.orientation)).max() <= SAME_DIRECTION
-        and ("LOCALIZER" in one.image_type) == ("LOCALIZER" in other.image_type)
+        and one.localiser == other.localiser
     )
 
 
@@ -552,7 +587,27 @@ def _by_marks(slices: list[DicomSlice]) -> list[tuple[str, list[DicomSlice]]]:
                 for value, group in sorted(groups.items(), key=lambda pair: _natural(pair[0]))
                 for name, part in _by_marks(group)
             ]
-    return [("", slices)]
+    volumes = _by_instance(slices) if count < len(slices) else []
+    return [(f"volume {number}", part) for number, part in enumerate(volumes, start=1)] or [("", slices)]
+
+
+def _by_instance(slices: list[DicomSlice]) -> list[list[DicomSlice]]:
+    """Volumes by the order of InstanceNumber at each position, as dcm2niix takes them.
+
+    None if a position occurs more often than another, or if a number does not stand for one slice.
+    """
+    distances = _distances(slices)
+    order = np.argsort(distances, kind="stable")
+    starts = np.flatnonzero(np.diff(distances[order]) > SAME_PLACE) + 1
+    places = [sorted((slices[i] for i in place), key=_instance) for place in np.split(order, starts)]
+    if len({len(place) for place in places}) > 1 or len({_instance(item) for item in slices}) < len(slices):
+        return []
+    return [list(volume) for volume in zip(*places, strict=True)]
+
+
+def _instance(item: DicomSlice) -> tuple[int, int]:
+    number = item.header.get("InstanceNumber")
+    return -1 if number in (None, "") else int(number), item.frame or 0
 
 
 def _within_each_other(mark: str, slices: list[DicomSlice], groups: list[list[DicomSlice]]) -> bool:
@@ -580,11 +635,13 @@ def _stated_edge(item: DicomSlice) -> float:
     return abs(item.gap or 0) or item.thickness or 0
 
 
-def _natural(value: str) -> tuple[float, str]:
+def _natural(value: str) -> tuple[int, list[float], str]:
+    """Order of a mark's values: none, by number, by letter."""
     try:
-        return float(value), ""
+        numbers = [float(word) for word in re.split(r"[\s,\[\]]+", value) if word]
     except ValueError:
-        return float("-inf") if not value else float("inf"), value
+        return 2, [], value
+    return min(len(numbers), 1), numbers, value
 
 
 def _some(names: Sequence[str]) -> str:
@@ -596,6 +653,9 @@ def _problem_of_stack(slices: list[DicomSlice], siblings: list[DicomSlice]) -> s
 
     ``siblings`` are those of all parts of the stack, such as the other echoes, in which a missing slice shows.
     """
+    units = Counter(item.units for item in slices)
+    if len(units) > 1:
+        return f"DICOM slices in different units ({', '.join(name or 'none' for name in units)}): keep those of one"
     if len(slices) > 1:
         slices = [slices[i] for i in np.argsort(_distances(slices), kind="stable")]
         distances, positions = _distances(slices), np.array([item.position for item in slices])
@@ -604,7 +664,10 @@ def _problem_of_stack(slices: list[DicomSlice], siblings: list[DicomSlice]) -> s
         same = np.flatnonzero(gaps <= max(SAME_PLACE, UNEVEN * gap))
         if same.size:
             pairs = [f"{slices[i].name} and {slices[i + 1].name} at {distances[i]:.2f} mm" for i in same]
-            return f"several DICOM slices at one position, keep one of each: {_some(pairs)}"
+            return (
+                f"several DICOM slices at one position, and nothing tells their volumes apart ({_some(pairs)}): keep "
+                "one of each, or convert them to NIfTI (dcm2niix)"
+            )
         problems = [_tilt(positions, _normal(slices)), _unevenness(slices, distances, gap) or _sparse(slices[0], gap)]
         if any(problems):
             return "; ".join(problem for problem in problems if problem)

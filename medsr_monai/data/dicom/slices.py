@@ -10,29 +10,43 @@ import struct
 import warnings
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
 import pydicom
+from pydicom.dataset import FileMetaDataset
 from pydicom.errors import InvalidDicomError
-from pydicom.filereader import read_partial
+from pydicom.filereader import read_dataset, read_partial
+from pydicom.filewriter import write_file_meta_info
 from pydicom.tag import Tag
-from pydicom.uid import UID, MediaStorageDirectoryStorage
+from pydicom.uid import (
+    UID,
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRLittleEndian,
+    MediaStorageDirectoryStorage,
+)
 
-__all__ = ["DicomFiles", "DicomSlice", "FoundSlices", "begins_as_dicom", "is_zip", "read_slices"]
+__all__ = ["DicomFiles", "DicomSlice", "FoundSlices", "begins_as_dicom", "check_unpacked", "is_zip", "read_slices"]
 
 PREAMBLE = 132
 SLICE_SUFFIXES = (".dcm", ".dicom", ".ima")
 """Files with these suffixes claim to be DICOM: one that cannot be read may be a slice that is lost."""
+HEAD = 1024
+"""Bytes of a file in which its transfer syntax is looked for."""
+CHUNK = 2**20
+"""Bytes that are inflated at a time while they are counted."""
 HIDDEN = (".", "__MACOSX")
 """How the names of hidden files and folders begin."""
 FIRST_GROUPS = (0x0002, 0x0008)
 """Groups of the first data element of a DICOM file that has no preamble."""
 LONGEST_FIRST = 128
 """Bytes that the first data element of a file without preamble holds at most."""
+LOCALISERS = ("LOCALIZER", "SCOUT", "SURVIEW", "SURVEY", "TOPOGRAM", "SCANOGRAM", "SCANOSCOPE")
+"""Words in ImageType of images that were made to plan other scans."""
 PIXELS = (0x7FE00008, 0x7FE00009, 0x7FE00010)
 """FloatPixelData, DoubleFloatPixelData and PixelData."""
 NO_INTENSITIES = ("SEG", "RTDOSE", "RTSTRUCT", "RTPLAN", "SR", "PR", "KO", "REG", "SM")
@@ -48,10 +62,31 @@ STUDY_TAGS = (
     "BodyPartExamined ProtocolName PatientName PatientID PatientIdentityRemoved SharedFunctionalGroupsSequence "
     "PerFrameFunctionalGroupsSequence"
 )
-INTEGERS = ("Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "SeriesNumber")
-PRIVATE_B_VALUES = ((0x0019, 0x100C), (0x0043, 0x1039), (0x2001, 0x1003))
-"""Of Siemens, GE and Philips, where the standard's DiffusionBValue is missing."""
-TAGS = [Tag(tag) for tag in (*STUDY_TAGS.split(), *PRIVATE_B_VALUES)]
+INTEGERS = ("Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "SeriesNumber", "InstanceNumber")
+PRIVATE_MARKS = {
+    "b-value": [
+        {(0x0019, 0x100C): None},  # Siemens
+        {(0x0043, 0x1039): None},  # GE
+        {(0x2001, 0x1003): "f4"},  # Philips
+    ],
+    "gradient direction": [
+        {(0x0019, 0x100E): "f8"},
+        {(0x0019, 0x10BB): None, (0x0019, 0x10BC): None, (0x0019, 0x10BD): None},
+        {(0x2005, 0x10B0): "f4", (0x2005, 0x10B1): "f4", (0x2005, 0x10B2): "f4"},
+    ],
+    "gradient number": [{(0x0043, 0x1030): "i2"}],  # GE
+    "complex part": [{(0x0043, 0x102F): "i2"}],  # GE: 0 for magnitude, 1 phase, 2 real, 3 imaginary
+    "phase": [{(0x2001, 0x1008): None}],  # Philips
+    "label": [{(0x2005, 0x1429): None}],  # Philips: LABEL or CONTROL of arterial spin labelling
+}
+"""Private elements that tell what the standard's do not, as dcm2niix reads them; first come those that stand together.
+
+Each has the type of its bytes where its VR is unknown, or None for text.
+"""
+GE_B_VALUE = 1e9
+"""GE adds multiples of this to b-values."""
+PRIVATE_TAGS = [tag for choices in PRIVATE_MARKS.values() for choice in choices for tag in choice]
+TAGS = [Tag(tag) for tag in (*STUDY_TAGS.split(), *PRIVATE_TAGS)]
 STATED_BY_CLASS = ("MR Image", "CT Image", "Enhanced MR Image", "Enhanced CT Image", "Positron Emission")
 """How the names of the SOP classes begin that leave no doubt that there are intensities."""
 
@@ -91,6 +126,11 @@ class DicomSlice:
         return self.header.file_meta.get("TransferSyntaxUID", pydicom.uid.ImplicitVRLittleEndian)
 
     @property
+    def localiser(self) -> bool:
+        """Whether its image type says that it was made to plan other scans."""
+        return any(word in part for part in self.image_type for word in LOCALISERS)
+
+    @property
     def name(self) -> str:
         """File, with the frame counted from 1, as viewers do."""
         return self.file if self.frame is None else f"{self.file} frame {self.frame + 1}"
@@ -99,6 +139,34 @@ class DicomSlice:
 def is_zip(path: str | os.PathLike) -> bool:
     """Whether ``path`` is a zip file by its content or its name."""
     return Path(path).is_file() and (str(path).lower().endswith(".zip") or zipfile.is_zipfile(path))
+
+
+def unpacked_limit() -> int:
+    """Bytes that one compressed file may take when it is unpacked: half of this machine's memory.
+
+    It is 4 GiB where the system does not tell its memory, as Windows.
+    """
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    except (AttributeError, ValueError, OSError):
+        return 2**32
+
+
+class TooLargeError(ValueError):
+    """A file would take more memory than it may when it is unpacked."""
+
+
+def check_unpacked(size: int) -> None:
+    """Refuse to unpack what takes too much memory.
+
+    Raises:
+        TooLargeError: ``size``, in bytes, is more than :func:`unpacked_limit`.
+    """
+    if size > unpacked_limit():
+        raise TooLargeError(
+            f"would take {size / 2**30:.1f} GiB or more when unpacked, {unpacked_limit() / 2**30:.1f} GiB are allowed "
+            "(half of this machine's memory)"
+        )
 
 
 class UnreadableZipError(ValueError):
@@ -186,22 +254,57 @@ class DicomFiles:
 
     @contextmanager
     def open(self, name: str) -> Iterator[BinaryIO]:
-        """A file to read from; a zip's is decompressed only if it begins as DICOM files do."""
+        """A file to read from; a zip's is decompressed only if it begins as DICOM files do.
+
+        Of a file whose data set is deflated it is an uncompressed copy.
+
+        Raises:
+            TooLargeError: it takes too much memory when it is unpacked; nothing is unpacked then.
+        """
         if self.archive is None:
             path = self.root / name if self.root.is_dir() else self.root
             with path.open("rb") as file:
-                yield file
+                yield _inflated(file)
             return
         try:
             with self.archive.open(name) as member:
                 content = member.read(PREAMBLE)
                 if begins_as_dicom(content):
+                    check_unpacked(self.archive.getinfo(name).file_size)
                     content += member.read()
         except (zipfile.BadZipFile, RuntimeError, NotImplementedError, zlib.error, EOFError) as error:
             raise UnreadableZipError(
                 f"{self.root}: {name} cannot be unpacked ({error}): a damaged or encrypted zip?"
             ) from error
-        yield io.BytesIO(content)
+        yield _inflated(io.BytesIO(content))
+
+
+def _inflated(file: BinaryIO) -> BinaryIO:
+    """The same file, or a copy of it without the compression of its data set, of which pydicom knows no bounds."""
+    head = file.read(HEAD)
+    file.seek(0)
+    if DeflatedExplicitVRLittleEndian.encode() not in head or head[128:PREAMBLE] != b"DICM":
+        return file
+    file.seek(PREAMBLE)
+    meta = FileMetaDataset(read_dataset(file, False, True, stop_when=lambda tag, vr, length: tag >> 16 != 0x0002))
+    if meta.get("TransferSyntaxUID") != DeflatedExplicitVRLittleEndian:
+        file.seek(0)
+        return file
+    packed = file.read()
+    size, rest, stream = 0, packed, zlib.decompressobj(-zlib.MAX_WBITS)
+    while not stream.eof:
+        part = stream.decompress(rest, CHUNK)
+        rest, size = stream.unconsumed_tail, size + len(part)
+        if not part and not rest:
+            raise ValueError("its deflated data set ends early")
+        check_unpacked(size)
+    meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    copy = io.BytesIO()
+    copy.write(b"\0" * 128 + b"DICM")
+    write_file_meta_info(copy, meta, enforce_standard=False)
+    copy.write(zlib.decompress(packed, -zlib.MAX_WBITS))
+    copy.seek(0)
+    return copy
 
 
 def begins_as_dicom(head: bytes) -> bool:
@@ -254,6 +357,9 @@ def read_slices(files: DicomFiles) -> FoundSlices:
                 continue
             except UnreadableZipError:
                 raise
+            except TooLargeError as error:
+                damaged[name] = str(error)
+                continue
             except Exception as error:  # pydicom meets damaged headers with many kinds
                 damaged[name] = f"has a damaged header ({_first_line(error)})"
                 continue
@@ -367,19 +473,24 @@ def _slice(name: str, frame: int | None, header: pydicom.Dataset, groups: Sequen
     image_type = image_type or header.get("ImageType") or ()
     image_type = (image_type,) if isinstance(image_type, str) else tuple(image_type)
     b_value = value("DiffusionBValue", "MRDiffusionSequence")
-    if b_value is None:
-        b_value = next((header[tag].value for tag in PRIVATE_B_VALUES if tag in header), None)
     diffusion = ("MRDiffusionSequence", "DiffusionGradientDirectionSequence")
+    units = str(value("RescaleType", "PixelValueTransformationSequence") or value("Units") or "")
     marks = {
         "echo": header.get("EchoNumbers"),
         "echo time": value("EffectiveEchoTime", "MREchoSequence") or header.get("EchoTime"),
-        "b-value": b_value,
-        "gradient direction": value("DiffusionGradientOrientation", *diffusion),
+        "b-value": _private(header, "b-value") if b_value is None else " ".join(_words(b_value, None)),
+        "gradient direction": value("DiffusionGradientOrientation", *diffusion)
+        or _private(header, "gradient direction"),
         "time": value("TemporalPositionIndex", "FrameContentSequence") or header.get("TemporalPositionIdentifier"),
         "trigger": value("NominalCardiacTriggerDelayTime", "CardiacSynchronizationSequence") or value("TriggerTime"),
         "inversion": value("InversionTimes", "MRModifierSequence") or header.get("InversionTime"),
         "kernel": value("ConvolutionKernel", "CTReconstructionSequence"),
         "type": "/".join(image_type[2:]),
+        "units": units,
+        "gradient number": _private(header, "gradient number"),
+        "complex part": _private(header, "complex part"),
+        "phase": _private(header, "phase"),
+        "label": _private(header, "label"),
         "acquisition": value("FrameAcquisitionNumber", "FrameContentSequence") or header.get("AcquisitionNumber"),
         "acquisition time": header.get("AcquisitionTime"),
     }
@@ -396,10 +507,40 @@ def _slice(name: str, frame: int | None, header: pydicom.Dataset, groups: Sequen
         gap=number("SpacingBetweenSlices", "PixelMeasuresSequence"),
         slope=number("RescaleSlope", "PixelValueTransformationSequence", 1.0),
         intercept=number("RescaleIntercept", "PixelValueTransformationSequence", 0.0),
-        units=str(value("RescaleType", "PixelValueTransformationSequence") or value("Units") or ""),
+        units=units,
         image_type=tuple(str(part).upper() for part in image_type),
         marks={name: "" if mark is None else str(mark) for name, mark in marks.items()},
     )
+
+
+def _private(header: pydicom.Dataset, mark: str) -> str | None:
+    """What private elements say of a mark, numbers with spaces between them; None if there are none."""
+    for choice in PRIVATE_MARKS[mark]:
+        if all(tag in header for tag in choice):
+            words = [word for tag, kind in choice.items() for word in _words(header[tag].value, kind)]
+            if mark == "b-value":  # the other numbers of GE's are none
+                words = [f"{float(word) % GE_B_VALUE:g}" for word in words[:1] if re.fullmatch(r"[\d.]+", word)]
+            return " ".join(words)
+    return None
+
+
+def _words(value: object, kind: str | None) -> list[str]:
+    """Values of a private element, whose VR may be unknown, so that they are bytes."""
+    if isinstance(value, bytes):
+        if kind is None:
+            value = value.decode("ascii", "replace").strip("\0 ").split("\\")
+        else:
+            value = np.frombuffer(value[: len(value) // np.dtype(kind).itemsize * np.dtype(kind).itemsize], f"<{kind}")
+    values = [value] if isinstance(value, str) or not isinstance(value, Iterable) else value
+    return [_number(v) for v in values if v is not None]
+
+
+def _number(value: object) -> str:
+    """A number in its shortest form, of 0.0 as of 0; other text as it is."""
+    try:
+        return f"{float(value) + 0.0:.{7 if isinstance(value, np.float32) else 12}g}"  # and 0 of -0
+    except (TypeError, ValueError):
+        return str(value).strip()
 
 
 _FRAME_TYPES = {

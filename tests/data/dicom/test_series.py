@@ -4,11 +4,15 @@ import copy
 import io
 import json
 import os
+import re
 import subprocess
 import sys
+import time
+import tracemalloc
 import warnings
 import zipfile
-from pathlib import Path
+from dataclasses import replace
+from pathlib import Path, PureWindowsPath
 
 import itk
 import nibabel
@@ -21,6 +25,7 @@ from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.encaps import encapsulate
 from pydicom.uid import (
     CTImageStorage,
+    DeflatedExplicitVRLittleEndian,
     EncapsulatedPDFStorage,
     EnhancedMRImageStorage,
     EnhancedSRStorage,
@@ -44,13 +49,16 @@ from pydicom.uid import (
 from medsr_monai.data import (
     LoadVolumed,
     NiftiWriter,
+    SaveVolumed,
     find_series,
     is_dicom_folder,
     list_volumes,
     one_series,
 )
 from medsr_monai.data.dicom import pixels as dicom_pixels
+from medsr_monai.data.dicom import slices as dicom_slices
 from medsr_monai.data.dicom.series import read_study
+from medsr_monai.data.dicom.studies import output_names, safe_name
 from medsr_monai.transforms import outer_corners, sharp_plane, spacing
 from medsr_monai.upscaling.cases import find_cases
 
@@ -205,7 +213,11 @@ def test_what_is_a_dicom_folder(tmp_path):
         (setting("ImagePositionPatient", lambda n: [0, 0, 4.0 * (n + (n > 3))]), ("unevenly spaced (4.00 to 8.00",)),
         (setting("ImagePositionPatient", lambda n: [0, 0, 4.0 * n + 0.5 * (n == 3)]), ("unevenly spaced",)),
         (setting("ImagePositionPatient", lambda n: [0, 0, 4.0 * min(n, 6)]), ("several DICOM slices at one position",)),
-        (setting("ImagePositionPatient", lambda n: [0, 0, 4.0 * (n % 4)]), ("several DICOM slices at one position",)),
+        (setting("ImagePositionPatient", lambda n: [0, 0, 4.0 * (n % 4)]), ("2 DICOM series mixed", "volume 1")),
+        (
+            lambda n, h: (setattr(h, "ImagePositionPatient", [0, 0, 4.0 * (n % 4)]), setattr(h, "InstanceNumber", 1)),
+            ("several DICOM slices at one position", "dcm2niix"),
+        ),
         (setting("ImagePositionPatient", lambda n: [0, 1.5 * n, 4.0 * n]), ("sheared by 20.6 degrees (gantry tilt)",)),
         (setting("Columns", lambda n: 16 if n < 7 else 8), ("series mixed (3 t1, stack 1; 3 t1, single slices)",)),
         (setting("PixelSpacing", lambda n: [1.5, 2.0 if n < 7 else 2.1]), ("single slices",)),
@@ -213,8 +225,8 @@ def test_what_is_a_dicom_folder(tmp_path):
         (setting("NumberOfFrames", lambda n: 4), ("multi-frame DICOM without a position for each frame",)),
         (setting("SamplesPerPixel", lambda n: 3), ("in colour",)),
     ],
-    ids=["series", "missing", "uneven", "duplicate", "phases", "tilt", "size", "spacing", "orientation", "frames",
-         "colour"],
+    ids=["series", "missing", "uneven", "duplicate", "phases", "repeated", "tilt", "size", "spacing", "orientation",
+         "frames", "colour"],
 )  # fmt: skip
 def test_refused(tmp_path, edit, words):
     refused(write_series(tmp_path / "bad", edit), *words)
@@ -425,6 +437,70 @@ def test_one_plain_series_is_named_after_its_folder(tmp_path):
     assert case.output == tmp_path / "x.nii.gz"
 
 
+HOSTILE = {
+    "separators": "../../EVIL/a\\\\b:c",
+    "dots": "..",
+    "nul": "t1\0.nii",
+    "control": "t1\x1b[31m\nred",
+    "device": "NUL",
+    "device with suffix": "com1.txt",
+    "superscript device": "LPT\u00b9",
+    "long": "x" * 300,
+    "long in bytes": "\u8138" * 300,
+    "right to left": "\u202egnp.exe\u200f",
+    "formula": "=cmd|' /C calc'!A0",
+    "spaces and dots": " .hidden. ",
+    "surrogate": "\udcff",
+}
+
+
+@pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
+def test_header_text_is_one_safe_component(text):
+    name = safe_name(text)
+    assert len(name.encode()) <= 150 and Path(name).name == name and PureWindowsPath(name).name == name
+    assert not re.search(r"[\x00-\x1f\u200e\u200f\u202a-\u202e\u2066-\u2069<>:\"/\\\\|?*]", name) and ".." not in name
+    assert not name.startswith((".", "-", "=", "+")) and not name.endswith((".", " "))
+    assert name.split(".")[0].upper() not in (
+        "CON",
+        "PRN",
+        "AUX",
+        "NUL",
+        *(f"{d}{n}" for d in ("COM", "LPT") for n in range(10)),
+    )
+    assert safe_name(name) == name
+
+
+def test_names_that_stay():
+    for name in ("003_t1_sag", "t1+c-2.5", "\u8138\u90e8", "KOPF_Sch\u00e4del"):
+        assert safe_name(name) == name
+
+
+@pytest.mark.parametrize("keyword", ["Modality", "SeriesDescription", "ImageType"])
+@pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
+def test_no_output_escapes_by_header_text(tmp_path, keyword, text):
+    """Whatever the header says, the outputs lie in the output folder, one for each series."""
+    folder, out = mixed(tmp_path / "export"), tmp_path / "out"
+    series = find_series(folder)
+    value = ("ORIGINAL", "PRIMARY", text) if keyword == "ImageType" else text
+    if keyword == "Modality":
+        series = [replace(one, modality=text, description="") for one in series]
+    elif keyword == "SeriesDescription":
+        series = [replace(one, description=text) for one in series]
+    else:
+        series = [replace(one, part=f"type {'/'.join(value[2:])}") for one in series]
+    found = [out / f"{name}_sr.nii.gz" for name in output_names(series)]
+    assert len({str(path).casefold() for path in found}) == len(series)
+    assert all(path.parent == out and len(path.name.encode()) < 200 for path in found)
+
+
+def test_no_output_of_a_bundle_escapes_by_header_text(tmp_path):
+    scout = setting("ImageType", lambda n: ["ORIGINAL", "PRIMARY", "LOCALIZER"])
+    folder = study(tmp_path / "s", ("a", 1, "../../EVIL", lambda n, header: None), ("b", 2, "scout", scout))
+    save = SaveVolumed("image", str(tmp_path / "out"), data_root_dir=str(tmp_path))
+    save(LoadVolumed("image")({"image": str(folder)}))
+    assert [p.name for p in tmp_path.rglob("*.nii.gz")] == ["s_sr.nii.gz"]
+
+
 def test_nothing_but_derived_series(tmp_path):
     edit = setting("ImageType", lambda n: ["DERIVED", "SECONDARY"])
     folder = study(tmp_path / "s", ("a", 1, "one", edit), ("b", 2, "two", edit))
@@ -495,10 +571,84 @@ def test_repeated_positions_are_told_apart(tmp_path, mark, values, name):
     assert len(series) == len(values) and len({s.uid for s in series}) == 1
     for one in series:
         assert one.part.startswith(name + " ") and one.problem is None
-        index = next(i for i, v in enumerate(values) if one.part.split()[-1] in (str(v), str(v)[-3:-2]))
+        index = next(i for i, v in enumerate(values) if one.part.split()[-1] in (str(v), str(v)[-3:-2], f"{v}"[:-2]))
         expected = np.stack([pixels(n).T + index for n in range(8)], axis=-1)
         np.testing.assert_array_equal(one.read(), expected)
     refused(tmp_path / "s", f"{len(values)} DICOM series mixed", name)
+
+
+PRIVATE_B_VALUES = {
+    "Siemens": ((0x0019, 0x100C), lambda b: str(b).encode()),
+    "GE": ((0x0043, 0x1039), lambda b: f"{b}\\8\\0\\0".encode()),
+    "GE with an offset": ((0x0043, 0x1039), lambda b: f"{b + 10**9}\\8\\0\\0".encode()),
+    "Philips": ((0x2001, 0x1003), lambda b: np.float32(b).tobytes()),
+}
+
+
+@pytest.mark.parametrize("vendor", PRIVATE_B_VALUES)
+def test_private_b_values(tmp_path, vendor):
+    """Bytes of an unknown VR, as implicit transfer syntaxes leave them; parts are sorted by number."""
+    tag, encoded = PRIVATE_B_VALUES[vendor]
+    folder = tmp_path / "s"
+    write_phases(folder, "StudyDescription", ["1000", "50", "200"])
+    for index, b in enumerate((1000, 50, 200)):
+        for path in (folder / str(index)).iterdir():
+            header = pydicom.dcmread(path)
+            content = encoded(b)
+            header.add_new(tag, "UN", content + b" " * (len(content) % 2))
+            header.save_as(path)
+    series = find_series(folder)
+    assert [one.part for one in series] == ["b-value 50", "b-value 200", "b-value 1000"]
+    for one, index in zip(series, (1, 2, 0), strict=True):
+        np.testing.assert_array_equal(one.read(), np.stack([pixels(n).T + index for n in range(8)], axis=-1))
+
+
+@pytest.mark.parametrize(
+    "elements",
+    [
+        {(0x0019, 0x100E): ("FD", lambda v: v)},
+        {(0x0019, 0x100E): ("UN", lambda v: np.array(v).tobytes())},
+        {(0x0019, 0x10BB + i): ("UN", lambda v, i=i: f"{v[i]:<4}".encode()) for i in range(3)},
+        {(0x2005, 0x10B0 + i): ("UN", lambda v, i=i: np.float32(v[i]).tobytes()) for i in range(3)},
+    ],
+    ids=["Siemens", "Siemens unknown", "GE", "Philips"],
+)
+def test_private_directions(tmp_path, elements):
+    directions = [[0.5, 0.5, 0.0], [-0.5, 0.5, 0.0], [0.5, -0.5, 0.0]]
+    folder = write_phases(tmp_path / "s", "StudyDescription", ["", "", ""])
+    for index, direction in enumerate(directions):
+        for path in (folder / str(index)).iterdir():
+            header = pydicom.dcmread(path)
+            for tag, (vr, encoded) in elements.items():
+                header.add_new(tag, vr, encoded(direction))
+            header.save_as(path)
+    parts = [one.part for one in find_series(folder)]
+    assert parts == [f"gradient direction {text} 0" for text in ("-0.5 0.5", "0.5 -0.5", "0.5 0.5")]
+
+
+@pytest.mark.parametrize("layout", ["volume by volume", "position by position"])
+def test_volumes_by_instance_number(tmp_path, layout):
+    """Nothing else tells them apart, as in functional MR of GE; dcm2niix takes them so, too."""
+
+    def edit(number, header):
+        volume, place = divmod(number, 3) if layout == "volume by volume" else divmod(number, 4)[::-1]
+        header.ImagePositionPatient = (ORIGIN + STEP * place).tolist()
+        header.PixelData = (pixels(place) + volume).tobytes()
+
+    folder = write_series(tmp_path / "s", edit, count=12)
+    series = find_series(folder)
+    assert [one.part for one in series] == [f"volume {n}" for n in (1, 2, 3, 4)]
+    for volume, one in enumerate(series):
+        np.testing.assert_array_equal(one.read(), np.stack([pixels(n).T + volume for n in range(3)], axis=-1))
+    next(p for p in folder.iterdir() if pydicom.dcmread(p).InstanceNumber == 7).unlink()
+    refused(folder, "several DICOM slices at one position", "dcm2niix")
+
+
+def test_units_are_compared_within_a_part(tmp_path):
+    """Magnitude and phase have units of their own; slices of one volume have not."""
+    folder = write_phases(tmp_path / "s", "RescaleType", ["normalized", "mrad"])
+    series = find_series(folder)
+    assert [(one.part, one.problem) for one in series] == [("units mrad", None), ("units normalized", None)]
 
 
 @pytest.mark.parametrize("offset", [0.05, 2.0], ids=["0.05 mm", "half a slice"])
@@ -572,6 +722,58 @@ def test_a_scout_within_its_series(tmp_path):
 
     series = one_series(write_series(tmp_path / "s", edit))
     assert series.shape == (16, 16, 7) and series.part == "stack 2"
+
+
+def write_planes(folder, counts, **scouts):
+    """A stack of each plane, 4 mm between its slices; ``scouts`` are tags of single slices in two other planes."""
+    axes = np.eye(3, dtype=int).tolist()
+    slices = [(plane, place) for plane, count in enumerate(counts) for place in range(count)]
+
+    def edit(number, header):
+        plane, place = slices[number]
+        row, column = axes[plane], axes[(plane + 1) % 3]
+        header.ImageOrientationPatient = row + column
+        header.ImagePositionPatient = (4.0 * place * np.cross(row, column)).tolist()
+        header.PixelData = (pixels(place) + plane).tobytes()
+        if counts[plane] == 1:
+            for keyword, value in scouts.items():
+                setattr(header, keyword, value)
+            header.PixelData = bytes(2 * header.Rows * header.Columns)
+
+    return write_series(folder, edit, count=sum(counts))
+
+
+@pytest.mark.parametrize(
+    "scouts",
+    [
+        {"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"]},
+        {"ImageType": ["ORIGINAL", "PRIMARY", "CT_SOM5 TOP", "TOPOGRAM"]},
+        {"Rows": 32, "PixelSpacing": [1, 1]},
+    ],
+    ids=["localizer", "topogram", "size"],
+)
+@pytest.mark.parametrize("counts", [(12, 1, 1), (4, 1, 1), (11, 1, 0)])
+def test_scouts_in_the_series_of_a_volume(tmp_path, scouts, counts, capsys):
+    folder = write_planes(tmp_path / "s", counts, **scouts)
+    volume = one_series(folder)
+    assert volume.shape == (16, 16, counts[0]) and volume.problem is None
+    assert [one.left_out for one in find_series(folder) if one.uid == volume.uid].count("localiser") == sum(counts[1:])
+    (case,) = find_cases(str(folder), str(tmp_path / "x.nii.gz"), False)
+    assert case.series.shape == volume.shape
+    assert capsys.readouterr().out.count("localiser, left out") == sum(counts[1:])
+
+
+def test_three_stacks_are_three_volumes(tmp_path):
+    series = find_series(write_planes(tmp_path / "s", (7, 7, 7)))
+    assert [(one.part, one.shape, one.left_out, one.problem) for one in series] == [
+        (f"stack {n}", (16, 16, 7), None, None) for n in (1, 2, 3)
+    ]
+    assert {int(one.read()[0, 0, 0]) for one in series} <= {0, 1, 2, 6000, 6001, 6002}
+
+
+def test_three_single_slices_are_a_localiser(tmp_path):
+    (series,) = find_series(write_planes(tmp_path / "s", (1, 1, 1)))
+    assert series.localiser and "three planes" in series.problem
 
 
 def test_small_tilt_goes_into_the_affine(tmp_path):
@@ -823,6 +1025,75 @@ def test_zips_with_members_outside_of_them(tmp_path, member):
     refused(archive, repr(name), "pack the study again")
 
 
+def deflate(folder):
+    """The data sets of its files deflated."""
+    for path in folder.iterdir():
+        header = pydicom.dcmread(path)
+        header.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+        header.save_as(path, enforce_file_format=True)
+
+
+def test_deflated_files(tmp_path, monkeypatch):
+    """They are read like others, and none takes more memory than it may."""
+    folder = write_series(tmp_path / "s")
+    expected = one_series(folder).read()
+    deflate(folder)
+    archive = zipped(folder)
+    for source in (folder, archive):
+        np.testing.assert_array_equal(one_series(source).read(), expected)
+    whole = (folder / "003.dcm").read_bytes()
+    for content in (whole[:-20], whole[:-40] + b"\xff" * 40):
+        (folder / "003.dcm").write_bytes(content)
+        refused(folder, "003.dcm has a damaged header")
+    (folder / "003.dcm").write_bytes(whole)
+    monkeypatch.setattr(dicom_slices, "unpacked_limit", lambda: 900)
+    refused(folder, "000.dcm would take 0.0 GiB or more when unpacked")
+
+
+def measured_memory(function):
+    """Bytes of Python's objects at most, while a function runs."""
+    tracemalloc.start()
+    try:
+        function()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("kind", ["zip", "deflated", "deflated in zip"])
+def test_no_memory_is_taken_before_bounds_are_checked(tmp_path, monkeypatch, kind):
+    """64 MiB of zeros in some kB, where 16 MiB are allowed."""
+    folder = write_series(tmp_path / "s", lambda n, h: n == 3 and setattr(h, "PixelData", bytes(2**26)))
+    if kind != "zip":
+        deflate(folder)
+    source = folder if kind == "deflated" else zipped(folder)
+    monkeypatch.setattr(dicom_slices, "unpacked_limit", lambda: 2**24)
+    assert measured_memory(lambda: refused(source, "007.dcm would take 0.")) < 2**24
+
+
+def test_no_memory_is_taken_for_pixels_that_a_header_only_states(tmp_path, monkeypatch):
+    def edit(number, header):
+        coded(RLELossless)(number, header)
+        header.Rows = header.Columns = 20000
+        header.PixelSpacing = [0.05, 0.05]
+
+    monkeypatch.setattr(dicom_slices, "unpacked_limit", lambda: 2**24)
+    folder = write_series(tmp_path / "s", edit)
+    assert measured_memory(lambda: refused(folder, "would take 0.7 GiB or more when unpacked")) < 2**24
+
+
+def test_a_zip_of_many_empty_members(tmp_path):
+    archive = zipped(write_series(tmp_path / "s"))
+    with zipfile.ZipFile(archive, "a") as more:
+        for number in range(20_000):
+            more.writestr(f"empty/{number}", b"")
+    start = time.process_time()
+    study = read_study(archive)
+    assert time.process_time() - start < 10
+    assert study.series[0].shape == (16, 16, 8) and len(study.left_out) == 20_000
+    assert "20008 files 8 read, 20000 left out (no DICOM: empty/0, empty/1," in study.left_out_line
+
+
 def test_volumes_of_other_kinds_beside_dicom(tmp_path, capsys, caplog):
     """dcm2niix writes into the DICOM folder, and masks lie beside studies: neither hides the other silently."""
     out = tmp_path / "out"
@@ -1059,6 +1330,37 @@ def test_enhanced_multi_frame_of_two_echoes(tmp_path):
     assert [s.part for s in series] == ["echo time 10.0", "echo time 20.0"]
     for one, voxels in zip(series, expected, strict=True):
         np.testing.assert_array_equal(one.read(), voxels)
+
+
+def test_an_enhanced_file_is_a_folder_of_its_series(tmp_path):
+    """One of its parts is chosen by the name that inspect prints, and by what its command says."""
+    path, out = tmp_path / "e" / "IM1", tmp_path / "out"
+    expected = write_enhanced(path, echoes=(10, 20))
+    for source in (path, path.parent):
+        cases = find_cases(str(source), str(out), False)
+        assert names(cases, out) == ["003_t1_echo-time-10.0_sr.nii.gz", "003_t1_echo-time-20.0_sr.nii.gz"]
+        first, second = find_series(source)
+        for choice in (second.label, second.choice, "3 t1, echo time 20.0"):
+            (case,) = find_cases(str(source), str(tmp_path / "x.nii.gz"), False, choice)
+            assert case.output == tmp_path / "x.nii.gz" and case.files == [path]
+            np.testing.assert_array_equal(LoadVolumed("image").load(case.input)[0], expected[1])
+        for choice in ("3", first.uid, f"{second.label}, {first.label}", f"{first.choice},{second.choice}"):
+            assert len(find_cases(str(source), str(out), False, choice)) == 2
+        with pytest.raises(ValueError, match=r"no series 4, 3 t1 x, it has 3 t1, echo time 10.0; 3 t1, echo time 20"):
+            find_cases(str(source), str(out), False, f"4,{first.label}, 3 t1 x")
+        with pytest.raises(ValueError, match="a study of 2 DICOM series"):
+            find_cases(str(source), str(tmp_path / "x.nii.gz"), False)
+    refused(path, "2 DICOM series mixed", ": let `medsr upscale` sort them (--series chooses)")
+
+
+def test_a_dicom_file_of_one_volume(tmp_path):
+    (expected,) = write_enhanced(tmp_path / "e" / "IM1.dcm")
+    out = tmp_path / "out"
+    out.mkdir()
+    for target, output in ((out, out / "IM1_sr.nii.gz"), (out / "x.nii.gz", out / "x.nii.gz")):
+        (case,) = find_cases(str(tmp_path / "e" / "IM1.dcm"), str(target), False)
+        assert case.output == output
+        np.testing.assert_array_equal(LoadVolumed("image").load(case.input)[0], expected)
 
 
 @pytest.mark.parametrize(
