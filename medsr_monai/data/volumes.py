@@ -127,7 +127,7 @@ def list_volumes(dataset_dir: str | os.PathLike) -> list[dict[str, str]]:
     """MONAI data list with the key ``image``: the folder itself if it is a DICOM study, else what lies below it.
 
     These are its volumes; where there is none, its pictures (see :func:`medsr_monai.data.find_pictures`). Pictures
-    beside volumes are taken for figures of them, and left alone.
+    beside volumes are taken for figures of them, and left alone; DICOM beside volumes is left out with a warning.
 
     Raises:
         FileNotFoundError: no such folder, or neither volume nor picture in it.

@@ -186,13 +186,21 @@ class DicomSeries:
         """The whole header of each slice, without pixels, in the order of the volume's last axis.
 
         Of a frame of a multi-frame file, see :func:`medsr_monai.data.dicom.attributes.frame_header`.
+
+        Raises:
+            ValueError: a header is damaged, also where no voxel depends on it.
         """
         whole, headers = {}, []
         with DicomFiles(self.root) as files:
             for item in self.slices:
                 if item.file not in whole:
-                    with files.open(item.file) as file:
-                        whole[item.file] = pydicom.dcmread(file, stop_before_pixels=True, force=True)
+                    try:
+                        with files.open(item.file) as file:
+                            header = whole[item.file] = pydicom.dcmread(file, stop_before_pixels=True, force=True)
+                        header.walk(lambda dataset, element: None)  # converts the values, which may be damaged
+                    except Exception as error:  # pydicom meets damaged headers with many kinds
+                        reason = (str(error).splitlines() or [type(error).__name__])[0]
+                        raise ValueError(f"{self.source}: {item.file} has a damaged header ({reason})") from error
                 headers.append(whole[item.file] if item.frame is None else frame_header(whole[item.file], item.frame))
         return headers
 
@@ -217,7 +225,7 @@ class DicomStudy:
         kinds: dict[str, list[str]] = {}
         for name, kind in self.left_out.items():
             kinds.setdefault(kind, []).append(name)
-        told = "; ".join(f"{kind}: {_some(names)}" for kind, names in kinds.items())
+        told = "; ".join(f"{printable(kind)}: {_some(names)}" for kind, names in kinds.items())
         read = len({item.file for one in self.series for item in one.slices})
         total = read + len(self.damaged) + len(self.left_out)
         damaged = f", {len(self.damaged)} damaged" if self.damaged else ""
@@ -458,9 +466,9 @@ def _series(root: str, slices: list[DicomSlice], part: str, problem: str | None)
         source=root,
         uid=str(header.get("SeriesInstanceUID", "")),
         number=None if number in (None, "") else int(number),
-        description=" ".join(str(header.get("SeriesDescription") or "").split()),
-        part=part,
-        modality=str(header.get("Modality") or ""),
+        description=printable(" ".join(str(header.get("SeriesDescription") or "").split())),
+        part=printable(part),
+        modality=printable(str(header.get("Modality") or "")),
         study=str(header.get("StudyInstanceUID", "")),
         slices=tuple(slices),
         derived=first.image_type[:1] == ("DERIVED",),
@@ -644,8 +652,13 @@ def _natural(value: str) -> tuple[int, list[float], str]:
     return min(len(numbers), 1), numbers, value
 
 
+def printable(text: str) -> str:
+    """A name or header text for a message, with control characters and what is no Unicode escaped."""
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
+
+
 def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
+    return ", ".join(map(printable, names[:NAMED])) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
 
 
 def _problem_of_stack(slices: list[DicomSlice], siblings: list[DicomSlice]) -> str | None:

@@ -626,6 +626,28 @@ def test_private_directions(tmp_path, elements):
     assert parts == [f"gradient direction {text} 0" for text in ("-0.5 0.5", "0.5 -0.5", "0.5 0.5")]
 
 
+@pytest.mark.parametrize(
+    ("tag", "values", "parts"),
+    [
+        ((0x0043, 0x102F), [b"\1\0", b"\0\0"], ["complex part 0", "complex part 1"]),
+        ((0x0043, 0x1030), [b"\x2b\0", b"\x10\0"], ["gradient number 16", "gradient number 43"]),
+        ((0x2001, 0x1008), [b"10", b"2 "], ["phase 2", "phase 10"]),
+        ((0x2005, 0x1429), [b"LABEL ", b"CONTROL "], ["label CONTROL", "label LABEL"]),
+    ],
+    ids=["GE field map", "GE diffusion", "Philips phases", "Philips labelling"],
+)
+def test_other_private_marks(tmp_path, tag, values, parts):
+    folder = write_phases(tmp_path / "s", "StudyDescription", ["", ""])
+    for index, value in enumerate(values):
+        for path in (folder / str(index)).iterdir():
+            header = pydicom.dcmread(path)
+            header.add_new(tag, "UN", value)
+            header.save_as(path)
+    series = find_series(folder)
+    assert [one.part for one in series] == parts
+    assert [int(one.read()[0, 0, 0]) for one in series] == [1, 0]
+
+
 @pytest.mark.parametrize("layout", ["volume by volume", "position by position"])
 def test_volumes_by_instance_number(tmp_path, layout):
     """Nothing else tells them apart, as in functional MR of GE; dcm2niix takes them so, too."""
@@ -1115,6 +1137,27 @@ def test_volumes_of_other_kinds_beside_dicom(tmp_path, capsys, caplog):
         caplog.clear()
         assert LoadVolumed("image").load(folder).shape == (1, 16, 16, 8)
         assert f"1 left out (no DICOM: mask{suffix})" in caplog.text
+
+
+def test_names_in_messages_are_printable(tmp_path):
+    folder = write_series(tmp_path / "s", setting("SeriesDescription", lambda n: "t1\x1b[31m"))
+    for name in (b"\xff.txt", b"a\x1b[2J.txt", b"line\nbreak"):
+        Path(os.fsdecode(os.fsencode(folder) + b"/" + name)).write_text("x")
+    study = read_study(folder)
+    assert study.left_out_line.isprintable() and r"\udcff.txt" in study.left_out_line and len(study.left_out) == 3
+    assert study.series[0].label == r"3 t1\x1b[31m"
+
+
+def test_a_header_that_is_damaged_where_no_voxel_depends_on_it(tmp_path):
+    folder = write_series(tmp_path / "s", setting("StudyID", lambda n: "7"))
+    path = folder / "003.dcm"
+    content = path.read_bytes()
+    path.write_bytes(content.replace(b"\x20\x00\x10\x00SH", b"\x20\x00\x10\x00FD"))
+    assert path.read_bytes() != content
+    series = one_series(folder)
+    assert series.read().shape == (16, 16, 8)
+    with pytest.raises(ValueError, match=r"s: 003.dcm has a damaged header \(.*Expected total bytes"):
+        series.headers()
 
 
 def test_links_pipes_and_loops(tmp_path):
