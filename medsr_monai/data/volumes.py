@@ -22,7 +22,7 @@ from monai.transforms import LoadImage, MapLabelValue, MapTransform, SaveImage, 
 from monai.utils import SpaceKeys
 
 from medsr_monai.atomic import written_atomically
-from medsr_monai.data.dicom.images import is_dicom_file, is_dicom_folder, is_flat_image
+from medsr_monai.data.dicom.images import holds_dicom, is_dicom_file, is_dicom_folder, is_flat_image
 from medsr_monai.data.dicom.series import DicomSeries, one_series, read_study
 from medsr_monai.data.dicom.slices import is_zip
 from medsr_monai.data.gzip_stream import write_gzip
@@ -449,7 +449,7 @@ def _is_dicom(path: str | os.PathLike) -> bool:
     """Whether a path is a DICOM or zip file, or a folder with DICOM files."""
     if not Path(path).is_dir():
         return is_dicom_file(path) or is_zip(path)
-    return any(is_dicom_file(file) for file in Path(path).rglob("*"))
+    return holds_dicom(path)
 
 
 class LoadLabeld(LoadVolumed):

@@ -197,7 +197,8 @@ class DicomSeries:
                     try:
                         with files.open(item.file) as file:
                             header = whole[item.file] = pydicom.dcmread(file, stop_before_pixels=True, force=True)
-                        header.walk(lambda dataset, element: None)  # converts the values, which may be damaged
+                        with pydicom.config.disable_value_validation():  # a source's odd values are not ours to report
+                            header.walk(lambda dataset, element: None)  # converts the values, which may be damaged
                     except Exception as error:  # pydicom meets damaged headers with many kinds
                         reason = (str(error).splitlines() or [type(error).__name__])[0]
                         raise ValueError(f"{self.source}: {item.file} has a damaged header ({reason})") from error
@@ -401,6 +402,10 @@ def _without_split_off(series: DicomSeries, others: list[DicomSeries]) -> DicomS
 def _series_of(root: str, group: list[DicomSlice], problems: dict[str, str]) -> list[DicomSeries]:
     """Stacks of one SeriesInstanceUID and kind of object."""
     problem = next((problems[item.file] for item in group if item.file in problems), None)
+    scouts = [item for item in group if item.localiser]
+    if not problem and 0 < len(scouts) < len(group) and (reason := _problem_of_kind(scouts)):
+        others = [item for item in group if not item.localiser]
+        return [*_series_of(root, others, problems), _series(root, scouts, "localiser", reason)]
     problem = problem or _problem_of_kind(group)
     if problem:
         return [_series(root, group, "", problem)]
@@ -587,7 +592,7 @@ def _by_marks(slices: list[DicomSlice]) -> list[tuple[str, list[DicomSlice]]]:
     for mark in slices[0].marks:
         groups = _grouped(slices, lambda item, mark=mark: item.marks[mark])
         if len(groups) > 1 and (
-            (count < len(slices) and all(2 * _places(_distances(group)) >= count for group in groups.values()))
+            (count < len(slices) and _covers(count, list(groups.values())))
             or _within_each_other(mark, slices, list(groups.values()))
         ):
             return [
@@ -616,6 +621,12 @@ def _by_instance(slices: list[DicomSlice]) -> list[list[DicomSlice]]:
 def _instance(item: DicomSlice) -> tuple[int, int]:
     number = item.header.get("InstanceNumber")
     return -1 if number in (None, "") else int(number), item.frame or 0
+
+
+def _covers(count: int, groups: list[list[DicomSlice]]) -> bool:
+    """Whether groups of slices are volumes of so many positions, and not single slices of them."""
+    places = [_places(_distances(group)) for group in groups]
+    return 2 * min(places) >= count and (count == 1 or max(places) > 1)
 
 
 def _within_each_other(mark: str, slices: list[DicomSlice], groups: list[list[DicomSlice]]) -> bool:

@@ -666,6 +666,15 @@ def test_volumes_by_instance_number(tmp_path, layout):
     refused(folder, "several DICOM slices at one position", "dcm2niix")
 
 
+def test_times_that_differ_between_all_slices_are_no_volumes(tmp_path):
+    def edit(number, header):
+        header.ImagePositionPatient = (ORIGIN + STEP * (number % 2)).tolist()
+        header.AcquisitionTime = f"1010{number:02}"
+
+    series = find_series(write_series(tmp_path / "s", edit, count=8))
+    assert [(one.part, one.shape) for one in series] == [(f"volume {n}", (16, 16, 2)) for n in (1, 2, 3, 4)]
+
+
 def test_units_are_compared_within_a_part(tmp_path):
     """Magnitude and phase have units of their own; slices of one volume have not."""
     folder = write_phases(tmp_path / "s", "RescaleType", ["normalized", "mrad"])
@@ -783,6 +792,19 @@ def test_scouts_in_the_series_of_a_volume(tmp_path, scouts, counts, capsys):
     (case,) = find_cases(str(folder), str(tmp_path / "x.nii.gz"), False)
     assert case.series.shape == volume.shape
     assert capsys.readouterr().out.count("localiser, left out") == sum(counts[1:])
+
+
+def test_a_scout_without_position_in_the_series_of_a_volume(tmp_path):
+    def edit(number, header):
+        if number == 3:
+            header.ImageType = ["ORIGINAL", "PRIMARY", "LOCALIZER"]
+            del header.ImagePositionPatient
+        else:
+            header.ImagePositionPatient = (ORIGIN + STEP * (number - (number > 3))).tolist()
+
+    folder = write_series(tmp_path / "s", edit)
+    assert one_series(folder).shape == (16, 16, 7)
+    assert [one.left_out for one in find_series(folder)] == [None, "localiser"]
 
 
 def test_three_stacks_are_three_volumes(tmp_path):
@@ -978,6 +1000,11 @@ def test_a_slice_of_another_series_by_its_uid(tmp_path):
     assert "003.dcm continues it, but is of another series" in next(s.problem for s in series if s.problem)
 
 
+def test_several_uids_where_one_is_expected(tmp_path):
+    folder = write_series(tmp_path / "s", lambda n, h: n == 7 and setattr(h, "SOPInstanceUID", ["1.2", "3.4"]))
+    refused(folder, "003.dcm has a damaged header (SOPInstanceUID of several values)")
+
+
 def test_every_second_slice_missing(tmp_path):
     edit = setting("ImagePositionPatient", lambda n: (ORIGIN + 2 * STEP * n).tolist())
     refused(write_series(tmp_path / "s", edit), "lie 8.00 mm apart", "a distance of 4 mm", "1 of 2 slices are missing")
@@ -1170,6 +1197,7 @@ def test_links_pipes_and_loops(tmp_path):
     os.mkfifo(root / "pipe")
     study = read_study(root)
     assert study.series[0].shape == (16, 16, 8)
+    assert LoadVolumed("image").load(root).shape == (1, 16, 16, 8)
     assert study.left_out == {"gone": "No such file or directory", "pipe": "no regular file"}
 
 
