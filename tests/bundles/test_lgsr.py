@@ -6,7 +6,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 
@@ -135,10 +134,10 @@ def test_validation_figures_by_modality_by_hand(mixed, tmp_path):
     assert {k for k in metrics if k.startswith("val_ssim_")} == {k.replace("psnr", "ssim") for k in expected}
 
 
-def test_two_processes_validate_as_one(mixed, tmp_path):
+def test_two_processes_validate_as_one(warm_python, mixed, tmp_path):
     training(mixed, tmp_path / "one", epochs=1, learning_rate=0.0).run()
     files = [str(BUNDLE / "configs" / f"{name}.json") for name in ("train", "multi_gpu_train")]
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m"]
+    command = [warm_python, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m"]
     command += ["monai.bundle", "run", "training", "--config_file", str(files)]
     choices = options(mixed, tmp_path / "two", epochs=1, learning_rate=0.0, batch_size=2)
     command += [text for name, value in choices.items() for text in (f"--{name}", str(value))]
