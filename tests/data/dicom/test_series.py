@@ -6,7 +6,6 @@ import json
 import os
 import re
 import subprocess
-import sys
 import time
 import tracemalloc
 import warnings
@@ -944,10 +943,10 @@ def test_objects_without_image(tmp_path, capsys, caplog):
     refused(folder, "without an image", "dose (RT Dose Storage)")
 
 
-def test_inspect_names_what_is_left_out(tmp_path):
+def test_inspect_names_what_is_left_out(warm_python, tmp_path):
     folder = write_series(tmp_path / "s")
     write_without_image(folder)
-    result = run_medsr("inspect", folder, "--json")
+    result = run_medsr(warm_python, "inspect", folder, "--json")
     assert result.returncode == 0 and len(json.loads(result.stdout)["items"]) == 1
     assert "11 left out (" in result.stderr
 
@@ -1460,16 +1459,16 @@ def test_real_tilted_zip_names_all_that_is_wrong():
     refused(DATA / name, "18.5 degrees (gantry tilt)", "unevenly spaced (1.08 to 7.00 mm)", "24.dcm and 25.dcm")
 
 
-def run_medsr(*arguments, **environment):
-    command = [sys.executable, "-m", "medsr_monai", *map(str, arguments)]
+def run_medsr(python, *arguments, **environment):
+    command = [python, "-m", "medsr_monai", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, env=os.environ | environment)
 
 
-def test_upscale_a_zipped_export(tmp_path):
+def test_upscale_a_zipped_export(warm_python, tmp_path):
     """Good series are written, bad ones are named, nothing else is left behind."""
     archive, out, temporary = zipped(mixed(tmp_path / "export")), tmp_path / "out", tmp_path / "tmp"
     temporary.mkdir()
-    result = run_medsr("upscale", archive, out, "--device", "cpu", TMPDIR=str(temporary))
+    result = run_medsr(warm_python, "upscale", archive, out, "--nopicture", "--device", "cpu", TMPDIR=str(temporary))
     assert result.returncode == 1 and "Traceback" not in result.stderr
     assert [p.name for p in out.glob("*.nii.gz")] == ["001_t1-sag_sr.nii.gz"] and not list(temporary.rglob("*.dcm"))
     assert "series 2 scout: localiser, left out" in result.stdout and "series 3 t1/MPR: derived" in result.stdout
@@ -1480,7 +1479,9 @@ def test_upscale_a_zipped_export(tmp_path):
 
 
 @needs_data
-def test_upscale_refuses_the_tilted_zip(tmp_path):
-    result = run_medsr("upscale", DATA / "head_ct_tilted_dicom" / "dicom_28slices.zip", tmp_path / "x.nii.gz")
+def test_upscale_refuses_the_tilted_zip(warm_python, tmp_path):
+    result = run_medsr(
+        warm_python, "upscale", DATA / "head_ct_tilted_dicom" / "dicom_28slices.zip", tmp_path / "x.nii.gz"
+    )
     assert result.returncode == 1 and "gantry tilt" in result.stderr and "Traceback" not in result.stderr
     assert not list(tmp_path.iterdir())
