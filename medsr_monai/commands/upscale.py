@@ -20,6 +20,7 @@ def upscale(
     device: str = "auto",
     weights: str | None = None,
     frame: int | None = None,
+    nan_value: float | None = None,
     slice_batch: str = "auto",
     precision: str = "auto",
     compile: bool = False,
@@ -65,6 +66,8 @@ def upscale(
         device: auto, cpu, cuda:0; auto gives each process of several the next GPU.
         weights: another weights file than the bundle's models/model.pt, or a network that `medsr export` wrote.
         frame: of a 4D file, counted from 0.
+        nan_value: what takes the place of NaN, as registrations leave it outside of the scan, such as 0; without it
+            NaN is refused.
         slice_batch: slices computed at a time; auto is 4 on a CPU, on CUDA as many as fit into its free memory.
         precision: float32, bfloat16, float16 (autocast: convolutions and matrix products) or auto, which is float32 on
             a CPU and float16 on CUDA. On the sample volume the largest error is 1 % of the range with bfloat16, 0.2 %
@@ -118,6 +121,7 @@ def upscale(
         force=force,
         psf=psf,
         frame=frame,
+        nan_value=nan_value,
         slice_batch=slice_batch,
         precision=precision,
         compile=compile,

@@ -65,6 +65,7 @@ class Options:
         psf: point spread of the scanner, which some networks are told: unknown, or KIND or KIND:FWHM_MM, see
             :func:`medsr_monai.transforms.parse_point_spread`.
         frame: of a 4D volume, counted from 0.
+        nan_value: what takes the place of NaN, as registrations leave it outside of the scan; None refuses NaN.
         slice_batch: slices computed at a time; auto is 4 on a CPU, on CUDA as many as fit into its free memory.
         precision: float32, bfloat16, float16 or auto, which is float32 on a CPU and float16 on CUDA.
         compile: compile the network (torch.compile).
@@ -89,6 +90,7 @@ class Options:
     force: bool = False
     psf: str = UNKNOWN
     frame: int | None = None
+    nan_value: float | None = None
     slice_batch: int | str = "auto"
     precision: str = "auto"
     compile: bool = False
@@ -140,6 +142,7 @@ class Options:
             "compile": (self.compile, False),
             "inferer#roi_size": (None if self.tile is None else [self.tile, self.tile], None),
             "preprocessing#pictures": (self.pictures, True),
+            "preprocessing#nan_value": (self.nan_value, None),
         }
         options = {"frame": self.frame} | {name: value for name, (value, default) in given.items() if value != default}
         chosen = chosen_precision(self.precision, device)
@@ -242,11 +245,12 @@ class Upscaler(Options):
         """
         with _one_line(), self._lock:
             if self.max_memory is not None:
-                raise ValueError("max_memory is for files, which are made slab by slab: use write, or leave it out")
+                raise ValueError("max_memory is for files, which medsr upscale makes slab by slab: leave it out")
             lap = Laps()
             case = Case(os.fspath(volume), Path()) if isinstance(volume, (str, os.PathLike)) else None
             with naming(NAME if case is None else case.source), Warnings(self.warnings) as warnings:
-                image = to_volume(volume, self.frame if frame is None else frame, pictures=self.pictures)
+                chosen = self.frame if frame is None else frame
+                image = to_volume(volume, chosen, pictures=self.pictures, nan_value=self.nan_value)
                 inputs = [_digest(image) if case is None else source_record(case.source, case.files)]
                 item = self.runner.read(image)
                 lap("Reading")
