@@ -21,6 +21,7 @@ from medsr_monai.data.dicom.images import is_dicom_file
 from medsr_monai.data.dicom.series import DicomSeries, one_series
 from medsr_monai.data.dicom.slices import is_zip
 from medsr_monai.data.find import pair_of
+from medsr_monai.data.folder import files_below
 from medsr_monai.data.gzip_stream import check_gzip
 from medsr_monai.data.label_detection import check_no_label_map
 from medsr_monai.data.pictures import is_picture, load_picture
@@ -468,8 +469,8 @@ def check_values(
         ValueError: one line that says which it is and what to do.
     """
     intent = int(header["intent_code"]) if isinstance(header, nibabel.Nifti1Header) else 0
+    _check_steps(path, voxels)  # first, since coarse steps look like labels
     check_no_label_map(path, voxels, intent)
-    _check_steps(path, voxels)
 
 
 def _check_steps(path: str | os.PathLike, voxels: np.ndarray) -> None:
@@ -490,4 +491,4 @@ def _is_dicom(path: str | os.PathLike) -> bool:
     """Whether a path is a DICOM or zip file, or a folder with DICOM files."""
     if not Path(path).is_dir():
         return is_dicom_file(path) or is_zip(path)
-    return any(is_dicom_file(file) for file in Path(path).rglob("*"))
+    return any(is_dicom_file(file) for file in files_below(path))

@@ -6,6 +6,8 @@ import nibabel
 import numpy as np
 import pytest
 from made_volumes import AFFINE, save, values
+from pydicom.dataset import FileDataset, FileMetaDataset
+from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
 
 from medsr_monai.data import (
     LoadVolumed,
@@ -126,7 +128,8 @@ def test_what_is_left_out_is_named_and_counted(tmp_path, caplog):
         "1 left out, a zip, give it itself: i.zip",
         "2 left out, pictures beside volumes: j.png, k.JPG",
         "1 left out, no regular file: l.nii",
-        "1 left out, DICOM without a series that can be read: m.dcm",
+        "1 file of DICOM left out beside volumes of other kinds (): "
+        "give their own folder, or choose them with --series",
     ])  # fmt: skip
     assert relative(tmp_path, find_pictures(tmp_path)) == ["j.png", "k.JPG"]
 
@@ -137,3 +140,31 @@ def test_a_format_that_is_not_read_is_refused_with_what_to_do(tmp_path, name, re
     with pytest.raises(ValueError, match=rf"{name}: not a volume file, .*{remedy}"):
         LoadVolumed("image").load(tmp_path / name)
     assert not holds_volumes(tmp_path)
+
+
+def test_a_study_behind_a_link_is_read(tmp_path):
+    """Its folder holds nothing but a link to a folder of DICOM files."""
+    place = {"ImageOrientationPatient": [1, 0, 0, 0, 1, 0], "PixelSpacing": [1, 2], "SliceThickness": 3}
+    series = generate_uid()
+    (tmp_path / "real").mkdir()
+    (tmp_path / "study").mkdir()
+    for number in range(4):
+        meta = FileMetaDataset()
+        meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = MRImageStorage, generate_uid()
+        meta.TransferSyntaxUID = ExplicitVRLittleEndian
+        header = FileDataset(None, {}, file_meta=meta, preamble=bytes(128))
+        header.SOPClassUID, header.SOPInstanceUID = MRImageStorage, meta.MediaStorageSOPInstanceUID
+        header.StudyInstanceUID, header.SeriesInstanceUID, header.Modality = series, series, "MR"
+        header.Rows, header.Columns, header.SamplesPerPixel = 6, 8, 1
+        header.PhotometricInterpretation, header.PixelRepresentation = "MONOCHROME2", 0
+        header.BitsAllocated = header.BitsStored = 16
+        header.HighBit, header.InstanceNumber = 15, number + 1
+        header.ImagePositionPatient = [0, 0, 3 * number]
+        for tag, value in place.items():
+            setattr(header, tag, value)
+        header.PixelData = np.random.default_rng(number).integers(0, 900, (6, 8)).astype(np.uint16).tobytes()
+        header.save_as(tmp_path / "real" / f"{number}.dcm", enforce_file_format=True)
+    (tmp_path / "study" / "T1").symlink_to(tmp_path / "real")
+    assert list_volumes(tmp_path / "study") == [{"image": str(tmp_path / "study")}]
+    volumes = [LoadVolumed("image").load(tmp_path / name) for name in ("study", "real")]
+    assert volumes[0].shape == (1, 8, 6, 4) and (volumes[0] == volumes[1]).all()
