@@ -36,3 +36,21 @@ def bundle(tmp_path_factory):
     from bundle_copies import tiny_bundle
 
     return tiny_bundle(tmp_path_factory.mktemp("bundles") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def warm():
+    """Processes of `medsr` and `monai.bundle` that are forked from one which has torch and MONAI imported."""
+    from warm_python import WarmPython
+
+    if not hasattr(os, "fork"):
+        pytest.skip("processes are forked")
+    warm = WarmPython()
+    yield warm
+    warm.end()
+
+
+@pytest.fixture(scope="session")
+def warm_python(warm):
+    """The path of such a Python; beside it lie such a `medsr` and `torchrun`."""
+    return warm.folder / "python"

@@ -179,7 +179,8 @@ def list_volumes(dataset_dir: str | os.PathLike) -> list[dict[str, str]]:
     """Make a MONAI data list with the key ``image`` of a folder: of itself if it is a DICOM study, else of its files.
 
     These are the volumes below it (see :func:`find_volumes`) or, where there is none, the pictures (see
-    :func:`find_pictures`). Pictures beside volumes are taken for figures of them. What is left out is logged.
+    :func:`find_pictures`). Pictures beside volumes are taken for figures of them; DICOM beside volumes is left out.
+    What is left out is logged.
 
     Raises:
         FileNotFoundError: no such folder, or neither volume nor picture in it.

@@ -17,11 +17,10 @@ from monai.data import MetaTensor, NibabelReader
 from monai.transforms import LoadImage, MapTransform
 from monai.utils import SpaceKeys
 
-from medsr_monai.data.dicom.images import is_dicom_file
+from medsr_monai.data.dicom.images import holds_dicom, is_dicom_file
 from medsr_monai.data.dicom.series import DicomSeries, one_series
 from medsr_monai.data.dicom.slices import is_zip
 from medsr_monai.data.find import pair_of
-from medsr_monai.data.folder import files_below
 from medsr_monai.data.gzip_stream import check_gzip
 from medsr_monai.data.label_detection import check_no_label_map
 from medsr_monai.data.pictures import is_picture, load_picture
@@ -491,4 +490,4 @@ def _is_dicom(path: str | os.PathLike) -> bool:
     """Whether a path is a DICOM or zip file, or a folder with DICOM files."""
     if not Path(path).is_dir():
         return is_dicom_file(path) or is_zip(path)
-    return any(is_dicom_file(file) for file in files_below(path))
+    return holds_dicom(path)

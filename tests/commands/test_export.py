@@ -63,7 +63,9 @@ def place(tmp_path_factory):
     assert medsr("export", bundle, bundle / "models" / "model.ts") == 0
     if onnx_tools.args[0] is False:
         assert medsr("export", bundle, bundle / "models" / "model.onnx", "--format", "onnx") == 0
-    assert medsr("upscale", here / "volumes" / "a.nii.gz", here / "eager.nii.gz", "--bundle", bundle) == 0
+    assert (
+        medsr("upscale", here / "volumes" / "a.nii.gz", here / "eager.nii.gz", "--nopicture", "--bundle", bundle) == 0
+    )
     return here
 
 
@@ -180,7 +182,7 @@ def test_a_file_says_what_its_weights_were_trained_on(place, tmp_path, suffix):
     assert medsr("export", place / "tiny", exported, "--weights", weights) == 0
     beside.unlink()
     assert ExportedNetwork(exported).information["training_data"] == description
-    assert medsr("upscale", volume, out, "--bundle", place / "tiny", "--weights", exported) == 0
+    assert medsr("upscale", volume, out, "--nopicture", "--bundle", place / "tiny", "--weights", exported) == 0
     found = json.loads((tmp_path / "out.json").read_text())["TrainedOn"]
     assert found["Description"] == f"tiny: {sentence(description)}" and found["Data"][0]["Modality"] == "MR"
 

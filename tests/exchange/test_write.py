@@ -250,6 +250,7 @@ def test_sizes_of_the_comparison():
         assert {batch for batch, _, _ in sizes} >= {1, 2}
 
 
+@pytest.mark.slow
 def test_onnx_of_the_shipped_weights(tmp_path):
     onnx_tools()
     network = load_network(ROOT / "bundles" / "rdst_e" / "models" / "model.pt")

@@ -22,6 +22,7 @@ from pydicom.dataset import FileMetaDataset
 from pydicom.errors import InvalidDicomError
 from pydicom.filereader import read_dataset, read_partial
 from pydicom.filewriter import write_file_meta_info
+from pydicom.multival import MultiValue
 from pydicom.tag import Tag
 from pydicom.uid import (
     UID,
@@ -63,6 +64,7 @@ STUDY_TAGS = (
     "PerFrameFunctionalGroupsSequence"
 )
 INTEGERS = ("Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "SeriesNumber", "InstanceNumber")
+UIDS = ("SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID")
 PRIVATE_MARKS = {
     "b-value": [
         {(0x0019, 0x100C): None},  # Siemens
@@ -428,6 +430,9 @@ def _of_header(name: str, header: pydicom.Dataset) -> list[DicomSlice]:
     for keyword in INTEGERS:
         if header.get(keyword) not in (None, ""):
             int(header.get(keyword))
+    for keyword in UIDS:
+        if isinstance(header.get(keyword), MultiValue):
+            raise ValueError(f"{keyword} of several values")
     per_frame = header.get("PerFrameFunctionalGroupsSequence") or []
     if not per_frame:
         return [_slice(name, None, header, [])]
