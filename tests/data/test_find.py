@@ -5,9 +5,7 @@ import os
 import nibabel
 import numpy as np
 import pytest
-from made_volumes import AFFINE, save, values
-from pydicom.dataset import FileDataset, FileMetaDataset
-from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
+from made_volumes import AFFINE, save, save_study, values
 
 from medsr_monai.data import (
     LoadVolumed,
@@ -144,26 +142,8 @@ def test_a_format_that_is_not_read_is_refused_with_what_to_do(tmp_path, name, re
 
 def test_a_study_behind_a_link_is_read(tmp_path):
     """Its folder holds nothing but a link to a folder of DICOM files."""
-    place = {"ImageOrientationPatient": [1, 0, 0, 0, 1, 0], "PixelSpacing": [1, 2], "SliceThickness": 3}
-    series = generate_uid()
-    (tmp_path / "real").mkdir()
+    save_study(tmp_path / "real")
     (tmp_path / "study").mkdir()
-    for number in range(4):
-        meta = FileMetaDataset()
-        meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = MRImageStorage, generate_uid()
-        meta.TransferSyntaxUID = ExplicitVRLittleEndian
-        header = FileDataset(None, {}, file_meta=meta, preamble=bytes(128))
-        header.SOPClassUID, header.SOPInstanceUID = MRImageStorage, meta.MediaStorageSOPInstanceUID
-        header.StudyInstanceUID, header.SeriesInstanceUID, header.Modality = series, series, "MR"
-        header.Rows, header.Columns, header.SamplesPerPixel = 6, 8, 1
-        header.PhotometricInterpretation, header.PixelRepresentation = "MONOCHROME2", 0
-        header.BitsAllocated = header.BitsStored = 16
-        header.HighBit, header.InstanceNumber = 15, number + 1
-        header.ImagePositionPatient = [0, 0, 3 * number]
-        for tag, value in place.items():
-            setattr(header, tag, value)
-        header.PixelData = np.random.default_rng(number).integers(0, 900, (6, 8)).astype(np.uint16).tobytes()
-        header.save_as(tmp_path / "real" / f"{number}.dcm", enforce_file_format=True)
     (tmp_path / "study" / "T1").symlink_to(tmp_path / "real")
     assert list_volumes(tmp_path / "study") == [{"image": str(tmp_path / "study")}]
     volumes = [LoadVolumed("image").load(tmp_path / name) for name in ("study", "real")]
