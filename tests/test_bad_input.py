@@ -97,7 +97,7 @@ class Processes:
             before: Python that the process runs before `medsr`.
             kill: a signal and the seconds after the command's begin at which it is sent.
         """
-        program = PROGRAM.format(settings=(limits or {}, before, kill and (int(kill[0]), kill[1])))
+        program = PROGRAM.format(settings=(limits or {}, before, kill and (int(kill[0]), float(kill[1]))))
         files = [self.scratch / "out", self.scratch / "err"]
         with open(os.devnull) as nothing, files[0].open("w") as out, files[1].open("w") as err:
             streams = (nothing.fileno(), out.fileno(), err.fileno())
