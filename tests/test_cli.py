@@ -773,7 +773,7 @@ def test_evaluate_refuses_what_has_no_figure(medsr, tmp_path):
     refused(medsr("evaluate", "small.nii.gz", "small.nii.gz"), "12x12 pixels is too small.*smaller border")
     assert medsr("evaluate", "small.nii.gz", "small.nii.gz", "--border", 2)[0] == 0
     refused(medsr("evaluate", "small.nii.gz", "small.nii.gz", "--border=-1"), "border is -1")
-    flat = np.ones((24, 24, 3), np.float32) * np.arange(3, dtype=np.float32)
+    flat = np.ones((24, 24, 3), np.float32) * np.linspace(0.1, 2.3, 3, dtype=np.float32)
     nib.save(nib.Nifti1Image(flat, THICK), "flat.nii.gz")
     refused(medsr("evaluate", "flat.nii.gz", "flat.nii.gz"), "no axial slice with any contrast")
     nib.save(nib.Nifti1Image(_one_voxel(np.nan), THICK), "nan.nii.gz")

@@ -204,7 +204,7 @@ def ids(value):
 
 @pytest.mark.parametrize("path", GUIDES, ids=name_of)
 def test_options_paths_and_extras_exist(path):
-    """What is named alone: `--option`, `tests/file.py`, `configs/overlay.json` and "medsr_monai[extra]"."""
+    """What is named alone: `--option`, `a/module.py`, `configs/overlay.json` and "medsr_monai[extra]"."""
     known = ELSEWHERE.union(*(inspect.signature(f).parameters for f in MEDSR.values()))
     configurations = sorted(ROOT.glob("bundles/*/configs/*.json"))
     known |= set().union(*(ids(json.loads(file.read_text())) for file in configurations))
@@ -217,6 +217,8 @@ def test_options_paths_and_extras_exist(path):
                 assert {option, option.removeprefix("no")} & known, span
         for file in re.findall(r"(?<![\w./<])((?:tests|medsr_monai|bundles)/[\w./-]+)", span):
             assert (ROOT / file).exists(), span
+        if re.fullmatch(r"[\w/]+\.py", span):
+            assert any((start / span).exists() for start in (ROOT, ROOT / "medsr_monai", path.parent)), span
         if re.match(r"configs/\w", span):
             assert any(file.match(f"*/{span}") for file in configurations), span
         for extra in re.findall(r"medsr_monai\[(\w+)\]", span):

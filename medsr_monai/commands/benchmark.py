@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import functools
-import inspect
 import re
 import sys
 from pathlib import Path
-from typing import Any
 
 from medsr_monai.atomic import check_output
-from medsr_monai.errors import reason_of
 from medsr_monai.upscaling.bundles import DEFAULT_BUNDLE, bundle_folder, choose_device
 
 
@@ -65,100 +61,39 @@ def benchmark(
     if bundle is None and networks is None:
         bundle = DEFAULT_BUNDLE
     folder = None if bundle is None else bundle_folder(bundle)
-    from medsr_monai.inferers import FastNetwork
+    from medsr_monai.evaluation.benchmark import bundle_network, measure, named_networks
     from medsr_monai.inferers.fast_network import PRECISIONS
-    from medsr_monai.metrics import (
-        benchmark_beside,
-        benchmark_header,
-        benchmark_line,
-        benchmark_network,
-        write_benchmark,
-    )
-    from medsr_monai.networks import build_network
+    from medsr_monai.metrics import benchmark_header, benchmark_line, json_text, write_benchmark
 
     chosen, failed = {}, False
     if folder is not None:
-        chosen[bundle] = _bundle_network(folder)
+        chosen[bundle] = bundle_network(folder)
     if networks is not None:
-        named, missing = _named_networks(networks)
+        named, missing = named_networks(networks)
         chosen |= named
         failed = bool(missing) and networks != "all"
         for name, reason in missing.items():
             print(f"medsr: {'error: ' if failed else ''}{name} is left out: {reason}", file=sys.stderr)
     if precision not in PRECISIONS:
         raise ValueError(f"precision is {precision!r}, expected {', '.join(PRECISIONS)}")
-    faster = None
-    if precision != "float32" or compile:
-        faster = functools.partial(FastNetwork, precision=precision, compile=compile)
     devices = [choose_device(device)]
     if device == "auto" and runs and devices != ["cpu"]:
         devices.insert(0, "cpu")
     rows = []
-    for name, arguments in chosen.items():
-        shape = (batch, arguments["in_channels"], height, width)
-        build = functools.partial(build_network, arguments)
-        for place in devices:
-            how = (shape, place, runs, "training step" if training else "inference", faster)
-            try:
-                measured = (
-                    [benchmark_network(build, *how)]
-                    if reference is None
-                    else benchmark_beside(build, reference, arguments, *how)
-                )
-            except (MemoryError, RuntimeError) as error:
-                failed = True
-                print(f"medsr: error: {name} on {place}: {reason_of(error)}", file=sys.stderr)
-                continue
-            measured[0]["network"] = name
-            for row in measured:
-                rows.append(row)
-                # a line as soon as it is known: large networks take minutes
-                if not json:
-                    header = benchmark_header() + "\n" if len(rows) == 1 else ""
-                    print(header, benchmark_line(row), sep="", flush=True)
+    options = {"training": training, "reference": reference, "precision": precision, "compile": compile}
+    for found in measure(chosen, (batch, height, width), devices, runs, **options):
+        if isinstance(found, str):
+            failed = True
+            print(f"medsr: error: {found}", file=sys.stderr)
+            continue
+        rows.append(found)
+        # a line as soon as it is known: large networks take minutes
+        if not json:
+            header = benchmark_header() + "\n" if len(rows) == 1 else ""
+            print(header, benchmark_line(found), sep="", flush=True)
     if csv is not None:
         Path(csv).parent.mkdir(parents=True, exist_ok=True)
         write_benchmark(rows, csv)
     if json:
-        from medsr_monai.metrics import json_text
-
         print(f"[{', '.join(map(json_text, rows))}]")
     return 1 if failed else 0
-
-
-_UNTRAINED = {"truncation": "none"}
-"""Of TransMRSR: its centroids come with trained weights only; they cost one small product."""
-
-
-def _bundle_network(folder: Path) -> dict[str, Any]:
-    """Arguments of a bundle's network, which is built without memory for its weights."""
-    import torch
-    from monai.bundle import ConfigParser
-
-    parser = ConfigParser(ConfigParser.load_config_file(folder / "configs" / "inference.json"))
-    with torch.device("meta"):
-        arguments = parser.get_parsed_content("network_def").arguments
-    if "in_channels" not in arguments:
-        raise ValueError(f"bundle {folder.name} takes no images: choose one that does, see medsr models")
-    return arguments | _UNTRAINED if "truncation" in arguments else arguments
-
-
-def _named_networks(names: str) -> tuple[dict[str, dict], dict[str, str]]:
-    """Arguments of networks by name for one channel and x4, and why others cannot be built here."""
-    import torch
-
-    from medsr_monai.networks import NETWORKS
-
-    known = [name for name in NETWORKS.names if "scale" in inspect.signature(NETWORKS[name]).parameters]
-    wanted = known if names == "all" else names.split(",")
-    if unknown := [name for name in wanted if name not in known]:
-        raise ValueError(f"no network {', '.join(map(repr, unknown))}: choose all, or some of {','.join(known)}")
-    built, missing = {}, {}
-    for name in wanted:
-        untrained = _UNTRAINED if name == "TransMRSR" else {}
-        try:
-            with torch.device("meta"):
-                built[name] = NETWORKS[name](1, 1, 4, **untrained).arguments
-        except ImportError as error:
-            missing[name] = str(error)
-    return built, missing

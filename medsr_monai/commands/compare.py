@@ -8,14 +8,11 @@ import re
 import sys
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from medsr_monai.atomic import check_input, check_output
 from medsr_monai.errors import naming, reason_of
-from medsr_monai.upscaling.bundles import DEFAULT_BUNDLE, BundleRunner, bundle_folder, bundle_folders, choose_device
-
-if TYPE_CHECKING:
-    from medsr_monai.evaluation.tables import Runner
+from medsr_monai.evaluation.systems import load_systems, named_systems
+from medsr_monai.upscaling.bundles import DEFAULT_BUNDLE, choose_device
 
 
 def compare(
@@ -82,7 +79,7 @@ def compare(
         box = tuple(map(int, crop.split(",")))
     if bundles is None and networks is None:
         bundles = DEFAULT_BUNDLE
-    chosen = [system for names in (bundles, networks) if names is not None for system in _named_systems(names)]
+    chosen = [system for names in (bundles, networks) if names is not None for system in named_systems(names)]
     from medsr_monai.data import LoadVolumed, write_volume
     from medsr_monai.evaluation.tables import FILES, Comparison, NetworkRunner, common_scale
     from medsr_monai.networks import Bicubic
@@ -109,7 +106,7 @@ def compare(
         "progress": sys.stderr.isatty(),
     }
     options["frame"] = None if reference is None else frame
-    systems = _load_systems(chosen, **options)
+    systems = load_systems(chosen, **options)
     scale = common_scale(systems, scale)
     systems = {"Bicubic": NetworkRunner(Bicubic(scale=scale), **options)} | systems
     if save_volumes:
@@ -149,61 +146,3 @@ def compare(
         report = comparison.write(folder, box)
         print(jsonlib.dumps(report) if json else f"{folder}: {', '.join(FILES)}")
     return 1 if failed else 0
-
-
-def _named_systems(names: str) -> list[tuple[str | None, str | None, str | None]]:
-    """Name, bundle and weights file of systems, None for what is not known yet; nothing is loaded.
-
-    Raises:
-        ValueError, FileNotFoundError: what is unknown, or a network without trained weights.
-    """
-    known, chosen = bundle_folders(), []
-    for entry in names.split(","):
-        name, equals, file = entry.partition("=")
-        if equals and not Path(file).is_file():
-            raise FileNotFoundError(f"{file}: no such weights file")
-        if name in known or (Path(name) / "configs" / "inference.json").is_file():
-            chosen.append((Path(name).resolve().name, name, file or None))
-        elif equals:
-            if not re.fullmatch(r"\w[\w.+-]*", name):
-                raise ValueError(f"a system is called {name!r}: give it a name of letters, digits, dots, + and -")
-            chosen.append((name, None, file))
-        elif Path(name).is_file():
-            chosen.append((None, None, name))
-        elif name != "Bicubic":
-            from medsr_monai.networks import NETWORKS
-
-            if name in NETWORKS.names:
-                raise ValueError(f"{name} is an untrained network: give its weights, {name}=path/to/model.pt")
-            raise ValueError(
-                f"no bundle or weights file {name!r}: choose from the bundles {', '.join(known)}, or give "
-                "NAME=path/to/model.pt"
-            )
-    return chosen
-
-
-def _load_systems(chosen: list[tuple[str | None, str | None, str | None]], **options: Any) -> dict[str, Runner]:
-    """What `_named_systems` has found, loaded, by name; options are those of a `NetworkRunner`."""
-    from medsr_monai.evaluation.tables import load_runner
-
-    device = f"$torch.device('{options['device']}')"
-    overrides = {"plane": options["plane"], "frame": options["frame"], "sw_batch_size": options["slice_batch"]}
-    systems: dict[str, Runner] = {}
-    for name, bundle, file in chosen:
-        if bundle is None:
-            with naming(file):
-                runner = load_runner(file, name, **options)
-            name = name or type(runner.network).__name__
-        else:
-            if "thick_axis" in jsonlib.loads((bundle_folder(bundle) / "configs" / "inference.json").read_text()):
-                raise ValueError(
-                    f"bundle {bundle} makes thick slices thin, compare enlarges slices: compare it by "
-                    "`medsr degrade --direction through-plane`, `medsr upscale` and `medsr evaluate`"
-                )
-            runner = BundleRunner(bundle, file, device=device, **overrides)
-            if not runner.weights:
-                raise ValueError(f"bundle {bundle} names no weights: give {bundle}=path/to/model.pt")
-        if name in (*systems, "Bicubic", "input", "reference"):
-            raise ValueError(f"{name} is another column's name: give this one its own, NAME=path/to/model.pt")
-        systems[name] = runner
-    return systems

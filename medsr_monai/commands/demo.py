@@ -31,8 +31,8 @@ def demo(output: str = "demo_out", bundle: str = DEFAULT_BUNDLE, device: str = "
     from monai.transforms import Orientation
 
     from medsr_monai.data import LoadVolumed, sample_volume, write_volume
-    from medsr_monai.evaluation.tables import compare_volumes
-    from medsr_monai.metrics import SliceEvaluation, comparison_picture
+    from medsr_monai.evaluation.evaluate import evaluate
+    from medsr_monai.metrics import comparison_picture
     from medsr_monai.networks import Bicubic
     from medsr_monai.transforms import intensity_range
 
@@ -47,9 +47,7 @@ def demo(output: str = "demo_out", bundle: str = DEFAULT_BUNDLE, device: str = "
     volumes = {name: load(file) for name, file in files.items() if name != "picture"}
     titles = {"input": f"input, x{scale} coarser"}
     for name in ("bicubic", "sr"):
-        evaluation = SliceEvaluation()
-        volume = compare_volumes(volumes[name], volumes["reference"], evaluation, "sagittal")
-        summary = evaluation.groups()[0] | volume
+        (summary,) = evaluate(volumes[name], volumes["reference"], plane="sagittal").volumes
         print(f"{name}: {sentence(summary)}")
         titles[name] = f"{'bicubic' if name == 'bicubic' else Path(bundle).name}, {summary['psnr']:.2f} dB"
     titles["reference"] = "reference"

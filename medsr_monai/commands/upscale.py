@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from medsr_monai.atomic import check_input
+from medsr_monai.suffixes import VOLUME_SUFFIXES
 from medsr_monai.upscaling.bundles import DEFAULT_BUNDLE, bundle_folder
+from medsr_monai.upscaling.cases import output_file
 
 OUTPUT_FORMATS = ("nifti", "dicom")
 
@@ -16,6 +20,7 @@ def upscale(
     device: str = "auto",
     weights: str | None = None,
     frame: int | None = None,
+    nan_value: float | None = None,
     slice_batch: str = "auto",
     precision: str = "auto",
     compile: bool = False,
@@ -24,6 +29,7 @@ def upscale(
     target_spacing: float | None = None,
     refine: str = "both",
     force: bool = False,
+    psf: str = "unknown",
     series: str | None = None,
     all_series: bool = False,
     jobs: int = 1,
@@ -60,6 +66,8 @@ def upscale(
         device: auto, cpu, cuda:0; auto gives each process of several the next GPU.
         weights: another weights file than the bundle's models/model.pt, or a network that `medsr export` wrote.
         frame: of a 4D file, counted from 0.
+        nan_value: what takes the place of NaN, as registrations leave it outside of the scan, such as 0; without it
+            NaN is refused.
         slice_batch: slices computed at a time; auto is 4 on a CPU, on CUDA as many as fit into its free memory.
         precision: float32, bfloat16, float16 (autocast: convolutions and matrix products) or auto, which is float32 on
             a CPU and float16 on CUDA. On the sample volume the largest error is 1 % of the range with bfloat16, 0.2 %
@@ -74,6 +82,8 @@ def upscale(
         refine: of thick slices: both planes that contain the thick axis, averaged, or one of them, in half the time:
             axial, coronal or sagittal.
         force: of thick slices: refine voxels that are nearly isotropic, too.
+        psf: point spread of the scanner, for networks that are told it, as KIND or KIND:FWHM_MM, such as box:4.5: of
+            thick slices their profile, else that of the pixels. KIND is one of those of `medsr degrade --psf`.
         series: of a DICOM study: number or SeriesInstanceUID of the series to take, several behind commas. Default:
             all but localisers, derived series and secondary captures, which are named and left out.
         all_series: of a DICOM study: take those too.
@@ -95,6 +105,8 @@ def upscale(
     if output_format not in OUTPUT_FORMATS:
         raise ValueError(f"output_format is {output_format!r}, expected {' or '.join(OUTPUT_FORMATS)}")
     check_input(input)
+    if output_format == "nifti" and input.lower().endswith(VOLUME_SUFFIXES) and not Path(output).is_dir():
+        output_file(output, overwrite, input)  # a name that may not be written is refused before anything is loaded
     from medsr_monai.upscaling.cohort import upscale_files
     from medsr_monai.upscaling.upscaler import Options
 
@@ -107,7 +119,9 @@ def upscale(
         target_spacing=target_spacing,
         refine=refine,
         force=force,
+        psf=psf,
         frame=frame,
+        nan_value=nan_value,
         slice_batch=slice_batch,
         precision=precision,
         compile=compile,

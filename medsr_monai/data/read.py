@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 import os
@@ -16,7 +17,7 @@ from monai.data import MetaTensor, NibabelReader
 from monai.transforms import LoadImage, MapTransform
 from monai.utils import SpaceKeys
 
-from medsr_monai.data.dicom.images import is_dicom_file
+from medsr_monai.data.dicom.images import holds_dicom, is_dicom_file
 from medsr_monai.data.dicom.series import DicomSeries, one_series
 from medsr_monai.data.dicom.slices import is_zip
 from medsr_monai.data.find import pair_of
@@ -38,6 +39,7 @@ __all__ = [
     "forms_apart",
     "image_affine",
     "read_grid",
+    "replace_nan",
 ]
 
 logger = logging.getLogger(__name__)
@@ -218,18 +220,31 @@ def check_grid(affine: np.ndarray, shape: Sequence[int], name: str | os.PathLike
 
 
 def _check_forms(name: str | os.PathLike, image: nibabel.Nifti1Pair, shape: tuple[int, ...]) -> None:
-    """Refuse a qform and a sform that place the volume differently."""
+    """Refuse a qform and a sform that claim one space and place the volume differently.
+
+    Of two spaces, such as the scanner's and that of a registration, the sform's is taken, and this is said.
+    """
     header = image.header
-    if header["qform_code"] > 0 and header["sform_code"] > 0:
+    codes = {form: int(header[f"{form}_code"]) for form in ("qform", "sform")}
+    if all(codes.values()):
         try:
             distance = forms_apart(header, shape)
         except (ValueError, nibabel.spatialimages.HeaderDataError) as error:
             raise ValueError(f"{name}: the qform cannot be read ({_first_line(error)}): set its code to 0") from error
-        if not distance <= MAX_FORMS_APART * spacing(image_affine(image)).min():
+        apart = not distance <= MAX_FORMS_APART * spacing(image_affine(image)).min()
+        spaces = [nibabel.nifti1.xform_codes.label[code] for code in codes.values()]
+        if apart and codes["qform"] != codes["sform"]:
+            _warn_once("%s: qform (%s) and sform (%s) are %.2f mm apart, the sform is used", name, *spaces, distance)
+        elif apart:
             raise ValueError(
                 f"{name}: qform and sform place the volume up to {distance:.2f} mm apart: "
                 "set the code of the wrong one to 0"
             )
+
+
+@functools.lru_cache(maxsize=2**14)
+def _warn_once(text: str, *values: object) -> None:
+    logger.warning(text, *values)
 
 
 def forms_apart(header: nibabel.Nifti1Header, shape: tuple[int, ...]) -> float:
@@ -324,6 +339,8 @@ class LoadVolumed(MapTransform):
         pictures: read pictures too, as volumes of one slice (see :func:`medsr_monai.data.load_picture`); without it
             they are refused, since they hold no geometry, and a single DICOM file is read as a volume of one slice.
         label_maps: read label maps too, which are refused otherwise.
+        nan_value: replaces voxels that are NaN, as registrations leave the background; None leaves them, which
+            :func:`medsr_monai.transforms.intensity_range` refuses. Infinite voxels stay.
 
     Raises:
         FileNotFoundError, ValueError: see :func:`check_nifti` and :func:`medsr_monai.data.one_series`; also for
@@ -342,8 +359,10 @@ class LoadVolumed(MapTransform):
         *,
         pictures: bool = False,
         label_maps: bool = False,
+        nan_value: float | None = None,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
+        self.nan_value = nan_value
         self.frame = frame
         self.label_maps = label_maps or self.labels
         self.pictures = pictures
@@ -402,6 +421,8 @@ class LoadVolumed(MapTransform):
         volume.affine = torch.as_tensor(read_grid(path, orientation)[1])
         volume.meta["original_affine"] = volume.affine.numpy().copy()
         volume = volume.to(torch.float32)
+        if self.nan_value is not None:
+            replace_nan(path, volume[0].numpy(), self.nan_value)
         if not self.label_maps:
             check_values(path, volume[0].numpy(), nibabel.load(path).header)
         return volume
@@ -412,10 +433,25 @@ class LoadVolumed(MapTransform):
         voxels = series.read()
         _check_steps(series.source, voxels)
         voxels = torch.from_numpy(voxels)[None]
-        meta = {"filename_or_obj": series.source, "spatial_shape": np.array(series.shape), "space": SpaceKeys.RAS}
+        # the root, since outputs are named after it, and a series is called by the text of its headers
+        meta = {"filename_or_obj": series.root, "spatial_shape": np.array(series.shape), "space": SpaceKeys.RAS}
         meta["original_affine"] = series.affine.copy()
         meta["original_channel_dim"] = float("nan")  # without it MONAI's writers take a single slice for 2D
         return MetaTensor(voxels, affine=torch.from_numpy(series.affine), meta=meta)
+
+
+def replace_nan(path: str | os.PathLike, voxels: np.ndarray, value: float) -> None:
+    """Replace, in place, voxels that are NaN by a value, and log how many they were.
+
+    Raises:
+        ValueError: the value is no finite number.
+    """
+    if not math.isfinite(value):
+        raise ValueError(f"nan_value is {value}, expected a number such as 0")
+    broken = np.isnan(voxels)
+    if broken.any():
+        voxels[broken] = value
+        logger.warning("%s: %d of %d voxels were NaN and became %g", path, broken.sum(), broken.size, value)
 
 
 def check_values(
@@ -454,4 +490,4 @@ def _is_dicom(path: str | os.PathLike) -> bool:
     """Whether a path is a DICOM or zip file, or a folder with DICOM files."""
     if not Path(path).is_dir():
         return is_dicom_file(path) or is_zip(path)
-    return any(is_dicom_file(file) for file in Path(path).rglob("*"))
+    return holds_dicom(path)

@@ -146,7 +146,9 @@ def _add(
     if "label" in case:
         label_name = name_of(case["label"])
         with naming(label_name):
-            label = case["label"] if isinstance(case["label"], (str, os.PathLike)) else to_volume(case["label"])
+            label = case["label"]
+            if not isinstance(label, (str, os.PathLike)):
+                label = to_volume(label, label_maps=True)
             segmentation = LoadLabeld("label", pictures=True)({"label": label, "label_map": label_map})["label"]
             # a mask seldom states the size of its pixels
             placed = reference if "picture" in segmentation.meta else segmentation

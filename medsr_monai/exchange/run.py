@@ -29,6 +29,8 @@ def is_exported(path: str | os.PathLike) -> bool:
 class ExportedNetwork(nn.Module):
     """A network in an ONNX or TorchScript file: [B, in_channels, H, W] -> [B, out_channels, H * rows, W * columns].
 
+    One that is told the point spread of its input takes it as a second input, as the original does.
+
     Nothing of medsr_monai.networks is needed. TorchScript runs on the device of its input and under autocast if that is
     on. ONNX is run by onnxruntime on the CPU, in the precision of its export and on as many threads as torch uses.
 
@@ -36,6 +38,7 @@ class ExportedNetwork(nn.Module):
         information: what `medsr export` recorded: bundle, version, network, weights_sha256, training_data and so on. It
             is empty for files that others wrote.
         exchange_format: onnx or torchscript.
+        psf_channels: length of the vector that tells the point spread; 0 for a network that is not told.
         scale_factors: factors (rows, columns) by which the output is larger; None if neither `scale` nor the file tells
             them.
 
@@ -67,6 +70,7 @@ class ExportedNetwork(nn.Module):
         else:
             self.script, self.information = _open_torchscript(self.path)
             self.channels = self.information.get("in_channels")
+        self.psf_channels = int(self.information.get("network", {}).get("psf_channels", 0))
         recorded = self.information.get("scale")
         self.scale_factors = None if recorded is None else tuple(recorded)
         if scale is not None:
@@ -78,15 +82,23 @@ class ExportedNetwork(nn.Module):
                 )
             self.scale_factors = factors
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, psf: Tensor | None = None) -> Tensor:
         """Super-resolve [B, in_channels, H, W].
+
+        Args:
+            x: images.
+            psf: [B, psf_channels] or [1, psf_channels], for a network that is told; None if it is unknown.
 
         Raises:
             ValueError: the images have other channels, or the result is not of the size that the scale says.
         """
         if isinstance(self.channels, int) and x.shape[1] != self.channels:
             raise ValueError(f"{self.path}: takes images of {self.channels} channels, got {x.shape[1]}")
-        y = self._run(x) if self.script is None else self.script(x)
+        inputs = [x]
+        if self.psf_channels:
+            psf = x.new_zeros(1, self.psf_channels) if psf is None else psf
+            inputs.append(psf.to(x).expand(len(x), -1))
+        y = self._run(inputs) if self.script is None else self.script(*inputs)
         if self.scale_factors is not None:
             expected = [size * factor for size, factor in zip(x.shape[2:], self.scale_factors, strict=True)]
             if list(y.shape[2:]) != expected:
@@ -96,10 +108,11 @@ class ExportedNetwork(nn.Module):
                 )
         return y
 
-    def _run(self, x: Tensor) -> Tensor:
-        image = x.detach().to("cpu", torch.float32).contiguous().numpy()
-        (pred,) = self.session.run(None, {self.session.get_inputs()[0].name: image})
-        return torch.from_numpy(pred).to(x.device)
+    def _run(self, inputs: Sequence[Tensor]) -> Tensor:
+        arrays = (x.detach().to("cpu", torch.float32).contiguous().numpy() for x in inputs)
+        names = (one.name for one in self.session.get_inputs())
+        (pred,) = self.session.run(None, dict(zip(names, arrays, strict=True)))
+        return torch.from_numpy(pred).to(inputs[0].device)
 
 
 def _open_onnx(path: Path) -> tuple[Any, dict[str, Any]]:

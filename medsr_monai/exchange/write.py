@@ -60,6 +60,13 @@ class HalfPrecision(nn.Module):
         return self.network(x.half()).float()
 
 
+class ToldHalfPrecision(HalfPrecision):
+    """The same of a network that is told the point spread of its images."""
+
+    def forward(self, x: Tensor, psf: Tensor) -> Tensor:
+        return self.network(x.half(), psf.half()).float()
+
+
 def export_network(
     network: nn.Module,
     path: str | os.PathLike,
@@ -115,7 +122,7 @@ def export_network(
     if any(isinstance(module, DeformableConv2d) for module in written.modules()):
         use_grid_sample(written)
     if precision == "float16":
-        written = HalfPrecision(written)
+        written = (ToldHalfPrecision if _is_told(network) else HalfPrecision)(written)
     path.parent.mkdir(parents=True, exist_ok=True)
     with written_atomically(path) as partial:
         write = _write_onnx if format == "onnx" else _write_torchscript
@@ -137,6 +144,11 @@ def check_sizes(size_multiple: int) -> tuple[tuple[int, int, int], ...]:
     return (1, whole, whole), (2, whole + 5, whole - 3), (3, 5, 7), (1, 2, whole + 1)
 
 
+def _is_told(network: nn.Module) -> bool:
+    """Whether a network is told the point spread of its input."""
+    return getattr(network, "psf_channels", 0) > 0
+
+
 def _compare(network: nn.Module, exported: ExportedNetwork, limit: float) -> Parity:
     channels, sizes = network.arguments["in_channels"], check_sizes(network.size_multiple)
     generator = torch.Generator().manual_seed(0)
@@ -144,8 +156,9 @@ def _compare(network: nn.Module, exported: ExportedNetwork, limit: float) -> Par
     with torch.no_grad():
         for batch, height, width in sizes:
             x = torch.rand(batch, channels, height, width, generator=generator)
-            expected = network(x)
-            difference = max(difference, float((exported(x) - expected).abs().nan_to_num(torch.inf).max()))
+            told = [torch.rand(batch, network.psf_channels, generator=generator)] if _is_told(network) else []
+            expected = network(x, *told)
+            difference = max(difference, float((exported(x, *told) - expected).abs().nan_to_num(torch.inf).max()))
             largest = max(largest, float(expected.abs().max()))
     return Parity(difference, limit, largest, sizes)
 
@@ -159,16 +172,20 @@ def _write_onnx(network: nn.Module, path: Path, record: Mapping[str, Any]) -> No
     batch, height, width = (torch.export.Dim(name, min=least) for name, least in AXES.items())
     # any sizes will do if no axis is as long as another, or 1 long
     whole = -(-32 // record["size_multiple"]) * record["size_multiple"]
-    example = torch.rand(2, record["in_channels"], whole + 5, 2 * whole - 3)
+    examples = {"image": torch.rand(2, record["in_channels"], whole + 5, 2 * whole - 3)}
+    shapes: list[dict[int, Any]] = [{0: batch, 2: height, 3: width}]
+    if told := record["network"].get("psf_channels"):
+        examples["psf"] = torch.rand(2, told)
+        shapes.append({0: batch})
     try:
         with _quiet(), torch.no_grad(), sdpa_kernel(SDPBackend.MATH):  # as products and softmax, which ONNX has
             program = torch.onnx.export(
                 network,
-                (example,),
+                tuple(examples.values()),
                 dynamo=True,
                 opset_version=OPSET,
-                dynamic_shapes=({0: batch, 2: height, 3: width},),
-                input_names=["image"],
+                dynamic_shapes=tuple(shapes),
+                input_names=list(examples),
                 output_names=["pred"],
                 verbose=False,
                 optimize=False,  # onnxruntime does it when it loads the file, and better; here it takes minutes

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from medsr_monai.transforms.point_spread import PointSpread
+
 __all__ = ["InferencePlan", "SlicePass"]
 
 
@@ -41,6 +43,7 @@ class InferencePlan:
             of one plane are enlarged.
         array_axis: the array axis nearest to it, 0 to 2.
         edge, new_edge: thickness of the slices in mm, before and after.
+        point_spread: that of the input, which the network is told; None if it is unknown.
         interpolated: whether the network gets slices that are interpolated to the output's grid already.
     """
 
@@ -55,6 +58,7 @@ class InferencePlan:
     edge: float | None = None
     new_edge: float | None = None
     interpolated: bool = False
+    point_spread: PointSpread | None = None
 
     @property
     def planes(self) -> tuple[str, ...]:

@@ -15,12 +15,15 @@ from medsr_monai.errors import is_out_of_memory
 from medsr_monai.inferers.fast_network import FastNetwork, chosen_precision
 from medsr_monai.inferers.plan import InferencePlan, SlicePass
 from medsr_monai.inferers.slice_batches import enlarge_slices
-from medsr_monai.transforms.geometry import PLANES, plane_axis, sharp_plane
+from medsr_monai.transforms.geometry import PLANES, plane_axis, sharp_plane, spacing
+from medsr_monai.transforms.point_spread import PointSpread, encode_point_spread, parse_point_spread
 
 __all__ = ["PlaneInferer"]
 
 logger = logging.getLogger(__name__)
 
+UNKNOWN = "unknown"
+"""The point spread of an input of which nothing is known."""
 WHOLE_SLICES = (-1, -1)
 """The ``roi_size`` that stands for whole slices."""
 MEMORY_TILES = (128, 128)
@@ -51,13 +54,18 @@ class PlaneInferer(SliceInferer):
         overlap: share of a tile by which neighbouring tiles overlap.
         through: plane in which thick slices were acquired, for networks with a scale for each axis: they get slices
             with the thick axis last, as ``scale=[1, 4]`` expects. None keeps the volume's order of axes.
+        psf: point spread of the input, which a network is told that has ``psf_channels``: ``unknown``, a
+            :class:`medsr_monai.transforms.PointSpread`, or KIND or KIND:FWHM_MM (see
+            :func:`medsr_monai.transforms.parse_point_spread`), of which both axes of the slices have the same, or with
+            ``through`` the thick one.
         precision, compile: see :class:`medsr_monai.inferers.FastNetwork`.
         progress: whether a bar with the time left is shown.
         sw_device, device: devices on which slices are computed and the output is gathered; None for the input's. An
             output of whole slices that does not fit on a GPU is gathered in main memory, which has not been measured.
 
     Raises:
-        ValueError: a plane or the precision is unknown, or ``through`` is the plane that is cut.
+        ValueError: a plane, the point spread or the precision is unknown, or ``through`` is the plane that is cut; when
+            called: the network is not told a point spread that is given.
         MemoryError: when called: not even tiles fit into memory.
     """
 
@@ -69,6 +77,7 @@ class PlaneInferer(SliceInferer):
         overlap: float = 0.5,
         *,
         through: str | None = None,
+        psf: str | PointSpread = UNKNOWN,
         precision: str = "float32",
         compile: bool = False,
         progress: bool = False,
@@ -83,6 +92,8 @@ class PlaneInferer(SliceInferer):
             raise ValueError(f"plane and through are both {plane!r}: slices across the thick axis do not contain it")
         self.plane = plane
         self.through = through
+        self.psf = psf
+        self.point_spread(1.0)
         chosen_precision(precision, "cpu")
         self.precision = precision
         self.compile = compile
@@ -117,6 +128,17 @@ class PlaneInferer(SliceInferer):
             return plane
         return next(name for name in PLANES if name != self.through)
 
+    def point_spread(self, coarse_mm: float) -> PointSpread | None:
+        """Return the point spread of an input whose samples lie so far apart; None if it is unknown."""
+        if isinstance(self.psf, PointSpread):
+            return self.psf
+        return None if self.psf == UNKNOWN else parse_point_spread(self.psf, coarse_mm)
+
+    def _coarse_mm(self, affine: torch.Tensor, axes: Sequence[int]) -> float:
+        """Return the distance of the samples along the axis or axes that the network enlarges."""
+        _, rows, columns = spacing(affine)[list(axes)]
+        return float(columns if self.through is not None else (rows * columns) ** 0.5)
+
     def plan(self, affine: torch.Tensor, shape: Sequence[int], scale: Sequence[int] = (1, 1)) -> InferencePlan:
         """What will be done to a volume with this 4x4 affine and shape (X, Y, Z).
 
@@ -131,7 +153,8 @@ class PlaneInferer(SliceInferer):
         new_shape[columns] *= scale[1]
         seen = SlicePass(plane, across, shape[across], shape[rows], shape[columns])
         sentence = f"plane {plane}{' (auto)' if self.plane == 'auto' else ''}"
-        return InferencePlan(shape, tuple(new_shape), (seen,), sentence, tiled=self.tiled)
+        told = self.point_spread(self._coarse_mm(affine, (across, rows, columns)))
+        return InferencePlan(shape, tuple(new_shape), (seen,), sentence, tiled=self.tiled, point_spread=told)
 
     @property
     def tiled(self) -> bool:
@@ -175,6 +198,8 @@ class PlaneInferer(SliceInferer):
         order = (0, 1, *(axis + 2 for axis in axes))
         inverse = tuple(int(i) for i in torch.tensor(order).argsort())
         data = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs
+        if not args:
+            kwargs = self._told(network, self._coarse_mm(affine, axes), data.device) | kwargs
         out = self._run(data.permute(order), network, *args, **kwargs).permute(inverse)
         return MetaTensor(out).copy_meta_from(inputs) if isinstance(inputs, MetaTensor) else out
 
@@ -188,6 +213,15 @@ class PlaneInferer(SliceInferer):
         if self._prepared is None or self._prepared_of != wanted:
             self._prepared, self._prepared_of = FastNetwork(network, self.precision, self.compile, device), wanted
         return self._prepared
+
+    def _told(self, network: object, coarse_mm: float, device: torch.device) -> dict[str, torch.Tensor]:
+        """Return what the network is told beside the slices; nothing for one that is not told."""
+        told = self.point_spread(coarse_mm)
+        if getattr(getattr(network, "module", network), "psf_channels", 0):
+            return {"psf": encode_point_spread(told)[None].to(self.sw_device or device)}
+        if told is not None:
+            raise ValueError(f"psf is {self.psf}, but this network was not made to be told: leave it out")
+        return {}
 
     def _run(self, volume: torch.Tensor, network: Callable[..., torch.Tensor], *args, **kwargs) -> torch.Tensor:
         tiles, mode = self.orig_roi_size, self.mode

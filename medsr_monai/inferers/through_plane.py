@@ -14,7 +14,7 @@ from monai.utils import ensure_tuple_rep
 
 from medsr_monai.inferers.fast_network import FastNetwork
 from medsr_monai.inferers.plan import InferencePlan, SlicePass
-from medsr_monai.inferers.plane import WHOLE_SLICES, PlaneInferer
+from medsr_monai.inferers.plane import UNKNOWN, WHOLE_SLICES, PlaneInferer
 from medsr_monai.transforms.geometry import (
     AXES,
     PLANE_ACROSS,
@@ -28,6 +28,7 @@ from medsr_monai.transforms.geometry import (
     thick_axis,
 )
 from medsr_monai.transforms.interpolation import resample
+from medsr_monai.transforms.point_spread import PointSpread
 
 __all__ = ["ThroughPlaneInferer"]
 
@@ -58,6 +59,7 @@ class ThroughPlaneInferer(Inferer):
         sw_batch_size, roi_size, overlap: see :class:`PlaneInferer`.
         scale: scale of the network, 1 or [1, k].
         force: whether volumes are taken whose slices are less than THICK_RATIO times as thick as the target.
+        psf: point spread across the thick slices, see :class:`PlaneInferer`.
         precision, compile, progress, sw_device, device: see :class:`PlaneInferer`.
 
     Raises:
@@ -78,6 +80,7 @@ class ThroughPlaneInferer(Inferer):
         *,
         scale: int | Sequence[int] = 1,
         force: bool = False,
+        psf: str | PointSpread = UNKNOWN,
         precision: str = "float32",
         compile: bool = False,
         progress: bool = False,
@@ -109,6 +112,7 @@ class ThroughPlaneInferer(Inferer):
             sw_batch_size,
             roi_size,
             overlap,
+            psf=psf,
             precision=precision,
             compile=compile,
             progress=progress,
@@ -167,6 +171,7 @@ class ThroughPlaneInferer(Inferer):
             edge=edge,
             new_edge=new_edge,
             interpolated=self.factor == 1,
+            point_spread=self.slices.point_spread(edge),
         )
 
     def prepare(self, network: Callable[..., torch.Tensor], device: torch.device | str) -> FastNetwork:

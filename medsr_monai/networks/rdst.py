@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from medsr_monai.networks.arguments import records_arguments
 from medsr_monai.networks.blocks.padding import pad_to_multiple
+from medsr_monai.networks.blocks.point_spread import PointSpreadEmbedding
 from medsr_monai.networks.blocks.swin_layer import SwinLayer
 from medsr_monai.networks.blocks.upsample import Upsample, enlarge, require_equal_channels, scale_per_axis
 from medsr_monai.networks.blocks.window_attention import shifted_windows, window_partition, window_reverse
@@ -118,6 +119,9 @@ class RDST(nn.Module):
         layers_per_block: Swin layers in each dense block.
         global_feature_fusion: fuse the outputs of all blocks by two linear layers (the authors' GFF variant), in place
             of the LayerNorm and convolution after the last block.
+        psf_channels: length of the vector that tells the network the point spread of its input (see
+            :func:`medsr_monai.transforms.encode_point_spread`, which makes 11 numbers); 0 for a network that is not
+            told, as the paper's is.
         bicubic_residual: add the bicubic enlargement of the input to the output and start with a last convolution of
             zeros, so that an untrained network is exactly bicubic.
 
@@ -126,7 +130,7 @@ class RDST(nn.Module):
             or bicubic_residual is set and in_channels differs from out_channels.
     """
 
-    __constants__ = ("global_feature_fusion",)  # TorchScript compiles only the branch that is built
+    __constants__ = ("global_feature_fusion", "is_told")  # TorchScript compiles only the branch that is built
     minimum_size = 1
 
     def __init__(
@@ -146,6 +150,7 @@ class RDST(nn.Module):
         layers_per_block: int = 2,
         global_feature_fusion: bool = False,
         bicubic_residual: bool = False,
+        psf_channels: int = 0,
     ) -> None:
         super().__init__()
         shift_size = window_size // 2 if shift_size is None else shift_size
@@ -161,7 +166,12 @@ class RDST(nn.Module):
         self.shift_size = shift_size
         self.bicubic_residual = bicubic_residual
 
+        self.psf_channels = psf_channels
+        self.is_told = psf_channels > 0
+
         self.head = nn.Conv2d(in_channels, embed_dim, 3, padding=1)
+        if self.is_told:
+            self.psf_embedding = PointSpreadEmbedding(psf_channels, embed_dim)
         self.embed_norm = nn.LayerNorm(embed_dim)
         self.blocks = nn.ModuleList(
             ResidualDenseSwinBlock(
@@ -191,14 +201,29 @@ class RDST(nn.Module):
             if isinstance(module, nn.Linear):
                 nn.init.trunc_normal_(module.weight, std=0.02)
                 nn.init.zeros_(module.bias)
+        if self.is_told:
+            self.psf_embedding.start_as_identity()
         if bicubic_residual:
             nn.init.zeros_(self.last.weight)
             nn.init.zeros_(self.last.bias)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Super-resolve [B, in_channels, H, W] -> [B, out_channels, H * rows, W * columns]."""
+    def forward(self, x: Tensor, psf: Tensor | None = None) -> Tensor:
+        """Super-resolve [B, in_channels, H, W] -> [B, out_channels, H * rows, W * columns].
+
+        Args:
+            x: images.
+            psf: point spread of each image, [B, psf_channels], or of all of them, [1, psf_channels]; None or zeros if
+                it is unknown.
+
+        Raises:
+            ValueError: a point spread is given to a network that is not told.
+        """
         rows, columns = self.scale_factors
         shallow = self.head(pad_to_multiple(x, self.size_multiple))
+        if self.is_told:
+            shallow = self.psf_embedding(shallow, psf)
+        elif psf is not None:
+            raise ValueError("psf is given to a network that is not told: build it with psf_channels")
         outputs = self.extract(self.embed_norm(shallow.permute(0, 2, 3, 1)))
         if self.global_feature_fusion:
             deep = self.global_fusion(torch.cat(outputs, dim=-1)).permute(0, 3, 1, 2)

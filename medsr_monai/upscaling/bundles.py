@@ -133,7 +133,7 @@ class BundleRunner:
 
     def _use(self) -> str:
         """What a command line may say of this bundle's volumes instead of what it has not."""
-        known = ("plane", "thick_axis", "target_spacing", "refine", "force", "frame")
+        known = ("plane", "thick_axis", "target_spacing", "refine", "force", "psf", "frame")
         return f"it has {', '.join('--' + name.replace('_', '-') for name in known if name in self.parser)}"
 
     def __getitem__(self, name: str) -> Any:

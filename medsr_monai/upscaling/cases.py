@@ -77,7 +77,7 @@ def find_cases(
     """
     check_input(source)
     path, out = Path(source), Path(target)
-    if path.is_dir() or path.name.lower().endswith(".zip") or zipfile.is_zipfile(path):
+    if path.is_dir() or path.name.lower().endswith(".zip") or zipfile.is_zipfile(path) or _is_dicom(path, target):
         from medsr_monai.data.dicom.studies import find_study
 
         if (study := find_study(source, series, all_series)) is not None:
@@ -117,6 +117,15 @@ def find_cases(
     return cases
 
 
+def _is_dicom(path: Path, target: str) -> bool:
+    """Whether a file is DICOM of which no picture is to be made."""
+    if path.name.lower().endswith(VOLUME_SUFFIXES):
+        return False
+    from medsr_monai.data import PICTURE_SUFFIXES, is_dicom_file
+
+    return is_dicom_file(path) and not target.lower().endswith(PICTURE_SUFFIXES)
+
+
 def _check_folder(path: Path, out: Path, what: str) -> None:
     if out.is_file() or (not out.is_dir() and out.name.endswith(NIFTI_SUFFIXES)):
         raise ValueError(f"{path}: is {what}, give an output folder, {out} is the name of a file")
@@ -124,7 +133,9 @@ def _check_folder(path: Path, out: Path, what: str) -> None:
 
 def _series_cases(path: Path, out: Path, overwrite: bool, study: list[tuple[DicomSeries, str]]) -> list[Case]:
     """A case for each series, named in the output folder by its string."""
-    plain = study[0][1] == path.name
+    from medsr_monai.data import volume_name
+
+    plain = study[0][1] in (path.name, volume_name(path))
     if len(study) == 1 and not out.is_dir() and (plain or out.name.endswith(NIFTI_SUFFIXES)):
         return [Case(study[0][0].source, nifti_output(str(out), overwrite, str(path)), study[0][0])]
     _check_folder(path, out, f"a study of {len(study)} DICOM series (--series chooses one)")

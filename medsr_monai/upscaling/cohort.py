@@ -32,7 +32,7 @@ from medsr_monai.upscaling.cases import Case, find_cases
 from medsr_monai.upscaling.dicom_output import find_dicom_cases
 from medsr_monai.upscaling.memory import parse_size
 from medsr_monai.upscaling.quality import check_pictures
-from medsr_monai.upscaling.report_page import check_page, write_page
+from medsr_monai.upscaling.report_page import INDEX_NAME, check_index, write_page
 from medsr_monai.upscaling.sharing import Ranks, join_processes, run_processes
 from medsr_monai.upscaling.status import (
     DONE,
@@ -134,7 +134,7 @@ def upscale_files(
     if picture:
         check_pictures(cases, overwrite)
         if folder is not None:
-            check_page(folder, overwrite)
+            check_index(folder / INDEX_NAME, overwrite)
     ranks = Ranks.from_environment()
     if folder is None and (jobs > 1 or ranks.size > 1):
         raise ValueError(f"{source}: processes share the cases of a folder, run a single one without --jobs")

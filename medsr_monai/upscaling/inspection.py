@@ -287,7 +287,7 @@ def _command(source: str | DicomSeries, bundle: str, frame: int | None) -> str:
         single = source.source == source.root
         words += [source.root, "sr.nii.gz"]
         if not single:
-            words += ["--series", source.uid]
+            words += ["--series", source.choice]
     words += [] if bundle == DEFAULT_BUNDLE else ["--bundle", bundle]
     words += [] if frame is None else ["--frame", str(frame)]
     return shlex.join(words)

@@ -11,7 +11,7 @@ import torch
 from monai.data import MetaTensor
 from monai.utils import SpaceKeys
 
-from medsr_monai.data import LoadVolumed, NiftiWriter, check_grid, check_image, check_values, image_affine
+from medsr_monai.data import LoadVolumed, NiftiWriter, check_grid, check_image, check_values, image_affine, replace_nan
 from medsr_monai.errors import MedsrError, naming
 
 if TYPE_CHECKING:
@@ -25,7 +25,14 @@ NAME = "the volume"
 """What messages call a volume that has no file."""
 
 
-def to_volume(volume: Volume, frame: int | None = None, *, pictures: bool = False) -> MetaTensor:
+def to_volume(
+    volume: Volume,
+    frame: int | None = None,
+    *,
+    pictures: bool = False,
+    label_maps: bool = False,
+    nan_value: float | None = None,
+) -> MetaTensor:
     """A volume of any kind as a ``MetaTensor`` [1, X, Y, Z], float32, on the CPU, with its affine in RAS millimetres.
 
     The caller's volume is never changed. What a path and the nibabel image of the same file give is equal bit by bit.
@@ -40,6 +47,8 @@ def to_volume(volume: Volume, frame: int | None = None, *, pictures: bool = Fals
               voxel indices to millimetres in RAS+ (as nibabel has it).
         frame: of a path or nibabel image with four axes, counted from 0.
         pictures: read the paths of pictures too, as volumes [C, X, Y, 1].
+        label_maps: take label maps too, which are refused otherwise.
+        nan_value: what takes the place of NaN; None leaves it.
 
     Raises:
         MedsrError: one line: another kind, no 3D volume, or a geometry that no scan has.
@@ -47,22 +56,29 @@ def to_volume(volume: Volume, frame: int | None = None, *, pictures: bool = Fals
     name = name_of(volume)
     with naming(name):
         if isinstance(volume, (str, os.PathLike)):
-            return LoadVolumed("image", frame=frame, pictures=pictures).load(volume)
+            kinds = {"pictures": pictures, "label_maps": label_maps}
+            return LoadVolumed("image", frame=frame, nan_value=nan_value, **kinds).load(volume)
         if isinstance(volume, nibabel.spatialimages.SpatialImage):
-            return _of_image(volume, frame, name)
-        if frame not in (None, 0):
+            made = _of_image(volume, frame, name)
+        elif frame not in (None, 0):
             raise MedsrError(f"frame {frame} asked for, an array is a volume of frame 0 only")
-        if isinstance(volume, MetaTensor):
+        elif isinstance(volume, MetaTensor):
             space = volume.meta.get("space", SpaceKeys.RAS)
             if space != SpaceKeys.RAS:
                 raise MedsrError(f"its affine is in {space}, expected RAS: load it with affine_lps_to_ras=True")
-            return _of_array(volume.as_tensor(), volume.affine, volume.meta, name)
-        if isinstance(volume, tuple) and len(volume) == 2:
-            return _of_array(*volume, {}, name)
-        kind = type(volume).__name__
-        raise MedsrError(
-            f"it is of type {kind}, expected a path, a nibabel image, a MetaTensor or a pair (array, affine)"
-        )
+            made = _of_array(volume.as_tensor(), volume.affine, volume.meta, name)
+        elif isinstance(volume, tuple) and len(volume) == 2:
+            made = _of_array(*volume, {}, name)
+        else:
+            kind = type(volume).__name__
+            raise MedsrError(
+                f"it is of type {kind}, expected a path, a nibabel image, a MetaTensor or a pair (array, affine)"
+            )
+        if nan_value is not None:
+            replace_nan(name, made[0].numpy(), nan_value)
+        if not label_maps:
+            check_values(name, made[0].numpy(), getattr(volume, "header", None))
+        return made
 
 
 def name_of(volume: Volume) -> str:
@@ -107,7 +123,7 @@ def _of_image(image: SpatialImage, frame: int | None, name: str) -> MetaTensor:
     # further axes have one entry each, and that of the frames as many as there are
     voxels = voxels.reshape(*voxels.shape[:3], -1)[..., frame or 0]
     meta = {} if name == NAME else {"filename_or_obj": name}
-    return _of_array(voxels, image_affine(image), meta, name, image.header)
+    return _of_array(voxels, image_affine(image), meta, name)
 
 
 def _of_array(
@@ -115,7 +131,6 @@ def _of_array(
     affine: np.ndarray | torch.Tensor,
     meta: dict,
     name: str,
-    header: nibabel.spatialimages.SpatialHeader | None = None,
 ) -> MetaTensor:
     """Voxels [X, Y, Z] or [1, X, Y, Z] with their affine, checked and copied."""
     voxels = array.detach().cpu() if isinstance(array, torch.Tensor) else np.asanyarray(array)
@@ -136,7 +151,6 @@ def _of_array(
     else:
         voxels = voxels.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
     check_grid(affine, voxels.shape[1:], name)
-    check_values(name, voxels[0].numpy(), header)
     meta = {name: value for name, value in meta.items() if name != "affine"}
     meta |= {"spatial_shape": np.array(voxels.shape[1:]), "original_affine": affine.copy(), "space": SpaceKeys.RAS}
     meta["original_channel_dim"] = float("nan")  # without it MONAI's writers take a single slice for 2D

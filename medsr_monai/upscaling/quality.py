@@ -23,6 +23,7 @@ from medsr_monai.suffixes import QUALITY_SUFFIX
 from medsr_monai.transforms import (
     EDGES,
     MergeChromad,
+    PointSpread,
     RestoreIntensityd,
     describe_grid,
     displayed_slice,
@@ -56,7 +57,7 @@ class QualityCheck:
             :func:`medsr_monai.metrics.estimate_noise`).
     """
 
-    def __init__(self, image: MetaTensor, degradation: str | None, *, noise: float | None = None) -> None:
+    def __init__(self, image: MetaTensor, degradation: str | PointSpread | None, *, noise: float | None = None) -> None:
         if noise is not None and not 0 <= noise < np.inf:
             raise ValueError(f"noise is {noise}, expected a standard deviation in the input's units, 0 for none")
         self.image = image
@@ -110,7 +111,7 @@ class QualityCheck:
                 residual = self.consistency.residual(pred, self.image)
                 enforced["reached"] = residual.rms <= goal or goal <= 1e-6 * span  # float32 rounds
         figures = {
-            "degradation": self.degradation,
+            "degradation": str(self.degradation),
             "intensity_range": span,
             "noise_sigma": self.noise,
             "noise_source": "given" if self.noise_is_given else "estimated",
@@ -236,6 +237,7 @@ def check_quality(
     result: MetaTensor,
     bound: float | None = None,
     noise: float | None = None,
+    point_spread: PointSpread | None = None,
 ) -> tuple[MetaTensor, dict[str, Any] | None, QualityCheck]:
     """An output made consistent if a bound is given, its figures, and what draws it.
 
@@ -244,9 +246,10 @@ def check_quality(
         item: preprocessed input.
         result: output.
         bound, noise: see :meth:`QualityCheck.check` and :class:`QualityCheck`.
+        point_spread: of the input; if it is unknown, the degradation of the bundle's training takes its place.
     """
     image = Compose([RestoreIntensityd("image"), MergeChromad("image")])(dict(item))["image"]
-    check = QualityCheck(image, runner.degradation, noise=noise)
+    check = QualityCheck(image, point_spread or runner.degradation, noise=noise)
     result, figures = check.check(result, bound)
     if "picture" in result.meta:  # rounding and clipping come last
         result = stored_values(result)

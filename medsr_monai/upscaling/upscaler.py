@@ -18,6 +18,7 @@ from monai.data import MetaTensor
 from medsr_monai.data import check_format, describe_volume, save_dicom_slices, write_voxels
 from medsr_monai.errors import ERRORS, MedsrError, naming, reason_of
 from medsr_monai.inferers.fast_network import chosen_precision
+from medsr_monai.inferers.plane import UNKNOWN
 from medsr_monai.metrics.report import json_values
 from medsr_monai.records.sidecar import (
     INTENDED_USE,
@@ -30,7 +31,7 @@ from medsr_monai.records.sidecar import (
     source_record,
     versions,
 )
-from medsr_monai.transforms import PLANES
+from medsr_monai.transforms import PLANES, parse_point_spread
 from medsr_monai.upscaling.bundles import DEFAULT_BUNDLE, BundleRunner, bundle_folder, choose_device
 from medsr_monai.upscaling.cases import Case
 from medsr_monai.upscaling.dicom_output import source_headers
@@ -61,7 +62,10 @@ class Options:
         target_spacing: of thick slices, the thickness in mm to be reached; None for the smaller edge of the pixels.
         refine: of thick slices, both planes that contain the thick axis, averaged, or one of them by name.
         force: of thick slices, refine voxels that are nearly isotropic, too.
+        psf: point spread of the scanner, which some networks are told: unknown, or KIND or KIND:FWHM_MM, see
+            :func:`medsr_monai.transforms.parse_point_spread`.
         frame: of a 4D volume, counted from 0.
+        nan_value: what takes the place of NaN, as registrations leave it outside of the scan; None refuses NaN.
         slice_batch: slices computed at a time; auto is 4 on a CPU, on CUDA as many as fit into its free memory.
         precision: float32, bfloat16, float16 or auto, which is float32 on a CPU and float16 on CUDA.
         compile: compile the network (torch.compile).
@@ -84,7 +88,9 @@ class Options:
     target_spacing: float | None = None
     refine: str = "both"
     force: bool = False
+    psf: str = UNKNOWN
     frame: int | None = None
+    nan_value: float | None = None
     slice_batch: int | str = "auto"
     precision: str = "auto"
     compile: bool = False
@@ -114,6 +120,8 @@ class Options:
         chosen_precision(self.precision, choose_device(self.device))
         if self.max_memory is not None:
             parse_size(self.max_memory)
+        if self.psf != UNKNOWN:
+            parse_point_spread(self.psf, 1.0)
 
     @property
     def bound(self) -> float | None:
@@ -130,9 +138,11 @@ class Options:
             "target_spacing": (self.target_spacing, None),
             "refine": (self.refine, "both"),
             "force": (self.force, False),
+            "psf": (self.psf, UNKNOWN),
             "compile": (self.compile, False),
             "inferer#roi_size": (None if self.tile is None else [self.tile, self.tile], None),
             "preprocessing#pictures": (self.pictures, True),
+            "preprocessing#nan_value": (self.nan_value, None),
         }
         options = {"frame": self.frame} | {name: value for name, (value, default) in given.items() if value != default}
         chosen = chosen_precision(self.precision, device)
@@ -235,11 +245,12 @@ class Upscaler(Options):
         """
         with _one_line(), self._lock:
             if self.max_memory is not None:
-                raise ValueError("max_memory is for files, which are made slab by slab: use write, or leave it out")
+                raise ValueError("max_memory is for files, which medsr upscale makes slab by slab: leave it out")
             lap = Laps()
             case = Case(os.fspath(volume), Path()) if isinstance(volume, (str, os.PathLike)) else None
             with naming(NAME if case is None else case.source), Warnings(self.warnings) as warnings:
-                image = to_volume(volume, self.frame if frame is None else frame, pictures=self.pictures)
+                chosen = self.frame if frame is None else frame
+                image = to_volume(volume, chosen, pictures=self.pictures, nan_value=self.nan_value)
                 inputs = [_digest(image) if case is None else source_record(case.source, case.files)]
                 item = self.runner.read(image)
                 lap("Reading")
@@ -314,6 +325,7 @@ class Upscaler(Options):
         record: dict[str, Any] = {"InputGrid": grid_record(image)}
         record["Plan"] = "the picture's only slice" if flat else plan.sentence
         record["Planes"] = list(plan.planes)
+        record["PointSpread"] = UNKNOWN if plan.point_spread is None else str(plan.point_spread)
         way = way or self.memory.of(plan, image.shape[0])
         what = describe_volume(image) if flat else f"{describe_volume(image)}, {plan.sentence}"
         if out is not None:
@@ -321,7 +333,7 @@ class Upscaler(Options):
         self.trained_on.warn(image, plan, case)
         with self._counting(sum(one.count for one in plan.passes)), self.memory.run(way, item, out) as result:
             lap("Network")
-            result, figures, check = check_quality(self.runner, item, result, self.bound, self.noise)
+            result, figures, check = check_quality(self.runner, item, result, self.bound, self.noise, plan.point_spread)
             slices = self.inferer.slices  # smaller ones where memory was short
             record |= {
                 "DataConsistency": figures,

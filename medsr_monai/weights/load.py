@@ -62,15 +62,15 @@ def load_weights(network: torch.nn.Module, path: str | os.PathLike) -> Path:
 
 
 def transfer_weights(network: torch.nn.Module, path: str | os.PathLike) -> list[str]:
-    """Load what fits from the weights of a network for another scale, or of one with fewer blocks.
+    """Load what fits from the weights of a network for another scale, with fewer blocks, or that is not told.
 
     Layers whose size depends on the scale keep their initial values. Blocks beyond those of the weights start as the
     identity (Net2Net, arXiv 1511.05641) if they have a method ``start_as_identity``, so that the deeper network
     computes at first what the other did.
 
     Args:
-        network: a network whose arguments differ from those of the weights in nothing but ``scale`` and a larger
-            ``num_blocks``.
+        network: a network whose arguments differ from those of the weights in nothing but ``scale``, a larger
+            ``num_blocks``, and ``psf_channels`` where the weights were never told a point spread.
         path: the weights file, as :func:`load_weights` reads it.
 
     Returns:
@@ -87,6 +87,8 @@ def transfer_weights(network: torch.nn.Module, path: str | os.PathLike) -> list[
     try:
         if theirs.get("num_blocks", 0) < ours.state_dict().get("num_blocks", 0):
             may_differ.append("num_blocks")
+        if not theirs.get("psf_channels"):
+            may_differ.append("psf_channels")
         ours.load_state_dict({**theirs, **{name: ours.state_dict().get(name) for name in may_differ}})
     except (AttributeError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: {reason_of(error)}") from error

@@ -126,7 +126,7 @@ def test_what_is_left_out_is_named_and_counted(tmp_path, caplog):
         "1 left out, a zip, give it itself: i.zip",
         "2 left out, pictures beside volumes: j.png, k.JPG",
         "1 left out, no regular file: l.nii",
-        "1 left out, DICOM beside other images, give its own folder: m.dcm",
+        "1 left out, DICOM without a series that can be read: m.dcm",
     ])  # fmt: skip
     assert relative(tmp_path, find_pictures(tmp_path)) == ["j.png", "k.JPG"]
 

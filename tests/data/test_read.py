@@ -1,6 +1,7 @@
 """Volumes on disk: what is refused and how, what is read."""
 
 import gzip
+import re
 from pathlib import Path
 
 import nibabel
@@ -11,6 +12,8 @@ from made_volumes import AFFINE, patch, save, values
 from monai.data import MetaTensor
 
 from medsr_monai.data import LoadVolumed, check_nifti
+from medsr_monai.errors import reason_of
+from medsr_monai.recipes import load_volume
 from medsr_monai.transforms import outer_corners, sharp_plane, spacing
 
 DATA = Path(__file__).parents[2].parent / "shared" / "data"
@@ -199,6 +202,43 @@ def test_forms_that_disagree(tmp_path):
     np.testing.assert_allclose(load(path).affine, AFFINE, atol=1e-5)
 
 
+@pytest.mark.parametrize(("qform", "sform", "legal"), [(1, 2, True), (1, 4, True), (2, 1, True), (2, 2, False)])
+def test_forms_of_two_spaces(tmp_path, qform, sform, legal, caplog):
+    """Where the scanner was and where a registration has moved it: the sform counts, as in nibabel and ANTs."""
+    path, moved = tmp_path / "a.nii", AFFINE.copy()
+    moved[:3, 3] += 20
+    image = nibabel.Nifti1Image(values(), None)
+    image.set_qform(AFFINE, qform)
+    image.set_sform(moved, sform)
+    nibabel.save(image, path)
+    if not legal:
+        refused(path, "qform and sform place the volume up to")
+        return
+    for _ in range(2):
+        np.testing.assert_allclose(load(path).affine, moved, atol=1e-4)
+    said = [record.getMessage() for record in caplog.records if "the sform is used" in record.getMessage()]
+    assert len(said) == 1 and said[0].startswith(f"{path}: qform (") and "34.6" in said[0]
+
+
+def test_a_background_of_nan(tmp_path, caplog):
+    data = values()
+    data[:3] = np.nan
+    path = save(tmp_path / "a.nii", data)
+    assert int(load(path).isnan().sum()) == 3 * 30
+    with pytest.raises(RuntimeError) as caught:  # MONAI's Compose wraps it
+        load_volume()({"image": path})
+    assert re.search("90 of 210 voxels are NaN .*, or give --nan-value, such as 0", reason_of(caught.value))
+    for value in (0, -1024.5):
+        np.testing.assert_array_equal(load(path, nan_value=value)[0], np.nan_to_num(data, nan=value))
+        assert f"{path}: 90 of 210 voxels were NaN and became {value:g}" in caplog.text
+    scaled = load_volume(nan_value=0)({"image": path})["image"]
+    assert scaled.isfinite().all() and float(scaled[0, 0].max()) == float(scaled[0, 0].min())
+    data[5, 5, 4] = np.inf
+    assert load(save(path, data), nan_value=0).isinf().sum() == 1
+    with pytest.raises(ValueError, match="nan_value is nan, expected a number such as 0"):
+        load(path, nan_value=float("nan"))
+
+
 def test_forms_that_differ_by_rounding(tmp_path):
     """A half turn and a little: the worst case for a qform's float32 quaternion, on a large grid."""
     turn = nibabel.quaternions.quat2mat([3e-4, 0.1, 0.2, np.sqrt(1 - 0.05 - 9e-8)])
@@ -255,7 +295,7 @@ def test_slope_and_intercept(tmp_path):
 @pytest.mark.parametrize("masked", [False, True])
 def test_an_offset_that_eats_the_range(tmp_path, dtype, sign, masked, caplog):
     """float32 has steps of 64 at 1e9, and of 1/16 at 1e6."""
-    signal = np.linspace(0, 10, 7 * 6 * 5).reshape(7, 6, 5)
+    signal = np.random.default_rng(0).permutation(np.linspace(0, 10, 7 * 6 * 5)).reshape(7, 6, 5)
     outside = np.arange(7)[:, None, None] < (3 if masked else 0)
 
     def made(offset, scale=1):
@@ -270,7 +310,7 @@ def test_an_offset_that_eats_the_range(tmp_path, dtype, sign, masked, caplog):
     assert load(made(1e9, 5e6)).isfinite().all() and "rounded" not in caplog.text  # the steps are small for this range
 
 
-@pytest.mark.parametrize("value", [0.1, 1e-12, 1.0])
+@pytest.mark.parametrize("value", [0.1, 1e-12, 1.5])
 def test_masks_are_no_matter_of_steps(tmp_path, value):
     mask = value * (values() > 100)
     np.testing.assert_array_equal(load(save(tmp_path / "a.nii", mask))[0].numpy(), mask.astype(np.float32))

@@ -142,3 +142,12 @@ def test_messages_name_the_file_of_a_volume(tmp_path):
         assert name_of(volume) == str(path) == name_of(to_volume(volume))
     for volume in ((VOXELS, OBLIQUE), nibabel.Nifti1Image(VOXELS, OBLIQUE), MetaTensor(VOXELS)):
         assert name_of(volume) == "the volume" == name_of(to_volume(volume))
+
+
+def test_label_maps_are_refused_unless_they_are_asked_for():
+    labels = np.zeros((24, 24, 24), np.uint8)
+    labels[6:18, 6:18, 6:18] = 1
+    for volume in (nibabel.Nifti1Image(labels, OBLIQUE), (labels, OBLIQUE), MetaTensor(labels, affine=OBLIQUE)):
+        with pytest.raises(MedsrError, match="a label map"):
+            to_volume(volume)
+        np.testing.assert_array_equal(to_volume(volume, label_maps=True)[0].numpy(), labels)

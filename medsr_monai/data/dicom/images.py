@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from medsr_monai.data.dicom.pixels import decoded_pixels
 from medsr_monai.data.dicom.slices import PREAMBLE, DicomFiles, begins_as_dicom, read_slices
 from medsr_monai.suffixes import VOLUME_SUFFIXES
 
-__all__ = ["is_dicom_file", "is_dicom_folder", "is_flat_image", "read_dicom_image"]
+__all__ = ["holds_dicom", "is_dicom_file", "is_dicom_folder", "is_flat_image", "read_dicom_image"]
 
 
 def is_dicom_folder(path: str | os.PathLike) -> bool:
@@ -32,6 +33,12 @@ def is_dicom_file(path: str | os.PathLike) -> bool:
         return False
     with path.open("rb") as file:
         return begins_as_dicom(file.read(PREAMBLE))
+
+
+def holds_dicom(folder: str | os.PathLike) -> bool:
+    """Whether DICOM files lie in a folder or below it, behind links too."""
+    with DicomFiles(folder) as files:
+        return any(is_dicom_file(Path(folder) / name) for name in files.names())
 
 
 def is_flat_image(path: str | os.PathLike) -> bool:
@@ -55,9 +62,10 @@ def read_dicom_image(path: str | os.PathLike) -> tuple[np.ndarray, tuple[float, 
             library reads.
     """
     try:
-        header = pydicom.dcmread(path, force=is_dicom_file(path))
-    except (InvalidDicomError, OSError) as error:
-        raise ValueError(f"{path}: cannot be read as a DICOM image: damaged or misnamed?") from error
+        with DicomFiles(path) as files, files.open(Path(path).name) as file:
+            header = pydicom.dcmread(file, force=is_dicom_file(path))
+    except (InvalidDicomError, OSError, ValueError, zlib.error) as error:
+        raise ValueError(f"{path}: cannot be read as a DICOM image ({error}): damaged or misnamed?") from error
     if "PixelData" not in header:
         raise ValueError(f"{path}: a DICOM file without an image (a DICOMDIR or a report?)")
     if int(header.get("NumberOfFrames", 1)) > 1:

@@ -23,9 +23,11 @@ from pydicom.uid import (
     JPEGLSLossless,
     JPEGLSNearLossless,
     RLELossless,
+    SecondaryCaptureImageStorage,
+    generate_uid,
 )
 
-from medsr_monai.data.dicom.slices import DicomFiles, DicomSlice
+from medsr_monai.data.dicom.slices import DicomFiles, DicomSlice, TooLargeError, check_unpacked
 
 __all__ = ["codec_problem", "decoded_pixels", "read_stack"]
 
@@ -117,6 +119,9 @@ def decoded_pixels(header: pydicom.Dataset, name: str | os.PathLike) -> np.ndarr
     if problem := codec_problem(syntax):
         raise ValueError(f"{name}: {problem}")
     try:
+        # decoders take the memory that the header states before they look at the pixels
+        frame = int(header.Rows) * int(header.Columns) * int(header.get("SamplesPerPixel") or 1)
+        check_unpacked(frame * int(header.get("NumberOfFrames") or 1) * int(header.BitsAllocated) // 8)
         if syntax.is_encapsulated and not _pydicom_decodes(syntax):
             return _decoded_by_itk(header)
         if header.get("SamplesPerPixel", 1) == 1:
@@ -126,6 +131,8 @@ def decoded_pixels(header: pydicom.Dataset, name: str | os.PathLike) -> np.ndarr
         return pixel_array(header)
     except MemoryError:
         raise
+    except TooLargeError as error:
+        raise ValueError(f"{name}: {error}") from error
     except Exception as error:  # codecs raise many kinds
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(f"{name}: cannot be read to its end ({reason}): damaged file?") from error
@@ -138,7 +145,8 @@ def _decoded_by_itk(header: pydicom.Dataset) -> np.ndarray:
         if keyword in header:
             plain[keyword] = header[keyword]
     plain.file_meta = header.file_meta
-    plain.SOPClassUID, plain.SOPInstanceUID = header.SOPClassUID, header.SOPInstanceUID
+    plain.SOPClassUID = header.get("SOPClassUID") or SecondaryCaptureImageStorage
+    plain.SOPInstanceUID = header.get("SOPInstanceUID") or generate_uid()
     grey = header.get("SamplesPerPixel", 1) == 1
     # of MONOCHROME1 ITK would invert the values
     plain.PhotometricInterpretation = "MONOCHROME2" if grey else header.PhotometricInterpretation

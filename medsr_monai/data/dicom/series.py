@@ -100,6 +100,11 @@ class DicomSeries:
         return ", ".join(word for word in (name or self.uid, self.part) if word)
 
     @property
+    def choice(self) -> str:
+        """What `--series` chooses it by, and no other."""
+        return f"{self.uid}, {self.part}" if self.part else self.uid
+
+    @property
     def left_out(self) -> str | None:
         """What it is, if a study's volumes do not include it unless asked."""
         kinds = {"localiser": self.localiser, "secondary capture": self.secondary_capture, "derived": self.derived}
@@ -181,13 +186,22 @@ class DicomSeries:
         """The whole header of each slice, without pixels, in the order of the volume's last axis.
 
         Of a frame of a multi-frame file, see :func:`medsr_monai.data.dicom.attributes.frame_header`.
+
+        Raises:
+            ValueError: a header is damaged, also where no voxel depends on it.
         """
         whole, headers = {}, []
         with DicomFiles(self.root) as files:
             for item in self.slices:
                 if item.file not in whole:
-                    with files.open(item.file) as file:
-                        whole[item.file] = pydicom.dcmread(file, stop_before_pixels=True, force=True)
+                    try:
+                        with files.open(item.file) as file:
+                            header = whole[item.file] = pydicom.dcmread(file, stop_before_pixels=True, force=True)
+                        with pydicom.config.disable_value_validation():  # a source's odd values are not ours to report
+                            header.walk(lambda dataset, element: None)  # converts the values, which may be damaged
+                    except Exception as error:  # pydicom meets damaged headers with many kinds
+                        reason = (str(error).splitlines() or [type(error).__name__])[0]
+                        raise ValueError(f"{self.source}: {item.file} has a damaged header ({reason})") from error
                 headers.append(whole[item.file] if item.frame is None else frame_header(whole[item.file], item.frame))
         return headers
 
@@ -200,7 +214,7 @@ class DicomStudy:
     series: list[DicomSeries]
     """By study, number and part."""
     damaged: dict[str, str]
-    """Files that cannot be read and make the series of their folder refused, and why, by name."""
+    """Files that cannot be read, and why, by name; they make the series of their folder refused."""
     left_out: dict[str, str]
     """Files that belong to no series, and what they are, by name."""
 
@@ -212,7 +226,7 @@ class DicomStudy:
         kinds: dict[str, list[str]] = {}
         for name, kind in self.left_out.items():
             kinds.setdefault(kind, []).append(name)
-        told = "; ".join(f"{kind}: {_some(names)}" for kind, names in kinds.items())
+        told = "; ".join(f"{printable(kind)}: {_some(names)}" for kind, names in kinds.items())
         read = len({item.file for one in self.series for item in one.slices})
         total = read + len(self.damaged) + len(self.left_out)
         damaged = f", {len(self.damaged)} damaged" if self.damaged else ""
@@ -275,7 +289,7 @@ def read_study(path: str | os.PathLike) -> DicomStudy:
         series = [replace(s, source=f"{path}, series {s.label}") for s in series]
     folders = {Path(item.file).parent for item in slices}
     # without a slice beside it a damaged file makes no series wrong
-    alone = {name: reason for name, reason in found.damaged.items() if Path(name).parent not in folders}
+    alone = {name: reason for name, reason in found.damaged.items() if slices and Path(name).parent not in folders}
     damaged = {name: reason for name, reason in found.damaged.items() if name not in alone}
     return DicomStudy(str(path), series, damaged, found.left_out | copies | alone)
 
@@ -295,9 +309,10 @@ def one_series(path: str | os.PathLike) -> DicomSeries:
     chosen = series if len(series) == 1 else [s for s in series if not s.left_out]
     if len(chosen) != 1:
         names = "; ".join(s.label + (f" ({s.left_out})" if s.left_out else "") for s in chosen or series)
+        remedy = "" if Path(path).is_file() and not is_zip(path) else "put each in its own folder, or "
         raise ValueError(
-            f"{path}: {len(chosen or series)} DICOM series mixed ({names}): put each in its own folder, or let "
-            "`medsr upscale` sort them"
+            f"{path}: {len(chosen or series)} DICOM series mixed ({names}): {remedy}let `medsr upscale` sort them "
+            "(--series chooses)"
         )
     chosen[0].check()
     for line in (study.left_out_line, *(f"{s.source}: {s.left_out}, left out" for s in series if s is not chosen[0])):
@@ -307,15 +322,14 @@ def one_series(path: str | os.PathLike) -> DicomSeries:
 
 
 def _no_series(study: DicomStudy) -> str:
-    told = {name: what for name, what in study.left_out.items() if what not in ("no DICOM", "hidden")}
-    if wrong := {name: what for name, what in told.items() if what.startswith(("has ", "does "))}:
-        name, reason = next(iter(wrong.items()))
+    if study.damaged:
+        name, reason = next(iter(study.damaged.items()))
         return f"{study.root}: {name} {reason}: damaged file?"
     what = "DICOM files without an image"
     if is_zip(study.root):
         what = "a zip without a DICOM image"
-    told = ", ".join(f"{name} ({kind})" for name, kind in list(told.items())[:NAMED]) or "a DICOMDIR or a report?"
-    return f"{study.root}: {what} ({told}), give the folder of a series"
+    told = [f"{name} ({kind})" for name, kind in study.left_out.items() if kind not in ("no DICOM", "hidden")]
+    return f"{study.root}: {what} ({_some(told) or 'a DICOMDIR or a report?'}), give the folder of a series"
 
 
 def _grouped(slices: Iterable[DicomSlice], key: Callable[[DicomSlice], object]) -> dict[object, list[DicomSlice]]:
@@ -388,6 +402,10 @@ def _without_split_off(series: DicomSeries, others: list[DicomSeries]) -> DicomS
 def _series_of(root: str, group: list[DicomSlice], problems: dict[str, str]) -> list[DicomSeries]:
     """Stacks of one SeriesInstanceUID and kind of object."""
     problem = next((problems[item.file] for item in group if item.file in problems), None)
+    scouts = [item for item in group if item.localiser]
+    if not problem and 0 < len(scouts) < len(group) and (reason := _problem_of_kind(scouts)):
+        others = [item for item in group if not item.localiser]
+        return [*_series_of(root, others, problems), _series(root, scouts, "localiser", reason)]
     problem = problem or _problem_of_kind(group)
     if problem:
         return [_series(root, group, "", problem)]
@@ -453,9 +471,9 @@ def _series(root: str, slices: list[DicomSlice], part: str, problem: str | None)
         source=root,
         uid=str(header.get("SeriesInstanceUID", "")),
         number=None if number in (None, "") else int(number),
-        description=" ".join(str(header.get("SeriesDescription") or "").split()),
-        part=part,
-        modality=str(header.get("Modality") or ""),
+        description=printable(" ".join(str(header.get("SeriesDescription") or "").split())),
+        part=printable(part),
+        modality=printable(str(header.get("Modality") or "")),
         study=str(header.get("StudyInstanceUID", "")),
         slices=tuple(slices),
         derived=first.image_type[:1] == ("DERIVED",),
@@ -574,7 +592,7 @@ def _by_marks(slices: list[DicomSlice]) -> list[tuple[str, list[DicomSlice]]]:
     for mark in slices[0].marks:
         groups = _grouped(slices, lambda item, mark=mark: item.marks[mark])
         if len(groups) > 1 and (
-            (count < len(slices) and all(2 * _places(_distances(group)) >= count for group in groups.values()))
+            (count < len(slices) and _covers(count, list(groups.values())))
             or _within_each_other(mark, slices, list(groups.values()))
         ):
             return [
@@ -603,6 +621,12 @@ def _by_instance(slices: list[DicomSlice]) -> list[list[DicomSlice]]:
 def _instance(item: DicomSlice) -> tuple[int, int]:
     number = item.header.get("InstanceNumber")
     return -1 if number in (None, "") else int(number), item.frame or 0
+
+
+def _covers(count: int, groups: list[list[DicomSlice]]) -> bool:
+    """Whether groups of slices are volumes of so many positions, and not single slices of them."""
+    places = [_places(_distances(group)) for group in groups]
+    return 2 * min(places) >= count and (count == 1 or max(places) > 1)
 
 
 def _within_each_other(mark: str, slices: list[DicomSlice], groups: list[list[DicomSlice]]) -> bool:
@@ -639,8 +663,13 @@ def _natural(value: str) -> tuple[int, list[float], str]:
     return min(len(numbers), 1), numbers, value
 
 
+def printable(text: str) -> str:
+    """A name or header text for a message, with control characters and what is no Unicode escaped."""
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
+
+
 def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
+    return ", ".join(map(printable, names[:NAMED])) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
 
 
 def _problem_of_stack(slices: list[DicomSlice], siblings: list[DicomSlice]) -> str | None:

@@ -18,16 +18,28 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import pydicom
+from pydicom.dataset import FileMetaDataset
 from pydicom.errors import InvalidDicomError
-from pydicom.filereader import read_partial
+from pydicom.filereader import read_dataset, read_partial
+from pydicom.filewriter import write_file_meta_info
+from pydicom.multival import MultiValue
 from pydicom.tag import Tag
-from pydicom.uid import UID, MediaStorageDirectoryStorage
+from pydicom.uid import (
+    UID,
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRLittleEndian,
+    MediaStorageDirectoryStorage,
+)
 
-__all__ = ["DicomFiles", "DicomSlice", "FoundSlices", "begins_as_dicom", "is_zip", "read_slices"]
+__all__ = ["DicomFiles", "DicomSlice", "FoundSlices", "begins_as_dicom", "check_unpacked", "is_zip", "read_slices"]
 
 PREAMBLE = 132
 SLICE_SUFFIXES = (".dcm", ".dicom", ".ima")
 """Files with these suffixes claim to be DICOM: one that cannot be read may be a slice that is lost."""
+HEAD = 1024
+"""Bytes of a file in which its transfer syntax is looked for."""
+CHUNK = 2**20
+"""Bytes that are inflated at a time while they are counted."""
 HIDDEN = (".", "__MACOSX")
 """How the names of hidden files and folders begin."""
 FIRST_GROUPS = (0x0002, 0x0008)
@@ -52,6 +64,7 @@ STUDY_TAGS = (
     "PerFrameFunctionalGroupsSequence"
 )
 INTEGERS = ("Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "SeriesNumber", "InstanceNumber")
+UIDS = ("SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID")
 PRIVATE_MARKS = {
     "b-value": [
         {(0x0019, 0x100C): None},  # Siemens
@@ -128,6 +141,34 @@ class DicomSlice:
 def is_zip(path: str | os.PathLike) -> bool:
     """Whether ``path`` is a zip file by its content or its name."""
     return Path(path).is_file() and (str(path).lower().endswith(".zip") or zipfile.is_zipfile(path))
+
+
+def unpacked_limit() -> int:
+    """Bytes that one compressed file may take when it is unpacked: half of this machine's memory.
+
+    It is 4 GiB where the system does not tell its memory, as Windows.
+    """
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    except (AttributeError, ValueError, OSError):
+        return 2**32
+
+
+class TooLargeError(ValueError):
+    """A file would take more memory than it may when it is unpacked."""
+
+
+def check_unpacked(size: int) -> None:
+    """Refuse to unpack what takes too much memory.
+
+    Raises:
+        TooLargeError: ``size``, in bytes, is more than :func:`unpacked_limit`.
+    """
+    if size > unpacked_limit():
+        raise TooLargeError(
+            f"would take {size / 2**30:.1f} GiB or more when unpacked, {unpacked_limit() / 2**30:.1f} GiB are allowed "
+            "(half of this machine's memory)"
+        )
 
 
 class UnreadableZipError(ValueError):
@@ -215,22 +256,57 @@ class DicomFiles:
 
     @contextmanager
     def open(self, name: str) -> Iterator[BinaryIO]:
-        """A file to read from; a zip's is decompressed only if it begins as DICOM files do."""
+        """A file to read from; a zip's is decompressed only if it begins as DICOM files do.
+
+        Of a file whose data set is deflated it is an uncompressed copy.
+
+        Raises:
+            TooLargeError: it takes too much memory when it is unpacked; nothing is unpacked then.
+        """
         if self.archive is None:
             path = self.root / name if self.root.is_dir() else self.root
             with path.open("rb") as file:
-                yield file
+                yield _inflated(file)
             return
         try:
             with self.archive.open(name) as member:
                 content = member.read(PREAMBLE)
                 if begins_as_dicom(content):
+                    check_unpacked(self.archive.getinfo(name).file_size)
                     content += member.read()
         except (zipfile.BadZipFile, RuntimeError, NotImplementedError, zlib.error, EOFError) as error:
             raise UnreadableZipError(
                 f"{self.root}: {name} cannot be unpacked ({error}): a damaged or encrypted zip?"
             ) from error
-        yield io.BytesIO(content)
+        yield _inflated(io.BytesIO(content))
+
+
+def _inflated(file: BinaryIO) -> BinaryIO:
+    """The same file, or a copy of it without the compression of its data set, of which pydicom knows no bounds."""
+    head = file.read(HEAD)
+    file.seek(0)
+    if DeflatedExplicitVRLittleEndian.encode() not in head or head[128:PREAMBLE] != b"DICM":
+        return file
+    file.seek(PREAMBLE)
+    meta = FileMetaDataset(read_dataset(file, False, True, stop_when=lambda tag, vr, length: tag >> 16 != 0x0002))
+    if meta.get("TransferSyntaxUID") != DeflatedExplicitVRLittleEndian:
+        file.seek(0)
+        return file
+    packed = file.read()
+    size, rest, stream = 0, packed, zlib.decompressobj(-zlib.MAX_WBITS)
+    while not stream.eof:
+        part = stream.decompress(rest, CHUNK)
+        rest, size = stream.unconsumed_tail, size + len(part)
+        if not part and not rest:
+            raise ValueError("its deflated data set ends early")
+        check_unpacked(size)
+    meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    copy = io.BytesIO()
+    copy.write(b"\0" * 128 + b"DICM")
+    write_file_meta_info(copy, meta, enforce_standard=False)
+    copy.write(zlib.decompress(packed, -zlib.MAX_WBITS))
+    copy.seek(0)
+    return copy
 
 
 def begins_as_dicom(head: bytes) -> bool:
@@ -283,6 +359,9 @@ def read_slices(files: DicomFiles) -> FoundSlices:
                 continue
             except UnreadableZipError:
                 raise
+            except TooLargeError as error:
+                damaged[name] = str(error)
+                continue
             except Exception as error:  # pydicom meets damaged headers with many kinds
                 damaged[name] = f"has a damaged header ({_first_line(error)})"
                 continue
@@ -351,6 +430,9 @@ def _of_header(name: str, header: pydicom.Dataset) -> list[DicomSlice]:
     for keyword in INTEGERS:
         if header.get(keyword) not in (None, ""):
             int(header.get(keyword))
+    for keyword in UIDS:
+        if isinstance(header.get(keyword), MultiValue):
+            raise ValueError(f"{keyword} of several values")
     per_frame = header.get("PerFrameFunctionalGroupsSequence") or []
     if not per_frame:
         return [_slice(name, None, header, [])]

@@ -5,14 +5,17 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import unicodedata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from medsr_monai.data import DicomSeries
 
-LONGEST_NAME = 60
+LONGEST_DESCRIPTION = 60
 """Characters of a series description that go into a file name."""
+LONGEST_NAME = 150
+"""Bytes of a file name that is made of header text; file systems hold 255, and suffixes follow."""
 SHORTEST_NAME = 3
 """Letters that a part of a patient's name has at least, to be looked for in other names."""
 
@@ -20,20 +23,20 @@ SHORTEST_NAME = 3
 def find_study(
     source: str, series: str | None = None, all_series: bool = False, *, only_dicom: bool = False
 ) -> list[tuple[DicomSeries, str]] | None:
-    """Series to take of a folder or zip, each with the name of its output, or None for a folder of other images.
+    """Series to take of a folder, zip or DICOM file, each with the name of its output, or None for other images.
 
-    A folder with volumes of other kinds is one of those, unless series are asked for, and so is one whose DICOM images
-    do not state their place, such as ultrasound; those are pictures. What is left out is printed, a line each.
+    A folder with volumes of other kinds is one of those, unless series are asked for, and so are DICOM images that do
+    not state their place, such as ultrasound; those are pictures. What is left out is printed, a line each.
 
     Args:
-        source: folder or zip.
+        source: folder, zip or DICOM file.
         series, all_series: see :func:`choose_series`.
         only_dicom: take DICOM series also where volumes of other kinds lie in the folder.
 
     Raises:
         ValueError: no series, none that is taken, or no such series.
     """
-    from medsr_monai.data import holds_volumes, is_dicom_folder, one_series
+    from medsr_monai.data import holds_volumes, is_dicom_folder, is_zip, one_series, volume_name
     from medsr_monai.data.dicom.series import read_study
 
     path = Path(source)
@@ -41,13 +44,16 @@ def find_study(
         return None  # and list_volumes names the series
     study = read_study(path)
     found = study.series
-    if path.is_dir() and not any(one.has_positions for one in found):
-        return None
-    if not found:
+    if not found and path.is_file():
         one_series(path)  # says why
+    if not is_zip(path) and not any(one.has_positions for one in found):
+        return None
     if study.left_out_line:
         print(study.left_out_line, flush=True)
-    names = [Path(path.name)] if len(found) == 1 and is_dicom_folder(path) else output_names(found)
+    if len(found) == 1 and (is_dicom_folder(path) or not (path.is_dir() or is_zip(path))):
+        names = [Path(path.name if path.is_dir() else volume_name(path))]
+    else:
+        names = output_names(found)
     chosen = choose_series(found, series, all_series)
     return [(one, str(name)) for one, name in zip(found, names, strict=True) if one in chosen]
 
@@ -57,8 +63,8 @@ def choose_series(found: list[DicomSeries], series: str | None = None, all_serie
 
     Args:
         found: of a study, at least one. One alone is taken whatever it is.
-        series: number or SeriesInstanceUID, several behind commas; None for all but localisers, derived series and
-            secondary captures.
+        series: number, SeriesInstanceUID or the name that `medsr inspect` prints, which chooses a part too, such as
+            ``701, time 2``; several behind commas; None for all but localisers, derived series and secondary captures.
         all_series: take those too.
 
     Raises:
@@ -68,11 +74,7 @@ def choose_series(found: list[DicomSeries], series: str | None = None, all_serie
     if series is not None:
         if all_series:
             raise ValueError("--series names what to take, leave --all-series out")
-        wanted = [word.strip() for word in series.split(",") if word.strip()]
-        known = {word for one in found for word in (one.uid, str(one.number))}
-        if missing := [word for word in wanted if word not in known] or ([] if wanted else [series]):
-            raise ValueError(f"{root}: no series {', '.join(missing)}, it has {'; '.join(one.label for one in found)}")
-        return [one for one in found if one.uid in wanted or str(one.number) in wanted]
+        return _named(found, series)
     if all_series or len(found) == 1:
         return found
     chosen = [one for one in found if not one.left_out]
@@ -83,6 +85,26 @@ def choose_series(found: list[DicomSeries], series: str | None = None, all_serie
         if one.left_out:
             print(f"{one.source}: {one.left_out}, left out (--all-series takes it)", flush=True)
     return chosen
+
+
+def _named(found: list[DicomSeries], wanted: str) -> list[DicomSeries]:
+    """Series by their names, several behind commas; names may hold commas themselves, the longest is meant."""
+    names: dict[str, list[DicomSeries]] = {}
+    for one in found:
+        number = () if one.number is None else (str(one.number),)
+        for name in {one.uid, one.label, one.choice, *number}:
+            names.setdefault(name, []).append(one)
+    chosen, missing, rest = [], [], wanted
+    while rest := rest.strip(" ,"):
+        fitting = [name for name in names if rest == name or rest.startswith(f"{name},")]
+        name = max(fitting, key=len) if fitting else rest.split(",")[0]
+        chosen += names.get(name, [])
+        missing += [] if fitting else [name]
+        rest = rest[len(name) :]
+    if missing or not chosen:
+        labels = "; ".join(one.label for one in found)
+        raise ValueError(f"{found[0].root}: no series {', '.join(missing) or wanted}, it has {labels}")
+    return [one for one in found if one in chosen]
 
 
 def output_names(found: list[DicomSeries]) -> list[Path]:
@@ -96,6 +118,7 @@ def output_names(found: list[DicomSeries]) -> list[Path]:
         studies.setdefault(one.study, []).append(one)
     folders = {study: _common_folder(members) for study, members in studies.items()}
     names: dict[DicomSeries, Path] = {}
+    taken: set[str] = set()
     for study, members in studies.items():
         folder = Path()
         if len(studies) > 1:
@@ -104,26 +127,43 @@ def output_names(found: list[DicomSeries]) -> list[Path]:
             if shared or folder == Path() or any(_names_patient(part, members[0]) for part in folder.parts):
                 folder = Path(f"study-{hashlib.sha256(study.encode()).hexdigest()[:8]}")
         for one in members:
-            name = _name(one)
-            twins = sum(
-                folder / n in names.values() for n in (name, *(f"{name}_{k}" for k in range(2, len(found) + 1)))
-            )
-            names[one] = folder / (f"{name}_{twins + 1}" if twins else name)
+            name, count = _name(one), 1
+            path = folder / name
+            while str(path).casefold() in taken:  # some file systems take two names that differ in case for one
+                count += 1
+                path = folder / f"{name}_{count}"
+            taken.add(str(path).casefold())
+            names[one] = path
     return [names[one] for one in found]
 
 
 def _common_folder(members: list[DicomSeries]) -> Path:
-    """Below the root, of all files of a study."""
-    return Path(os.path.commonpath([Path("/", item.file).parent for one in members for item in one.slices])[1:])
+    """Below the root, of all files of a study; the names of a zip's folders are no better than header text."""
+    folder = Path(os.path.commonpath([Path("/", item.file).parent for one in members for item in one.slices])[1:])
+    return Path(*map(safe_name, folder.parts)) if Path(members[0].root).is_file() else folder
+
+
+def safe_name(text: str) -> str:
+    """Text of a header as one component of a path that every file system holds, of at most 150 bytes; may be empty.
+
+    Letters, digits, ``_``, ``+``, ``-`` and single dots within it stay, whatever the alphabet; all else, such as
+    separators, becomes a dash, and control characters and marks of direction vanish. It begins and ends with no dot and
+    no dash, and is no name that Windows keeps for devices.
+    """
+    text = unicodedata.normalize("NFKC", text)
+    text = "".join(letter for letter in text if letter.isspace() or unicodedata.category(letter)[0] != "C")
+    name = re.sub(r"\.{2,}|[^\w+.-]+", "-", text)[:LONGEST_NAME].encode()[:LONGEST_NAME].decode(errors="ignore")
+    name = name.strip("-._")
+    return f"x-{name}" if re.fullmatch(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", name, re.IGNORECASE) else name
 
 
 def _name(series: DicomSeries) -> str:
-    description = re.sub(r"[^\w+-]+", "-", series.description).strip("-_")[:LONGEST_NAME]
+    description = safe_name(series.description)[:LONGEST_DESCRIPTION]
     if not description or _names_patient(series.description, series):
         description = series.modality or "series"
-    part = re.sub(r"[^\w+.-]+", "-", series.part).strip("-")
     number = "" if series.number is None else f"{series.number:03}"
-    return "_".join(word for word in (number, description, part) if word)
+    words = map(safe_name, (number, description, series.part))
+    return safe_name("_".join(word for word in words if word)) or "series"
 
 
 def _names_patient(text: str, series: DicomSeries) -> bool:

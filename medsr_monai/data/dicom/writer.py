@@ -111,7 +111,8 @@ def write_dicom_series(
       Study and FrameOfReference are the source's (the frame of reference is new where the source has not one).
     - **Derivation.** ImageType DERIVED, SECONDARY and the source's further values; DerivationDescription (the source's
       before ours) and DerivationCodeSequence (113085 DCM, Spatial resampling); ContributingEquipmentSequence with the
-      software's version; SourceImageSequence: the one source image at a slice's place, or all where slices are new.
+      software's version; SourceImageSequence: the one source image at a slice's place, or all where slices are new,
+      or none if a source image has no SOPInstanceUID.
     - **Geometry.** Rows, columns and slice numbers run as the source's do, whatever the order of the volume's axes;
       position, orientation, spacing and SliceLocation (mm along the normal) follow from the volume's affine.
       SliceThickness is the source's where the slices are the source's, else their distance.
@@ -167,14 +168,17 @@ def save_dicom_slices(volume: MetaTensor, folder: Path, sources: Sequence[Datase
         _describe_derivation(shared, sources, stack, description)
         _describe_pixels(shared, sources, stack, encoding, volume)
         # of the frames of one file, the file
-        everything = [_reference(h, whole=True) for h in {h.SOPInstanceUID: h for h in sources}.values()]
+        files = {h.get("SOPInstanceUID"): h for h in sources}
+        # some anonymisers drop it, and what has no UID cannot be referred to
+        everything = [] if not all(files) else [_reference(h, whole=True) for h in files.values()]
         width = max(4, len(str(len(stack.voxels))))
         for number in range(len(stack.voxels)):
             dataset = Dataset()
             dataset.update(shared)
             _place(dataset, stack, number)
             same = _at_same_place(sources, stack, number)
-            dataset.SourceImageSequence = everything if same is None else [_reference(same)]
+            if everything:
+                dataset.SourceImageSequence = everything if same is None else [_reference(same)]
             dataset.PixelData = encoding.store(stack.voxels[number]).tobytes()
             _save(dataset, folder / f"{number + 1:0{width}}.dcm")
 

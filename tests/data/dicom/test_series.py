@@ -4,10 +4,14 @@ import copy
 import io
 import json
 import os
+import re
 import subprocess
+import time
+import tracemalloc
 import warnings
 import zipfile
-from pathlib import Path
+from dataclasses import replace
+from pathlib import Path, PureWindowsPath
 
 import itk
 import nibabel
@@ -20,6 +24,7 @@ from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.encaps import encapsulate
 from pydicom.uid import (
     CTImageStorage,
+    DeflatedExplicitVRLittleEndian,
     EncapsulatedPDFStorage,
     EnhancedMRImageStorage,
     EnhancedSRStorage,
@@ -43,13 +48,16 @@ from pydicom.uid import (
 from medsr_monai.data import (
     LoadVolumed,
     NiftiWriter,
+    SaveVolumed,
     find_series,
     is_dicom_folder,
     list_volumes,
     one_series,
 )
 from medsr_monai.data.dicom import pixels as dicom_pixels
+from medsr_monai.data.dicom import slices as dicom_slices
 from medsr_monai.data.dicom.series import read_study
+from medsr_monai.data.dicom.studies import output_names, safe_name
 from medsr_monai.transforms import outer_corners, sharp_plane, spacing
 from medsr_monai.upscaling.cases import find_cases
 
@@ -428,6 +436,70 @@ def test_one_plain_series_is_named_after_its_folder(tmp_path):
     assert case.output == tmp_path / "x.nii.gz"
 
 
+HOSTILE = {
+    "separators": "../../EVIL/a\\\\b:c",
+    "dots": "..",
+    "nul": "t1\0.nii",
+    "control": "t1\x1b[31m\nred",
+    "device": "NUL",
+    "device with suffix": "com1.txt",
+    "superscript device": "LPT\u00b9",
+    "long": "x" * 300,
+    "long in bytes": "\u8138" * 300,
+    "right to left": "\u202egnp.exe\u200f",
+    "formula": "=cmd|' /C calc'!A0",
+    "spaces and dots": " .hidden. ",
+    "surrogate": "\udcff",
+}
+
+
+@pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
+def test_header_text_is_one_safe_component(text):
+    name = safe_name(text)
+    assert len(name.encode()) <= 150 and Path(name).name == name and PureWindowsPath(name).name == name
+    assert not re.search(r"[\x00-\x1f\u200e\u200f\u202a-\u202e\u2066-\u2069<>:\"/\\\\|?*]", name) and ".." not in name
+    assert not name.startswith((".", "-", "=", "+")) and not name.endswith((".", " "))
+    assert name.split(".")[0].upper() not in (
+        "CON",
+        "PRN",
+        "AUX",
+        "NUL",
+        *(f"{d}{n}" for d in ("COM", "LPT") for n in range(10)),
+    )
+    assert safe_name(name) == name
+
+
+def test_names_that_stay():
+    for name in ("003_t1_sag", "t1+c-2.5", "\u8138\u90e8", "KOPF_Sch\u00e4del"):
+        assert safe_name(name) == name
+
+
+@pytest.mark.parametrize("keyword", ["Modality", "SeriesDescription", "ImageType"])
+@pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
+def test_no_output_escapes_by_header_text(tmp_path, keyword, text):
+    """Whatever the header says, the outputs lie in the output folder, one for each series."""
+    folder, out = mixed(tmp_path / "export"), tmp_path / "out"
+    series = find_series(folder)
+    value = ("ORIGINAL", "PRIMARY", text) if keyword == "ImageType" else text
+    if keyword == "Modality":
+        series = [replace(one, modality=text, description="") for one in series]
+    elif keyword == "SeriesDescription":
+        series = [replace(one, description=text) for one in series]
+    else:
+        series = [replace(one, part=f"type {'/'.join(value[2:])}") for one in series]
+    found = [out / f"{name}_sr.nii.gz" for name in output_names(series)]
+    assert len({str(path).casefold() for path in found}) == len(series)
+    assert all(path.parent == out and len(path.name.encode()) < 200 for path in found)
+
+
+def test_no_output_of_a_bundle_escapes_by_header_text(tmp_path):
+    scout = setting("ImageType", lambda n: ["ORIGINAL", "PRIMARY", "LOCALIZER"])
+    folder = study(tmp_path / "s", ("a", 1, "../../EVIL", lambda n, header: None), ("b", 2, "scout", scout))
+    save = SaveVolumed("image", str(tmp_path / "out"), data_root_dir=str(tmp_path))
+    save(LoadVolumed("image")({"image": str(folder)}))
+    assert [p.name for p in tmp_path.rglob("*.nii.gz")] == ["s_sr.nii.gz"]
+
+
 def test_nothing_but_derived_series(tmp_path):
     edit = setting("ImageType", lambda n: ["DERIVED", "SECONDARY"])
     folder = study(tmp_path / "s", ("a", 1, "one", edit), ("b", 2, "two", edit))
@@ -553,6 +625,28 @@ def test_private_directions(tmp_path, elements):
     assert parts == [f"gradient direction {text} 0" for text in ("-0.5 0.5", "0.5 -0.5", "0.5 0.5")]
 
 
+@pytest.mark.parametrize(
+    ("tag", "values", "parts"),
+    [
+        ((0x0043, 0x102F), [b"\1\0", b"\0\0"], ["complex part 0", "complex part 1"]),
+        ((0x0043, 0x1030), [b"\x2b\0", b"\x10\0"], ["gradient number 16", "gradient number 43"]),
+        ((0x2001, 0x1008), [b"10", b"2 "], ["phase 2", "phase 10"]),
+        ((0x2005, 0x1429), [b"LABEL ", b"CONTROL "], ["label CONTROL", "label LABEL"]),
+    ],
+    ids=["GE field map", "GE diffusion", "Philips phases", "Philips labelling"],
+)
+def test_other_private_marks(tmp_path, tag, values, parts):
+    folder = write_phases(tmp_path / "s", "StudyDescription", ["", ""])
+    for index, value in enumerate(values):
+        for path in (folder / str(index)).iterdir():
+            header = pydicom.dcmread(path)
+            header.add_new(tag, "UN", value)
+            header.save_as(path)
+    series = find_series(folder)
+    assert [one.part for one in series] == parts
+    assert [int(one.read()[0, 0, 0]) for one in series] == [1, 0]
+
+
 @pytest.mark.parametrize("layout", ["volume by volume", "position by position"])
 def test_volumes_by_instance_number(tmp_path, layout):
     """Nothing else tells them apart, as in functional MR of GE; dcm2niix takes them so, too."""
@@ -569,6 +663,15 @@ def test_volumes_by_instance_number(tmp_path, layout):
         np.testing.assert_array_equal(one.read(), np.stack([pixels(n).T + volume for n in range(3)], axis=-1))
     next(p for p in folder.iterdir() if pydicom.dcmread(p).InstanceNumber == 7).unlink()
     refused(folder, "several DICOM slices at one position", "dcm2niix")
+
+
+def test_times_that_differ_between_all_slices_are_no_volumes(tmp_path):
+    def edit(number, header):
+        header.ImagePositionPatient = (ORIGIN + STEP * (number % 2)).tolist()
+        header.AcquisitionTime = f"1010{number:02}"
+
+    series = find_series(write_series(tmp_path / "s", edit, count=8))
+    assert [(one.part, one.shape) for one in series] == [(f"volume {n}", (16, 16, 2)) for n in (1, 2, 3, 4)]
 
 
 def test_units_are_compared_within_a_part(tmp_path):
@@ -688,6 +791,19 @@ def test_scouts_in_the_series_of_a_volume(tmp_path, scouts, counts, capsys):
     (case,) = find_cases(str(folder), str(tmp_path / "x.nii.gz"), False)
     assert case.series.shape == volume.shape
     assert capsys.readouterr().out.count("localiser, left out") == sum(counts[1:])
+
+
+def test_a_scout_without_position_in_the_series_of_a_volume(tmp_path):
+    def edit(number, header):
+        if number == 3:
+            header.ImageType = ["ORIGINAL", "PRIMARY", "LOCALIZER"]
+            del header.ImagePositionPatient
+        else:
+            header.ImagePositionPatient = (ORIGIN + STEP * (number - (number > 3))).tolist()
+
+    folder = write_series(tmp_path / "s", edit)
+    assert one_series(folder).shape == (16, 16, 7)
+    assert [one.left_out for one in find_series(folder)] == [None, "localiser"]
 
 
 def test_three_stacks_are_three_volumes(tmp_path):
@@ -883,6 +999,11 @@ def test_a_slice_of_another_series_by_its_uid(tmp_path):
     assert "003.dcm continues it, but is of another series" in next(s.problem for s in series if s.problem)
 
 
+def test_several_uids_where_one_is_expected(tmp_path):
+    folder = write_series(tmp_path / "s", lambda n, h: n == 7 and setattr(h, "SOPInstanceUID", ["1.2", "3.4"]))
+    refused(folder, "003.dcm has a damaged header (SOPInstanceUID of several values)")
+
+
 def test_every_second_slice_missing(tmp_path):
     edit = setting("ImagePositionPatient", lambda n: (ORIGIN + 2 * STEP * n).tolist())
     refused(write_series(tmp_path / "s", edit), "lie 8.00 mm apart", "a distance of 4 mm", "1 of 2 slices are missing")
@@ -952,6 +1073,75 @@ def test_zips_with_members_outside_of_them(tmp_path, member):
     refused(archive, repr(name), "pack the study again")
 
 
+def deflate(folder):
+    """The data sets of its files deflated."""
+    for path in folder.iterdir():
+        header = pydicom.dcmread(path)
+        header.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+        header.save_as(path, enforce_file_format=True)
+
+
+def test_deflated_files(tmp_path, monkeypatch):
+    """They are read like others, and none takes more memory than it may."""
+    folder = write_series(tmp_path / "s")
+    expected = one_series(folder).read()
+    deflate(folder)
+    archive = zipped(folder)
+    for source in (folder, archive):
+        np.testing.assert_array_equal(one_series(source).read(), expected)
+    whole = (folder / "003.dcm").read_bytes()
+    for content in (whole[:-20], whole[:-40] + b"\xff" * 40):
+        (folder / "003.dcm").write_bytes(content)
+        refused(folder, "003.dcm has a damaged header")
+    (folder / "003.dcm").write_bytes(whole)
+    monkeypatch.setattr(dicom_slices, "unpacked_limit", lambda: 900)
+    refused(folder, "000.dcm would take 0.0 GiB or more when unpacked")
+
+
+def measured_memory(function):
+    """Bytes of Python's objects at most, while a function runs."""
+    tracemalloc.start()
+    try:
+        function()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("kind", ["zip", "deflated", "deflated in zip"])
+def test_no_memory_is_taken_before_bounds_are_checked(tmp_path, monkeypatch, kind):
+    """64 MiB of zeros in some kB, where 16 MiB are allowed."""
+    folder = write_series(tmp_path / "s", lambda n, h: n == 3 and setattr(h, "PixelData", bytes(2**26)))
+    if kind != "zip":
+        deflate(folder)
+    source = folder if kind == "deflated" else zipped(folder)
+    monkeypatch.setattr(dicom_slices, "unpacked_limit", lambda: 2**24)
+    assert measured_memory(lambda: refused(source, "007.dcm would take 0.")) < 2**24
+
+
+def test_no_memory_is_taken_for_pixels_that_a_header_only_states(tmp_path, monkeypatch):
+    def edit(number, header):
+        coded(RLELossless)(number, header)
+        header.Rows = header.Columns = 20000
+        header.PixelSpacing = [0.05, 0.05]
+
+    monkeypatch.setattr(dicom_slices, "unpacked_limit", lambda: 2**24)
+    folder = write_series(tmp_path / "s", edit)
+    assert measured_memory(lambda: refused(folder, "would take 0.7 GiB or more when unpacked")) < 2**24
+
+
+def test_a_zip_of_many_empty_members(tmp_path):
+    archive = zipped(write_series(tmp_path / "s"))
+    with zipfile.ZipFile(archive, "a") as more:
+        for number in range(20_000):
+            more.writestr(f"empty/{number}", b"")
+    start = time.process_time()
+    study = read_study(archive)
+    assert time.process_time() - start < 10
+    assert study.series[0].shape == (16, 16, 8) and len(study.left_out) == 20_000
+    assert "20008 files 8 read, 20000 left out (no DICOM: empty/0, empty/1," in study.left_out_line
+
+
 def test_volumes_of_other_kinds_beside_dicom(tmp_path, capsys, caplog):
     """dcm2niix writes into the DICOM folder, and masks lie beside studies: neither hides the other silently."""
     out = tmp_path / "out"
@@ -975,6 +1165,27 @@ def test_volumes_of_other_kinds_beside_dicom(tmp_path, capsys, caplog):
         assert f"1 left out (no DICOM: mask{suffix})" in caplog.text
 
 
+def test_names_in_messages_are_printable(tmp_path):
+    folder = write_series(tmp_path / "s", setting("SeriesDescription", lambda n: "t1\x1b[31m"))
+    for name in (b"\xff.txt", b"a\x1b[2J.txt", b"line\nbreak"):
+        Path(os.fsdecode(os.fsencode(folder) + b"/" + name)).write_text("x")
+    study = read_study(folder)
+    assert study.left_out_line.isprintable() and r"\udcff.txt" in study.left_out_line and len(study.left_out) == 3
+    assert study.series[0].label == r"3 t1\x1b[31m"
+
+
+def test_a_header_that_is_damaged_where_no_voxel_depends_on_it(tmp_path):
+    folder = write_series(tmp_path / "s", setting("StudyID", lambda n: "7"))
+    path = folder / "003.dcm"
+    content = path.read_bytes()
+    path.write_bytes(content.replace(b"\x20\x00\x10\x00SH", b"\x20\x00\x10\x00FD"))
+    assert path.read_bytes() != content
+    series = one_series(folder)
+    assert series.read().shape == (16, 16, 8)
+    with pytest.raises(ValueError, match=r"s: 003.dcm has a damaged header \(.*Expected total bytes"):
+        series.headers()
+
+
 def test_links_pipes_and_loops(tmp_path):
     series = write_series(tmp_path / "s")
     root = tmp_path / "root"
@@ -985,6 +1196,7 @@ def test_links_pipes_and_loops(tmp_path):
     os.mkfifo(root / "pipe")
     study = read_study(root)
     assert study.series[0].shape == (16, 16, 8)
+    assert LoadVolumed("image").load(root).shape == (1, 16, 16, 8)
     assert study.left_out == {"gone": "No such file or directory", "pipe": "no regular file"}
 
 
@@ -1188,6 +1400,37 @@ def test_enhanced_multi_frame_of_two_echoes(tmp_path):
     assert [s.part for s in series] == ["echo time 10.0", "echo time 20.0"]
     for one, voxels in zip(series, expected, strict=True):
         np.testing.assert_array_equal(one.read(), voxels)
+
+
+def test_an_enhanced_file_is_a_folder_of_its_series(tmp_path):
+    """One of its parts is chosen by the name that inspect prints, and by what its command says."""
+    path, out = tmp_path / "e" / "IM1", tmp_path / "out"
+    expected = write_enhanced(path, echoes=(10, 20))
+    for source in (path, path.parent):
+        cases = find_cases(str(source), str(out), False)
+        assert names(cases, out) == ["003_t1_echo-time-10.0_sr.nii.gz", "003_t1_echo-time-20.0_sr.nii.gz"]
+        first, second = find_series(source)
+        for choice in (second.label, second.choice, "3 t1, echo time 20.0"):
+            (case,) = find_cases(str(source), str(tmp_path / "x.nii.gz"), False, choice)
+            assert case.output == tmp_path / "x.nii.gz" and case.files == [path]
+            np.testing.assert_array_equal(LoadVolumed("image").load(case.input)[0], expected[1])
+        for choice in ("3", first.uid, f"{second.label}, {first.label}", f"{first.choice},{second.choice}"):
+            assert len(find_cases(str(source), str(out), False, choice)) == 2
+        with pytest.raises(ValueError, match=r"no series 4, 3 t1 x, it has 3 t1, echo time 10.0; 3 t1, echo time 20"):
+            find_cases(str(source), str(out), False, f"4,{first.label}, 3 t1 x")
+        with pytest.raises(ValueError, match="a study of 2 DICOM series"):
+            find_cases(str(source), str(tmp_path / "x.nii.gz"), False)
+    refused(path, "2 DICOM series mixed", ": let `medsr upscale` sort them (--series chooses)")
+
+
+def test_a_dicom_file_of_one_volume(tmp_path):
+    (expected,) = write_enhanced(tmp_path / "e" / "IM1.dcm")
+    out = tmp_path / "out"
+    out.mkdir()
+    for target, output in ((out, out / "IM1_sr.nii.gz"), (out / "x.nii.gz", out / "x.nii.gz")):
+        (case,) = find_cases(str(tmp_path / "e" / "IM1.dcm"), str(target), False)
+        assert case.output == output
+        np.testing.assert_array_equal(LoadVolumed("image").load(case.input)[0], expected)
 
 
 @pytest.mark.parametrize(

@@ -596,3 +596,19 @@ def test_real_series(tmp_path, archive, factors):
     assert (headers[0].PatientID, headers[0].StudyInstanceUID) == (original.PatientID, original.StudyInstanceUID)
     if shutil.which("dciodvfy"):
         assert not complaints(tmp_path / "derived" / "0005.dcm")
+
+
+@pytest.mark.parametrize("which", ["all", "one"])
+@pytest.mark.parametrize("factors", [(4, 4, 1), (1, 1, 2)])
+def test_a_source_without_sop_instance_uid(tmp_path, which, factors):
+    """Some anonymisers drop it: the series is written without references to its source's images."""
+    source = source_series(tmp_path / "source")
+    for path in sorted(source.iterdir())[: None if which == "all" else 1]:
+        header = pydicom.dcmread(path)
+        del header.SOPInstanceUID, header.file_meta.MediaStorageSOPInstanceUID
+        header.save_as(path, enforce_file_format=False)
+    volume, headers = derive(source, tmp_path / "derived", factors)
+    assert len(headers) == volume.shape[3] and not any("SourceImageSequence" in header for header in headers)
+    derived = one_series(tmp_path / "derived")
+    assert sorted(derived.shape) == sorted(volume.shape[1:])
+    assert abs(derived.read().mean() - float(volume.mean())) < 0.1
