@@ -11,6 +11,14 @@ if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, share)))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def names_of_monai():
+    """Each configuration has MONAI look through all of its modules for the names of its classes: here once."""
+    from warm_python import remember_names
+
+    remember_names()
+
+
 @pytest.fixture
 def medsr(capfd, monkeypatch, tmp_path):
     """Run `medsr` in this process, in an empty folder: exit code, stdout and stderr."""

@@ -88,7 +88,7 @@ class Processes:
         timeout: float = 300,
         limits: dict[str, int] | None = None,
         before: str = "",
-        kill: tuple[int, float] | None = None,
+        kill: tuple[signal.Signals, float] | None = None,
     ) -> Result:
         """One process; it must end by itself within ``timeout`` seconds.
 
@@ -97,7 +97,7 @@ class Processes:
             before: Python that the process runs before `medsr`.
             kill: a signal and the seconds after the command's begin at which it is sent.
         """
-        program = PROGRAM.format(settings=(limits or {}, before, kill))
+        program = PROGRAM.format(settings=(limits or {}, before, kill and (int(kill[0]), float(kill[1]))))
         files = [self.scratch / "out", self.scratch / "err"]
         with open(os.devnull) as nothing, files[0].open("w") as out, files[1].open("w") as err:
             streams = (nothing.fileno(), out.fileno(), err.fileno())
@@ -284,7 +284,8 @@ def test_a_folder_of_bad_volumes(medsr, bundle, tmp_path):
     lines = [line for line in result.err.splitlines() if line.startswith("medsr: error: ")]
     assert result.code == 1 and "Traceback" not in result.err, result
     assert lines[-1] == f"medsr: error: {len(made)} of {len(made) + 1} volumes failed"
-    assert result.err.splitlines() == lines and len(lines) == len(made) + 1, result.err
+    (note,) = (line for line in result.err.splitlines() if line not in lines)
+    assert note.endswith("1 left out, no regular file: passed over.nii.gz") and len(lines) == len(made) + 1
     for case, path in made.items():
         assert sum(f"/{path.name}: " in line for line in lines) == 1, (path.name, lines)
         assert sum(re.search(VOLUMES[case][2], line) is not None for line in lines), case

@@ -7,6 +7,7 @@ one that has done so. What it forks is a process like any other: it may be kille
 from __future__ import annotations
 
 import atexit
+import functools
 import gc
 import io
 import json
@@ -78,6 +79,7 @@ def serve(folder: str) -> None:
     import medsr_monai.networks
     import medsr_monai.recipes  # noqa: F401
 
+    remember_names()
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(f"{folder}/socket")
     listener.listen(64)
@@ -91,6 +93,15 @@ def serve(folder: str) -> None:
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             return attend(caller, folder)
         caller.close()
+
+
+def remember_names() -> None:
+    """MONAI's table of its classes, made anew for every configuration, is kept as long as its modules are the same."""
+    from monai.bundle.config_item import ComponentLocator
+
+    find = functools.cache(lambda names: ComponentLocator._find_in(ComponentLocator(), names))
+    ComponentLocator._find_in = ComponentLocator._find_classes_or_functions
+    ComponentLocator._find_classes_or_functions = lambda self, names: find(tuple(names))
 
 
 def attend(caller: socket.socket, folder: str) -> None:
