@@ -468,8 +468,8 @@ def check_values(
         ValueError: one line that says which it is and what to do.
     """
     intent = int(header["intent_code"]) if isinstance(header, nibabel.Nifti1Header) else 0
+    _check_steps(path, voxels)  # first, since coarse steps look like labels
     check_no_label_map(path, voxels, intent)
-    _check_steps(path, voxels)
 
 
 def _check_steps(path: str | os.PathLike, voxels: np.ndarray) -> None:

@@ -2,13 +2,14 @@
 
 import gzip
 import re
+import zipfile
 from pathlib import Path
 
 import nibabel
 import numpy as np
 import pytest
 import torch
-from made_volumes import AFFINE, patch, save, values
+from made_volumes import AFFINE, patch, save, save_study, values
 from monai.data import MetaTensor
 
 from medsr_monai.data import LoadVolumed, check_nifti
@@ -113,6 +114,27 @@ def test_a_changed_bit_of_a_compressed_file_never_passes(tmp_path, name, frames)
         else:
             assert torch.equal(volume, before) and np.array_equal(volume.affine, before.affine)
     assert refusals > 60
+
+
+def test_a_changed_bit_of_a_zip_never_passes(tmp_path):
+    """The checksum of each member is read."""
+    save_study(tmp_path / "study")
+    with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        for path in sorted((tmp_path / "study").iterdir()):
+            archive.write(path, path.name)
+    before = load(tmp_path / "a.zip")
+    assert before.shape == (1, 8, 6, 4)
+    refusals = 0
+    for changed in flips(tmp_path / "a.zip", 60):
+        (tmp_path / "a.zip").write_bytes(changed)
+        try:
+            volume = load(tmp_path / "a.zip")
+        except ValueError as error:
+            assert "\n" not in str(error)
+            refusals += 1
+        else:
+            assert torch.equal(volume, before)
+    assert refusals > 50
 
 
 @pytest.mark.parametrize("place", [-8, -1])

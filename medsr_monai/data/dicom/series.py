@@ -240,7 +240,8 @@ class DicomStudy:
             return None
         return (
             f"{self.root}: {_files(count)} of DICOM left out beside volumes of other kinds "
-            f"({_some([one.label for one in self.series])}): give their own folder, or choose them with --series"
+            f"({_some([one.label for one in self.series]) or 'damaged'}): give their own folder, or choose them with "
+            "--series"
         )
 
 
@@ -383,7 +384,8 @@ def _without_split_off(series: DicomSeries, others: list[DicomSeries]) -> DicomS
     step = (np.array(last.position) - first.position) / (len(series.slices) - 1)
     for other in others:
         item = other.slices[0]
-        if len(other.slices) > 1 or (other.number, other.description) != (series.number, series.description):
+        named_so = other.number == series.number or other.description == series.description
+        if len(other.slices) > 1 or not named_so:
             continue
         if not _has_geometry(item) or Path(item.file).parent != Path(first.file).parent:
             continue

@@ -22,7 +22,6 @@ from pydicom.dataset import FileMetaDataset
 from pydicom.errors import InvalidDicomError
 from pydicom.filereader import read_dataset, read_partial
 from pydicom.filewriter import write_file_meta_info
-from pydicom.multival import MultiValue
 from pydicom.tag import Tag
 from pydicom.uid import (
     UID,
@@ -431,8 +430,8 @@ def _of_header(name: str, header: pydicom.Dataset) -> list[DicomSlice]:
         if header.get(keyword) not in (None, ""):
             int(header.get(keyword))
     for keyword in UIDS:
-        if isinstance(header.get(keyword), MultiValue):
-            raise ValueError(f"{keyword} of several values")
+        if not isinstance(header.get(keyword, ""), str | None):
+            raise ValueError(f"{keyword} is no single UID")
     per_frame = header.get("PerFrameFunctionalGroupsSequence") or []
     if not per_frame:
         return [_slice(name, None, header, [])]
