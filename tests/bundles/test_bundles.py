@@ -216,7 +216,7 @@ def test_thick_slices_by_rdst_e():
     for name, other, ids in (
         ("train", "rdst_e", {"scale", "scale#0", "scale#1", "degradation", "patch_size"}),
         ("evaluate", "rdst_e", set()),
-        ("inference", "transmrsr", {"scale", "scale#0", "scale#1"}),
+        ("inference", "transmrsr", {"scale", "scale#0", "scale#1", "psf", "inferer#psf"}),
     ):
         ours, theirs = flat(config(thick, name)), flat(config(thick.parent / other, name))
         differences = {k for k in ours.keys() | theirs.keys() if ours.get(k) != theirs.get(k)}
