@@ -33,6 +33,7 @@ def compare(
     slice_batch: int = 4,
     save_volumes: bool = False,
     json: bool = False,
+    trust_code: bool = False,
     overwrite: bool = False,
 ) -> int:
     """Super-resolve one volume with several systems beside bicubic: a table of their figures, and a picture.
@@ -61,6 +62,7 @@ def compare(
         slice_batch: slices computed at a time.
         save_volumes: write every result too, NAME_sr.nii.gz, and the degraded input.nii.gz.
         json: print compare.json instead of the table.
+        trust_code: run TorchScript (.ts), and bundles whose configuration holds code that no installed bundle has.
         overwrite: replace existing files.
     """
     for path in (input, reference):
@@ -106,7 +108,7 @@ def compare(
         "progress": sys.stderr.isatty(),
     }
     options["frame"] = None if reference is None else frame
-    systems = load_systems(chosen, **options)
+    systems = load_systems(chosen, trust_code, **options)
     scale = common_scale(systems, scale)
     systems = {"Bicubic": NetworkRunner(Bicubic(scale=scale), **options)} | systems
     if save_volumes:

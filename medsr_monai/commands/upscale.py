@@ -39,6 +39,7 @@ def upscale(
     noise: float | None = None,
     output_format: str = "nifti",
     max_memory: str | None = None,
+    trust_code: bool = False,
     overwrite: bool = False,
 ) -> int:
     """Super-resolve a volume or a picture, or all of a folder, with a bundle.
@@ -99,6 +100,7 @@ def upscale(
         consistency_bound: for the RMS of this difference, in parts of the input's intensity range. Default: 0.001.
         noise: standard deviation of the input's noise, in its units, where it is known, 0 for none; by default it is
             estimated.
+        trust_code: run TorchScript (.ts), and a bundle whose configuration holds code that no installed bundle has.
         overwrite: replace existing outputs, also those that medsr has not written; of a folder, make all of them anew.
     """
     bundle_folder(bundle)
@@ -130,6 +132,7 @@ def upscale(
         enforce_consistency=enforce_consistency,
         consistency_bound=consistency_bound,
         noise=noise,
+        trust_code=trust_code,
     )
     return upscale_files(
         input,

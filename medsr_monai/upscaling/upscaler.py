@@ -75,6 +75,7 @@ class Options:
         consistency_bound: for the RMS of this difference, in parts of the input's intensity range; None for 0.001.
         noise: standard deviation of the input's noise in its units, where it is known; None estimates it.
         pictures: read a single DICOM image as a 2D picture; False as a volume of one slice.
+        trust_code: run TorchScript, and bundles whose configuration holds code that no installed bundle has.
 
     Raises:
         ValueError, FileNotFoundError: an option that is wrong, before anything is loaded; one line.
@@ -100,6 +101,7 @@ class Options:
     consistency_bound: float | None = None
     noise: float | None = None
     pictures: bool = True
+    trust_code: bool = False
 
     def __post_init__(self) -> None:
         bundle_folder(self.bundle)
@@ -200,7 +202,9 @@ class Upscaler(Options):
             "device": f"$torch.device('{device}')",
             "inferer#progress": self.shows_progress,
         }
-        self.runner = BundleRunner(self.bundle, self.weights, **self.overrides(device), **fixed)
+        options = self.overrides(device) | fixed
+        options = self.overrides(device) | fixed
+        self.runner = BundleRunner(self.bundle, self.weights, trust_code=self.trust_code, **options)
         self.inferer = self.runner["inferer"]
         self.memory = Memory(
             self.runner,
@@ -211,8 +215,7 @@ class Upscaler(Options):
             dicom=self.dicom,
         )
         self.inferer.prepare(self.runner.network, self.runner["device"])
-        made_of = (self.runner.exported or {}).get("weights_sha256")
-        bundle, self.warnings = bundle_record(self.runner.folder, self.runner.weights, made_of)
+        bundle, self.warnings = bundle_record(self.runner.folder, self.runner.weights, self.runner.exported)
         self.trained_on = TrainedOn(self.runner, bundle["Weights"])
         self.identity = {
             "GeneratedBy": [{"Name": "medsr_monai", "Version": versions()["medsr_monai"], "Command": "upscale"}],
