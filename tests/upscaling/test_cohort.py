@@ -121,10 +121,10 @@ def test_a_bug_of_ours_is_seen_and_stops_nothing(medsr, bundle, tmp_path, monkey
 
 
 def test_the_network_is_loaded_once(medsr, bundle, tmp_path, monkeypatch):
-    from medsr_monai import handlers
+    from medsr_monai.weights import load
 
-    loads, load = [], handlers.fill_network
-    monkeypatch.setattr(handlers, "fill_network", lambda *args: loads.append(args) or load(*args))
+    loads, fill = [], load.fill_network
+    monkeypatch.setattr(load, "fill_network", lambda *args: loads.append(args) or fill(*args))
     make_cohort(tmp_path / "in")
     assert medsr("upscale", "in", "out", "--bundle", bundle, "--nopicture")[0] == 0
     assert len(loads) == 1
