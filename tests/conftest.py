@@ -62,3 +62,15 @@ def warm():
 def warm_python(warm):
     """The path of such a Python; beside it lie such a `medsr` and `torchrun`."""
     return warm.folder / "python"
+
+
+@pytest.fixture
+def warm_spawn(warm_python):
+    """What multiprocessing spawns are such processes, too."""
+    from multiprocessing import resource_tracker, spawn
+
+    resource_tracker.ensure_running()
+    before = spawn.get_executable()
+    spawn.set_executable(str(warm_python))
+    yield
+    spawn.set_executable(before)
