@@ -237,9 +237,9 @@ class PlaneInferer(SliceInferer):
         told = self.point_spread(_mean_edge(affine, axes))
         if getattr(getattr(network, "module", network), "psf_channels", 0):
             if self.psf == AUTO and self.find_psf is not None and len(inputs) == 1:
-                meta = inputs.meta if isinstance(inputs, MetaTensor) else {}
+                meta = (inputs.meta if isinstance(inputs, MetaTensor) else {}) | {"affine": affine}
                 voxels = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs
-                told = self.find_psf(MetaTensor(voxels[0].detach().cpu(), affine=affine, meta=dict(meta)), axes)
+                told = self.find_psf(MetaTensor(voxels[0].detach().cpu(), meta=meta), axes)
             return {"psf": encode_point_spread(told)[None].to(self.sw_device or inputs.device)}
         if told is not None:
             raise ValueError(f"psf is {self.psf}, but this network was not made to be told: leave it out")

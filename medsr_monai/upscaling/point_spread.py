@@ -31,6 +31,7 @@ from monai.data import MetaTensor
 
 from medsr_monai.metrics.spectrum import AxisSpectrum, axis_spectrum
 from medsr_monai.transforms.geometry import spacing
+from medsr_monai.transforms.intensity import LOW
 from medsr_monai.transforms.point_spread import PointSpread, sampling_matrices, window_of
 
 __all__ = ["FoundPointSpread", "SliceProfile", "find_point_spread", "measure_point_spread", "measure_slice_profile"]
@@ -353,7 +354,7 @@ def _in_plane(
 
 def _goes_down_to(volume: MetaTensor) -> float:
     """The low end of a volume's intensities, before they were scaled for a network."""
-    low = volume.meta.get("intensity_low")
+    low = volume.meta.get(LOW)
     return float(volume.min()) if low is None else float(torch.as_tensor(low).min())
 
 
