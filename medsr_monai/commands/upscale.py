@@ -29,7 +29,7 @@ def upscale(
     target_spacing: float | None = None,
     refine: str = "both",
     force: bool = False,
-    psf: str = "unknown",
+    psf: str = "auto",
     series: str | None = None,
     all_series: bool = False,
     jobs: int = 1,
@@ -84,7 +84,8 @@ def upscale(
             axial, coronal or sagittal.
         force: of thick slices: refine voxels that are nearly isotropic, too.
         psf: point spread of the scanner, for networks that are told it, as KIND or KIND:FWHM_MM, such as box:4.5: of
-            thick slices their profile, else that of the pixels. KIND is one of those of `medsr degrade --psf`.
+            thick slices their profile, else that of the pixels. KIND is one of those of `medsr degrade --psf`. auto
+            finds it in the header and in the volume, unknown tells nothing.
         series: of a DICOM study: number or SeriesInstanceUID of the series to take, several behind commas. Default:
             all but localisers, derived series and secondary captures, which are named and left out.
         all_series: of a DICOM study: take those too.

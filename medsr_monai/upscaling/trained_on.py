@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from collections.abc import Mapping, Sequence
@@ -19,7 +18,7 @@ from medsr_monai.records.training_data import FIGURES, UNKNOWN, TrainingData, Tr
 from medsr_monai.transforms import resample
 from medsr_monai.transforms.intensity import HIGH, LOW
 from medsr_monai.upscaling.bundles import BundleRunner
-from medsr_monai.upscaling.cases import Case
+from medsr_monai.upscaling.cases import Case, bids_sidecar
 
 __all__ = ["Known", "TrainedOn", "differences", "is_hounsfield", "known_of"]
 
@@ -173,21 +172,11 @@ def known_of(path: str | os.PathLike, series: DicomSeries | None = None) -> Know
             "DICOM header",
         )
     else:
-        words, source = _sidecar(path), "BIDS sidecar"
+        words, source = bids_sidecar(path), "BIDS sidecar"
         texts = (volume_name(path), str(words.get("SeriesDescription") or ""), str(words.get("ProtocolName") or ""))
     contrast = next(filter(None, map(contrast_of, texts)), None)
     modality, part = (str(words.get(key) or "").strip() or None for key in ("Modality", "BodyPartExamined"))
     return Known(modality, contrast, part, source if modality or part else "name")
-
-
-def _sidecar(path: str | os.PathLike) -> dict[str, Any]:
-    """JSON beside a volume, as dcm2niix writes it."""
-    file = Path(path).with_name(f"{volume_name(path)}.json")
-    try:
-        content = json.loads(file.read_text())
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
 
 
 def differences(trained: TrainingData, seen: Sequence[Seen], known: Known) -> list[str]:
