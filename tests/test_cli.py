@@ -978,8 +978,12 @@ PAPER = {
 }
 
 
-def test_benchmark_reproduces_the_counts_of_the_rdst_paper(medsr):
-    names = [name for name in PAPER if importlib.util.find_spec("spandrel") or not name.startswith("SwinIR")]
+LIGHT = ("RDSTE", "SwinIRLite", "EDSRLite", "RDN", "ConvNetLite")
+
+
+@pytest.mark.parametrize("names", [LIGHT, pytest.param([*PAPER], marks=pytest.mark.slow)], ids=["light", "all"])
+def test_benchmark_reproduces_the_counts_of_the_rdst_paper(medsr, names):
+    names = [name for name in names if importlib.util.find_spec("spandrel") or not name.startswith("SwinIR")]
     code, out, err = medsr("benchmark", "--networks", ",".join(names), "--size", "40x32", "--runs", 0)
     header, _, *lines = ([cell.strip() for cell in line.split("|")[1:-1]] for line in out.splitlines())
     rows = {row["network"]: row for row in (dict(zip(header, line, strict=True)) for line in lines)}
