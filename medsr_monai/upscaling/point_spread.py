@@ -50,20 +50,26 @@ ANATOMY = (
 """Covariance of the logarithms of the ratios of orders 2 to 6 under the true profile. Measured along all axes of six
 volumes (five T1 brains and a cardiac CT angiography), Gaussian and box of 0.7, 1 and 1.3 of the spacing, with 3 and 5
 fine samples a slice."""
-WIDTHS = np.round(np.arange(0.65, 1.401, 0.025), 3)
+WIDTHS = np.round(np.arange(0.5, 1.401, 0.025), 3)
 """The widths that are tried, over the spacing; each is as probable as the others beforehand."""
+NARROWEST = 0.65
+"""Scanners make no narrower profiles; a Gaussian below it stands for a box of equal second moment only."""
 KINDS = ("gaussian", "box")
 """The profiles that are tried."""
+EQUAL = 1.4
+"""A box leaves nearly what a Gaussian does that is narrower by this factor: their second moments are equal."""
 SURE = 0.8
 """A kind is known if its probability is at least this."""
 DOUBTFUL = 0.15
 """A width is known if its standard deviation is at most this part of it."""
 TELLING = 0.2
-"""The same of a box that is told: boxes of 0.7 to 1 of the spacing are nearly alike in what they leave."""
+"""Up to here it is told, and said to be in doubt: on made scans that gained more than telling nothing (the table)."""
 AGREES = 0.15
 """A header agrees with a measurement up to this part of the width, or its standard deviation where that is larger."""
 UNLIKE = 0.6
 """Logarithm of the ratio of order 1 from which on the anatomy is too different across slices and in their plane."""
+FITS = 11.0
+"""The squared distance from likeness, in units of ANATOMY, up to which a profile is believed: 95 of 100 lie below."""
 LEAST_SAMPLES = 12
 """Slices, and samples of their distance within them, below which there is no measurement."""
 LEAST_RATIO = 2.0
@@ -90,14 +96,18 @@ class SliceProfile:
 
     Attributes:
         gaussian, box: width of the profile if it is of this kind, and its standard deviation.
+        equal: the same of a Gaussian of equal second moment, whatever the kind.
         probability: of the Gaussian; 1 minus it of the box.
         asymmetry: logarithm of the ratio of order 1, of the axis of the slices where it is larger; see :data:`UNLIKE`.
+        misfit: squared distance from likeness under the best profile, see :data:`FITS`.
     """
 
     gaussian: tuple[float, float]
     box: tuple[float, float]
+    equal: tuple[float, float]
     probability: float
     asymmetry: float
+    misfit: float
 
     @property
     def kind(self) -> str:
@@ -110,10 +120,10 @@ class SliceProfile:
         return max(self.probability, 1 - self.probability) >= SURE
 
     def __str__(self) -> str:
-        widths = {kind: "{:.2f} +- {:.2f}".format(*getattr(self, kind)) for kind in KINDS}
         if self.is_sure:
-            return f"{self.kind} of {widths[self.kind]}"
-        return f"gaussian of {widths['gaussian']} or box of {widths['box']}"
+            return "{} of {:.2f} +- {:.2f}".format(self.kind, *getattr(self, self.kind))
+        width, deviation = self.equal
+        return f"gaussian of {width:.2f} +- {deviation:.2f}, or a box of equal second moment, {EQUAL * width:.2f}"
 
 
 @dataclass(frozen=True)
@@ -245,21 +255,26 @@ def _profile(ratios: np.ndarray) -> SliceProfile:
     shapes = ratios[..., 1:] - ratios[..., :1]
     mean = shapes.mean(0)
     apart = (shapes[0] - shapes[-1]) / 2
-    likelihood = np.empty(len(mean))
+    likelihood, misfits = np.empty(len(mean)), np.empty(len(mean))
     for candidate, (shape, half) in enumerate(zip(mean, apart, strict=True)):
         covariance = np.array(ANATOMY) + np.outer(half, half) + 1e-4 * np.eye(len(shape))
-        likelihood[candidate] = -(shape @ np.linalg.solve(covariance, shape) + np.linalg.slogdet(covariance)[1]) / 2
-    shares = np.exp(likelihood - likelihood.max()).reshape(len(KINDS), len(WIDTHS))
-    shares /= shares.sum()
-    found = {}
-    for kind, share in zip(KINDS, shares, strict=True):
-        share = share / max(share.sum(), np.finfo(float).tiny)
-        width = float(share @ WIDTHS)
-        found[kind] = width, math.sqrt(share @ (WIDTHS - width) ** 2)
+        misfits[candidate] = shape @ np.linalg.solve(covariance, shape)
+        likelihood[candidate] = -(misfits[candidate] + np.linalg.slogdet(covariance)[1]) / 2
+    shares = np.exp(np.maximum(likelihood - likelihood.max(), -600)).reshape(len(KINDS), len(WIDTHS))
+    plausible = shares * (WIDTHS >= NARROWEST)
+    widths = [_mean(share) for share in (*plausible, shares[0])]
     best = np.unravel_index(shares.argmax(), shares.shape)
     edges = ratios.reshape(len(ratios), *shares.shape, -1)[:, *best, 0]
     asymmetry = float(edges[np.abs(edges).argmax()])
-    return SliceProfile(found["gaussian"], found["box"], float(shares[0].sum()), asymmetry)
+    probability = float(plausible[0].sum() / plausible.sum())
+    return SliceProfile(*widths, probability, asymmetry, float(misfits[likelihood.argmax()]))
+
+
+def _mean(shares: np.ndarray) -> tuple[float, float]:
+    """Mean and standard deviation of the widths."""
+    shares = shares / shares.sum()
+    width = float(shares @ WIDTHS)
+    return width, math.sqrt(shares @ (WIDTHS - width) ** 2)
 
 
 def _across_slices(
@@ -275,26 +290,29 @@ def _across_slices(
         known = "" if thickness is None else f"{header}, its kind is not known; "
         return FoundPointSpread(None, "header" if known else "nothing", None, False, known + profile)
     seen = f"measured {profile} of the spacing"
-    if abs(profile.asymmetry) > UNLIKE:
-        reason = f"{seen}, but the anatomy is too different across the slices and in them"
+    if abs(profile.asymmetry) > UNLIKE or profile.misfit > FITS:
+        reason = f"{seen}, but the volume is too different across the slices and in them"
         return FoundPointSpread(None, "measured", None, False, reason)
     if thickness is not None:
         return _agreed(profile, thickness, distance, f"{header}, {seen}")
-    kind = profile.kind if profile.is_sure else "gaussian"
-    width, deviation = getattr(profile, kind)
+    kind, (width, deviation) = "gaussian", profile.equal
+    if profile.is_sure:
+        kind, (width, deviation) = profile.kind, getattr(profile, profile.kind)
+    else:
+        seen += ": which kind is not known"
     doubt = deviation / width
-    if doubt > (TELLING if kind == "box" else DOUBTFUL):
-        return FoundPointSpread(None, "measured", doubt, profile.is_sure, f"{seen}, which is in doubt")
-    reason = seen if profile.is_sure else f"{seen}, of equal second moment: which kind is not known"
-    return FoundPointSpread(PointSpread(kind, width), "measured", doubt, profile.is_sure, reason)
+    if doubt > DOUBTFUL:
+        seen += "; the width is in doubt"
+    told = PointSpread(kind, width) if doubt <= TELLING else None
+    return FoundPointSpread(told, "measured", doubt, profile.is_sure, seen)
 
 
 def _agreed(profile: SliceProfile, thickness: float, distance: float, reason: str) -> FoundPointSpread:
     """Of the kinds whose measured width the header's thickness agrees with, the one that comes closest."""
     stated = thickness / distance
     apart = {}
-    for kind in KINDS:
-        width, deviation = getattr(profile, kind)
+    for kind, factor in zip(KINDS, (1, EQUAL), strict=True):
+        width, deviation = (factor * value for value in profile.equal)
         if abs(stated - width) <= max(AGREES * width, deviation):
             apart[kind] = abs(math.log(stated / width))
     source = "header and measured"
