@@ -53,7 +53,7 @@ import medsr_monai.networks, medsr_monai.recipes, monai.bundle
 
 def work(job, begun):
     quiet = medsr_monai.command_line.quiet_libraries  # what `main` begins with
-    medsr_monai.command_line.quiet_libraries = lambda: (os.write(begun, b"."), quiet())
+    medsr_monai.command_line.quiet_libraries = lambda *words: (os.write(begun, b"."), quiet(*words))
     os.chdir(job["folder"])
     for number, name in enumerate((os.devnull, job["stdout"], job["stderr"])):
         os.dup2(os.open(name, os.O_RDWR | os.O_CREAT | os.O_TRUNC), number)
@@ -639,6 +639,11 @@ def with_argument(name: str, value: object, path: Path) -> None:
     torch.save(content, path)
 
 
+def with_model(model: object, path: Path) -> None:
+    save_weights(tiny_network(), path)
+    torch.save(torch.load(path, weights_only=True) | {"model": model}, path)
+
+
 WEIGHTS = {
     "missing": (lambda p: None, "no such weights file"),
     "text": (lambda p: p.write_text("no weights"), "not a PyTorch weights file, or a damaged one"),
@@ -655,6 +660,12 @@ WEIGHTS = {
     "of an unknown argument": (functools.partial(with_argument, "gates", 3), "unexpected keyword argument 'gates'"),
     "of an expression": (functools.partial(with_argument, "mlp_ratio", "$print(1)"), r"mlp_ratio is '\$print\(1\)'"),
     "not finite": (not_finite, "not finite"),
+    "of layers without end": (functools.partial(with_argument, "num_blocks", 10**9), "num_blocks is 1000000000"),
+    "of more layers than there are": (functools.partial(with_argument, "num_blocks", 10**6), "more than 20000 layers"),
+    "of more numbers than it has": (functools.partial(with_argument, "embed_dim", 12 * 2**12), "its weights are"),
+    "of no dictionary": (lambda p: torch.save({"model": {}, "network": [1]}, p), "no .*dictionary; official weights"),
+    "of no tensors": (functools.partial(with_model, [1, 2]), "expected a dictionary of tensors"),
+    "of text for tensors": (functools.partial(with_model, {"a": "b"}), r"w\.pt: "),
 }  # fmt: skip
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from collections.abc import Mapping, Sequence
@@ -13,6 +12,7 @@ from typing import Any
 from monai.data import MetaTensor
 
 from medsr_monai.data import DicomSeries, find_series, is_dicom_file, volume_name
+from medsr_monai.documents import read_json
 from medsr_monai.inferers import InferencePlan
 from medsr_monai.records.figures import Seen, contrast_of, measured
 from medsr_monai.records.training_data import FIGURES, UNKNOWN, TrainingData, TrainingGroup, find_training_data
@@ -184,10 +184,9 @@ def _sidecar(path: str | os.PathLike) -> dict[str, Any]:
     """JSON beside a volume, as dcm2niix writes it."""
     file = Path(path).with_name(f"{volume_name(path)}.json")
     try:
-        content = json.loads(file.read_text())
+        return read_json(file)
     except (OSError, ValueError):
         return {}
-    return content if isinstance(content, dict) else {}
 
 
 def differences(trained: TrainingData, seen: Sequence[Seen], known: Known) -> list[str]:

@@ -16,7 +16,7 @@ import torch
 from monai.data import MetaTensor
 
 from medsr_monai.data import check_format, describe_volume, save_dicom_slices, write_voxels
-from medsr_monai.errors import ERRORS, MedsrError, naming, reason_of
+from medsr_monai.errors import naming
 from medsr_monai.inferers.fast_network import chosen_precision
 from medsr_monai.inferers.plane import UNKNOWN
 from medsr_monai.metrics.report import json_values
@@ -187,7 +187,7 @@ class Upscaler(Options):
     shows_progress: bool = False
 
     def __post_init__(self) -> None:
-        with _one_line():
+        with naming():
             super().__post_init__()
             self._load()
 
@@ -243,7 +243,7 @@ class Upscaler(Options):
         Raises:
             MedsrError: what cannot be super-resolved rightly; one line.
         """
-        with _one_line(), self._lock:
+        with naming(), self._lock:
             if self.max_memory is not None:
                 raise ValueError("max_memory is for files, which are made slab by slab: use write, or leave it out")
             lap = Laps()
@@ -398,14 +398,3 @@ def _digest(image: MetaTensor) -> dict[str, Any]:
 def _tile(roi_size: Sequence[int]) -> list[int] | None:
     """Side lengths of tiles; None for whole slices."""
     return None if min(roi_size) < 1 else [int(n) for n in roi_size]
-
-
-@contextlib.contextmanager
-def _one_line() -> Iterator[None]:
-    """Whatever a caller can mend becomes a `MedsrError` with the one line that the command prints."""
-    try:
-        yield
-    except MedsrError:
-        raise
-    except ERRORS as error:
-        raise MedsrError(reason_of(error)) from error
