@@ -16,6 +16,7 @@ from PIL import Image, ImageOps
 
 from medsr_monai.atomic import written_atomically
 from medsr_monai.data.dicom.images import is_dicom_file, read_dicom_image
+from medsr_monai.data.dicom.slices import TooLargeError, check_unpacked
 from medsr_monai.suffixes import PICTURE_SUFFIXES, QUALITY_SUFFIX
 from medsr_monai.transforms.geometry import spacing
 
@@ -37,6 +38,9 @@ ALPHA_MODES = {"LA": "L", "RGBA": "RGB"}
 LABEL_MODES = ("1", "L", "P", "I", "I;16", "I;16B", "I;16L")
 """Pillow's pixel formats of label maps. Of a palette the numbers are the labels, not the colours."""
 INCH = 25.4
+FLOAT = 4
+"""Bytes of a value as it is computed with."""
+Image.MAX_IMAGE_PIXELS = None  # what may be unpacked is checked here, by the memory that there is
 ORIENTATION_TAG, X_TAG, Y_TAG, UNIT_TAG, BITS_TAG, PHOTOMETRIC_TAG, FORMAT_TAG = 274, 282, 283, 296, 258, 262, 339
 JPEG_DENSITY = 65535
 """The largest number of dots per inch that a JPEG file holds."""
@@ -103,6 +107,7 @@ def _read(path: Path, label: bool) -> tuple[np.ndarray, tuple[float, float] | No
     """Pixels [rows, columns] or [rows, columns, 3] and their width and height in mm, if the file states them."""
     try:
         with Image.open(path) as picture:
+            check_unpacked(picture.width * picture.height * len(picture.getbands()) * FLOAT)
             frames = getattr(picture, "n_frames", 1)
             deep = _is_deep_colour(picture)
             mode, kind, info = picture.mode, picture.format, dict(picture.info)
@@ -112,6 +117,8 @@ def _read(path: Path, label: bool) -> tuple[np.ndarray, tuple[float, float] | No
             pixels = ImageOps.exif_transpose(picture) if frames == 1 and not deep else None
             if pixels is not None:
                 pixels.load()
+    except TooLargeError as error:
+        raise ValueError(f"{path}: {error}") from error
     except Exception as error:  # Pillow raises many kinds
         raise ValueError(f"{path}: cannot be read as a picture: damaged or misnamed?") from error
     if frames > 1:
