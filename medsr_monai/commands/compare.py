@@ -35,31 +35,37 @@ def compare(
     json: bool = False,
     overwrite: bool = False,
 ) -> int:
-    """Super-resolve one volume with several systems beside bicubic: a table of their figures, and a picture.
+    """Super-resolve one volume with several methods and bicubic interpolation, and compare them in a table and a
+    picture.
 
-    Writes compare.md, compare.csv and compare.json (PSNR and SSIM as `evaluate` computes them, weights, seconds),
-    slices.csv and compare.png: a column a system, the slice, a crop, the absolute error, PSNR and SSIM.
+    It writes compare.md, compare.csv and compare.json (PSNR and SSIM as `medsr evaluate` computes them, the number of
+    weights, the seconds), slices.csv, and compare.png, which has a column for each method with a slice, a detail of it,
+    the absolute error, PSNR and SSIM.
 
     Args:
-        input: high-resolution volume, which is degraded and is the reference; with --reference a low-resolution one.
-        output: folder, made if missing.
-        reference: high-resolution volume of the same space as the input.
-        bundles: names or folders of bundles with commas between them; NAME=FILE for other weights than their own. By
-            default rdst_e, unless networks are named.
-        networks: weights files, as FILE or as NAME=FILE with commas between them; each records its network, a NAME of
-            your own is what the table calls it. Bundles too, as above. Bicubic is always the first row.
-        plane: axial, coronal or sagittal, whose slices are enlarged; auto is the one with the finest pixels.
-        scale: of the degradation; by default that of the systems.
-        method: of the degradation: bicubic (default), gaussian (a slice profile), box or kspace.
-        fwhm: width of the Gaussian profile in voxels, default the scale.
-        slice: of the picture, counted as in slices.csv; by default the middle one of those that are compared.
-        crop: top,left,height,width in pixels of the pictured slice; by default a quarter of its sides, where the
-            reference's gradients are strongest.
-        border: pixels left out at each side of a slice.
-        device: auto, cpu, cuda:0.
-        frame: of 4D files, counted from 0.
-        slice_batch: slices computed at a time.
-        save_volumes: write every result too, NAME_sr.nii.gz, and the degraded input.nii.gz.
+        input: a high-resolution volume, which is made coarse and is the reference. With --reference it is a
+            low-resolution volume.
+        output: the folder for the results, made if missing.
+        reference: a high-resolution volume of the same space as the input.
+        bundles: names or folders of bundles with commas between them, or NAME=FILE for a bundle with other weights than
+            its own. By default rdst_e, unless --networks names others.
+        networks: weights files with commas between them, as FILE or as NAME=FILE, in which NAME is what the table calls
+            the network. Each file records its network. Bundles may stand here too. Bicubic is always the first row.
+        plane: axial, coronal or sagittal, the plane whose slices are enlarged. auto takes the one with the finest
+            pixels.
+        scale: by how much the input is made coarse. By default it is the scale of the methods.
+        method: how the input is made coarse, bicubic (the default), gaussian, box or kspace, as `medsr degrade` does
+            it.
+        fwhm: for the method gaussian, its width in voxels of the input. By default it is the scale.
+        slice: the number of the slice in the picture, counted as in slices.csv. By default it is the middle one of
+            those that are compared.
+        crop: the detail in the picture, as top,left,height,width in pixels of the slice. By default it is a quarter of
+            the sides, where the reference has the strongest edges.
+        border: how many pixels are left out at each side of a slice.
+        device: where the networks run, such as cpu or cuda:0. auto takes a GPU where there is one.
+        frame: which frame of 4D files to take, counted from 0.
+        slice_batch: how many slices are computed at a time.
+        save_volumes: also write every result as NAME_sr.nii.gz, and the coarse volume as input.nii.gz.
         json: print compare.json instead of the table.
         overwrite: replace existing files.
     """

@@ -55,9 +55,12 @@ MILLIMETRES = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}
 MAX_FORM_CODE = 5
 """The largest code of a qform or sform that the NIfTI standard defines."""
 MAX_STEP = 0.02
-"""Networks compute in float32, whose steps may be this share of a volume's range at most; a tenth of it is told."""
+"""The steps of float32, in which networks compute, may be this share of a volume's range at most.
+
+From a tenth of it on they are told as a warning.
+"""
 EXACT = 2**24
-"""Up to here float32 holds all whole numbers."""
+"""Up to this one float32 holds all whole numbers."""
 MAX_SHEAR = 0.01
 """Two voxel axes may have this cosine at most. Beyond it slices are skewed, and finer planes shift the anatomy."""
 

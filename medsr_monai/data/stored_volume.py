@@ -13,7 +13,7 @@ from monai.data import MetaTensor
 __all__ = ["CHUNK_BYTES", "StoredVolume"]
 
 CHUNK_BYTES = 2**25
-"""So many bytes are read at a time to be written again."""
+"""The number of bytes that are read at a time, to be written again."""
 
 
 class StoredVolume:

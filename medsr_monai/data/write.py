@@ -29,7 +29,7 @@ from medsr_monai.transforms.geometry import describe_grid, format_edges, spacing
 __all__ = ["NiftiWriter", "SaveVolumed", "describe_volume", "write_stored", "write_volume", "write_voxels"]
 
 NIFTI1_LONGEST = 32767
-"""NIfTI-1 holds no side of more voxels."""
+"""The largest number of voxels along a side that NIfTI-1 holds."""
 
 
 class NiftiWriter(NibabelWriter):

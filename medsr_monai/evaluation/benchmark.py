@@ -18,7 +18,7 @@ from medsr_monai.inferers import FastNetwork
 __all__ = ["bundle_network", "measure", "named_networks"]
 
 UNTRAINED = {"truncation": "none"}
-"""Arguments of a TransMRSR without its centroids, which come with trained weights only; they cost one small product."""
+"""Arguments of a TransMRSR without its centroids, which only trained weights have and which cost little time."""
 
 
 def bundle_network(folder: Path) -> dict[str, Any]:

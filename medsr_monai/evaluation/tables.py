@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 __all__ = ["FILES", "Comparison", "NetworkRunner", "Runner", "common_scale", "compare_volumes", "load_runner"]
 
 FILES = ("compare.md", "compare.csv", "compare.json", "slices.csv", "compare.png")
-"""What `Comparison.write` writes."""
+"""The names of the files that `Comparison.write` writes."""
 
 SLICE_COLUMNS = ("plane", "slice", "psnr", "ssim", "psnr_monai", "ssim_monai")
 
@@ -73,7 +73,7 @@ class Runner(Protocol):
 
     network: nn.Module
     weights: str | os.PathLike | None
-    """File that they were loaded from, for its checksum; None for a network without."""
+    """The file that the weights were loaded from, for its checksum; None for a network without weights."""
     scale_factors: tuple[int, int]
 
     def read(self, path: str | Path) -> dict[str, MetaTensor]:

@@ -24,15 +24,15 @@ class Draw(NamedTuple):
     """What is drawn for one item."""
 
     degradation: dict | None
-    """``params`` of the transform that makes its pair."""
+    """The ``params`` of the transform that makes its pair; None where no pair is made."""
     psf: torch.Tensor | None
-    """What is told of its point spread."""
+    """The vector of what a network is told of its point spread; None where no pair is made."""
     corner: tuple[int, int]
-    """First row and column of its patch in the slice, below 0 where padding begins."""
+    """The first row and column of its patch in the slice; below 0 the patch begins with padding."""
     pose: tuple[bool, ...]
     """Whether it is mirrored along its rows' axis, along its columns' axis, and turned by a quarter."""
     brightness: float
-    """By which its intensities are multiplied."""
+    """The factor by which its intensities are multiplied."""
 
 
 class PatchBatches(Randomizable, Transform):

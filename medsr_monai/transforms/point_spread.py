@@ -32,20 +32,21 @@ __all__ = [
 ]
 
 METHODS = ("bicubic", "gaussian", "box", "kspace", "kspace_hamming", "kspace_fermi", "rounded", "ct")
-"""Kinds of a :class:`PointSpread`. The order is that of their vector's entries, and is never changed."""
+"""The kinds of a :class:`PointSpread`. Their order is that of the entries of ENCODING and is never changed."""
 SLICE_KINDS = ("gaussian", "box", "rounded", "ct")
-"""Kinds that are profiles in space, between which there may be a gap."""
+"""The kinds that are profiles in space: between the slices of these there may be a gap."""
 ENCODING = (*METHODS, "width", "gap", "sharpness")
-"""What the entries of the vector of :func:`encode_point_spread` are."""
+"""The names of the entries of the vector that :func:`encode_point_spread` makes."""
 
 FWHM_TO_SIGMA = 1 / math.sqrt(8 * math.log(2))
 ROUNDING = 0.1
-"""Of ``rounded``: standard deviation of its edges over its width."""
+"""The standard deviation of the edges of the kind ``rounded``, as a fraction of its width."""
 BAND = math.sqrt(2 * math.log(2)) / math.pi
-"""Of ``ct``: standard deviation of its narrower Gaussian over its width, by which the band-pass is strongest at half a
-cycle a width."""
+"""The standard deviation of the narrower Gaussian of the kind ``ct``, as a fraction of its width.
+
+With this value the band-pass is strongest at half a cycle per width."""
 FERMI_RADIUS, FERMI_WIDTH = 0.9, 0.05
-"""Of ``kspace_fermi``: where the window is one half, and how wide it falls off, over the largest frequency."""
+"""Where the window of ``kspace_fermi`` is one half, and how wide it falls, as fractions of the largest frequency."""
 
 
 @dataclass(frozen=True)

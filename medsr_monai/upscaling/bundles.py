@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 DEFAULT_BUNDLE = "rdst_e"
 PIPELINE = ("in_channels", "out_channels", "scale")
-"""Arguments of a network that what is around it depends on."""
+"""Arguments of a network that must stay the bundle's, since its data and its inferer depend on them."""
 
 
 def bundle_folders() -> dict[str, Path]:

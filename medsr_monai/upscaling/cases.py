@@ -18,10 +18,10 @@ class Case(NamedTuple):
     """What a command reads and the file that it makes of it."""
 
     source: str
-    """What messages call it; the path, unless it is one series of several."""
+    """What messages call the input: its path, and of one series of several also the series."""
     output: Path
     series: DicomSeries | None = None
-    """Of what was found as a DICOM series."""
+    """The DICOM series that is read; None for files of other kinds."""
 
     @property
     def input(self) -> str | DicomSeries:

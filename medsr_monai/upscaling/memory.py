@@ -26,10 +26,10 @@ if TYPE_CHECKING:
 
 UNITS = {"MiB": 2**20, "GiB": 2**30, "TiB": 2**40, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 MARGIN = 1.05
-"""By which a limit must exceed the estimate: what the estimate may be wrong by, and a bit."""
+"""A limit must be at least this factor above the estimate, which covers the error of the estimate."""
 M_MMAP_THRESHOLD = -3
 MMAP_BYTES = 2**20
-"""Buffers from this size on are given back to the system at once under a limit."""
+"""Under a limit the C library gives buffers of this many bytes or more back to the system as soon as they are freed."""
 
 
 class Way(NamedTuple):

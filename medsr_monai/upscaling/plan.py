@@ -27,33 +27,39 @@ __all__ = [
 ]
 
 FLOAT = 4
-"""Bytes of a voxel; all volumes are float32."""
+"""The bytes of a voxel: all volumes are float32."""
 READ = 3.5
-"""Volumes of the input's size while it is read, where its type is not known: scaled by float64, then converted."""
+"""While an input of unknown type is read and scaled in float64, this many float32 volumes of its size are held."""
 SLAB_BUFFERS = 5
-"""Of a slab's size: the network's output, as gathered, restored and written; the count map of tiles besides."""
+"""This many copies of a slab are held at most, among them the gathered, the restored and the written one.
+
+Tiles need one more, in which overlaps are counted.
+"""
 PART_BUFFERS = 3
-"""Of the size of what is read from disk to be written again, besides the one that is read (of each plane)."""
+"""While an output on disk is read part by part and written again, this many copies of a part are held beside it."""
 CHUNK = 2**25
-"""Bytes of such a part, at least a plane: :data:`medsr_monai.data.CHUNK_BYTES`."""
+"""The bytes of such a part, which is a plane at least; as :data:`medsr_monai.data.stored_volume.CHUNK_BYTES`."""
 NOISE_BYTES, NOISE_SLICES = 36, 64
-"""For each voxel of the slices by which the noise is estimated, and how many slices these are at most."""
+"""The bytes that estimating the noise takes for each voxel of the slices it uses, and how many slices it uses at most."""
 RESIDUAL_BYTES, RESIDUAL_VOXELS = 20, 2**22
-"""For each voxel of a slab that is degraded again, float64, and how many voxels it has, or a slice's."""
+"""The bytes that the residual takes for each voxel of a slab, in float64, and the voxels of a slab.
+
+A slab has at least one slice, which may be larger.
+"""
 PICTURE = 64 * 2**20
-"""Bytes for drawing the quality picture."""
+"""The bytes that drawing the quality picture takes."""
 KERNELS = 8 * 2**20
-"""Bytes of libraries' code that is loaded when it is first used."""
+"""The bytes of libraries' code that is loaded only when it is first used."""
 HEAP = 128 * 2**20
-"""Bytes that the C library keeps for later once they have been used, at most."""
+"""The C library keeps at most this many bytes that were used, instead of giving them back to the system."""
 GPU_SHARE = 0.8
-"""Of the free memory of a GPU, the part that is planned for; operators' scratch takes some more."""
+"""The part of a GPU's free memory that is planned for, since the operators' own scratch is not counted."""
 MOST_SLICES = 64
-"""Slices at a time on a GPU: more leave it no less idle."""
+"""The largest number of slices at a time on a GPU; more make it no faster."""
 COUNTED_SIDE = 64
-"""Pixels along the sides of the smaller slice whose activations are counted for larger ones, at least."""
+"""Activations of large slices are extrapolated from smaller ones, whose sides have at least this many pixels."""
 TIMED_SIDE = 32
-"""Pixels along the sides of the slice that is timed, at least."""
+"""The slice that is timed has sides of at least this many pixels."""
 
 
 def peak_memory(

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 __all__ = ["BOUND", "RESEARCH_USE", "QualityCheck", "check_pictures", "check_quality", "quality_path", "sentence"]
 
 BOUND = 0.001
-"""Of the residual's RMS after the projection, by default, in parts of the input's intensity range."""
+"""By default, enforced consistency leaves a residual of this RMS at most, as a part of the input's intensity range."""
 RESEARCH_USE = "Research use only, not for clinical use."
 
 

@@ -20,7 +20,7 @@ __all__ = ["INDEX_NAME", "PageRow", "check_index", "write_index", "write_page"]
 
 INDEX_NAME = "index.html"
 PICTURE_WIDTH = 1000
-"""Pixels of the pictures inside the page, at most; those beside the outputs are larger."""
+"""Pictures inside the page are at most this many pixels wide; those beside the outputs are larger."""
 JPEG_QUALITY = 85
 MARK = '<meta name="generator" content="medsr_monai">'
 

@@ -23,10 +23,10 @@ __all__ = [
 ]
 
 LONG = datetime.timedelta(days=365)
-"""For which a process waits for the others; what ends one of them ends the waiting, too."""
+"""How long a process waits for the others, in effect for ever; what ends one of them ends the waiting too."""
 
 GRACE = 2.0
-"""Seconds that processes have to end by themselves after an interruption."""
+"""After an interruption processes have this many seconds to end by themselves."""
 
 
 def share_out(sizes: Sequence[int], parts: int) -> list[list[int]]:

@@ -26,17 +26,20 @@ __all__ = ["Known", "TrainedOn", "differences", "is_hounsfield", "known_of"]
 logger = logging.getLogger(__name__)
 
 MARGIN = 0.25
-"""By which an input may lie beyond the training data, as a part of the width of their range."""
+"""A figure of an input may lie outside of the training data's range by this part of the range's width."""
 LEAST_MARGIN = {"background": 0.15, "dark": 0.05, "median": 0.05, "bright": 0.05, "alike": 0.03, "edges": 0.05}
-"""The same for the narrow range of few volumes. How much of a picture is background is a matter of the crop."""
+"""By at least this much a figure may lie outside, since few training volumes have a narrow range.
+
+It is more for the background, whose share depends on how an image was cropped.
+"""
 PIXEL_MARGIN = 1.1
-"""Factor by which pixels may be smaller or larger than any of the training data."""
+"""Pixels may be smaller or larger than any of the training data by this factor."""
 THICKNESS_MARGIN = 1.5
-"""The same for the thickness of slices in parts of the target."""
+"""Slices may be thinner or thicker than in training by this factor, measured in multiples of the target's thickness."""
 HOUNSFIELD_AIR = (-3100.0, -900.0)
-"""Where the lower end of the intensities of a CT volume lies: air is -1000, what the scanner did not see is below."""
+"""The lowest intensity of a CT volume lies between these: air is -1000, and what the scanner did not see is below."""
 HOUNSFIELD_TISSUE = 100.0
-"""The upper end is above this."""
+"""The highest intensities of a CT volume are above this, in Hounsfield units."""
 
 BODY_PARTS = (
     {"brain", "head", "skull", "hippocampus"},
@@ -46,7 +49,7 @@ BODY_PARTS = (
     {"spine", "cspine", "tspine", "lspine", "neck", "cord"},
     {"pelvis", "prostate"},
 )
-"""Words that mean the same region."""
+"""Sets of words that mean the same region of the body."""
 
 
 @dataclass(frozen=True)

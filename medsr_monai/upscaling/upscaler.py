@@ -43,9 +43,9 @@ from medsr_monai.upscaling.trained_on import TrainedOn
 __all__ = ["Options", "Upscaler", "upscale"]
 
 SLICE_BATCH = 4
-"""Slices computed at a time on a CPU by default; more are no faster there."""
+"""The number of slices computed at a time on a CPU by default; more are no faster there."""
 SMALLEST_TILE = 32
-"""Least side of a tile in pixels: below it seams outweigh what is saved."""
+"""The shortest side of a tile in pixels; with smaller tiles the seams outweigh the memory that is saved."""
 
 
 @dataclass(kw_only=True, eq=False)

@@ -32,7 +32,7 @@ from medsr_monai.data.dicom.slices import DicomFiles, DicomSlice, TooLargeError,
 __all__ = ["codec_problem", "decoded_pixels", "read_stack"]
 
 HTJ2K = "1.2.840.10008.1.2.4.20"
-"""How the transfer syntaxes of high-throughput JPEG 2000 begin."""
+"""The beginning of the UIDs of the transfer syntaxes of high-throughput JPEG 2000."""
 CODECS = 'pip install "medsr_monai[dicom]"'
 ITK_SYNTAXES = (
     JPEGBaseline8Bit,
@@ -45,7 +45,7 @@ ITK_SYNTAXES = (
     JPEG2000,
     RLELossless,
 )
-"""Compressed transfer syntaxes that ITK decodes."""
+"""The compressed transfer syntaxes that ITK decodes."""
 PIXEL_TAGS = (
     "SamplesPerPixel PlanarConfiguration NumberOfFrames Rows Columns BitsAllocated BitsStored HighBit "
     "PixelRepresentation PixelData"

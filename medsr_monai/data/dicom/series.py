@@ -27,25 +27,25 @@ logger = logging.getLogger(__name__)
 SAME_PLACE = 0.01
 """Slices nearer to each other than this, in mm, lie at one position."""
 UNEVEN = 0.1
-"""Largest deviation of a slice from an even stack, as a fraction of the slice distance."""
+"""The largest deviation of a slice from an even stack, as a fraction of the distance between slices."""
 SAME_DIRECTION = 1e-3
-"""Largest difference of the direction cosines of slices in one stack."""
+"""The largest difference between the direction cosines of the slices of one stack."""
 MAX_SHEAR = 0.01
-"""Largest cosine between the stack's direction and the slices; smaller ones go into the affine, larger are refused."""
+"""The largest cosine between a stack's direction and its slices; it goes into the affine, and larger ones are refused."""
 THICKNESS_RANGE = 1.1
-"""Ratio of the thickest to the thinnest slice of a stack."""
+"""The largest ratio of the thickest to the thinnest slice of a stack."""
 WIDE = 1.5
 """Slices that lie farther apart than this times their stated distance or thickness may not be all there are."""
 SAME_SLICE = 0.6
 """Slices of two parts that lie farther apart than this share of their distance are not at one position."""
 SAME_SPAN = 0.4
-"""Share of the shorter of two stacks along which the other lies, from which on they take the same place."""
+"""Two stacks take the same place if they overlap along more than this share of the shorter one."""
 ACQUIRED_IN_TURNS = ("trigger", "acquisition", "acquisition time")
 """Marks that may differ between the slices of one volume that lie beside each other."""
 LOCALISER_SLICES = 5
-"""Slices of each plane that a localiser has at most; longer stacks are volumes."""
+"""A localiser has at most this many slices of each plane; longer stacks are volumes."""
 NAMED = 4
-"""Files or positions that a message names."""
+"""A message names at most this many files or positions."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,25 +56,25 @@ class DicomSeries:
     """
 
     root: str
-    """Folder, zip or file that was searched."""
+    """The folder, zip or file that was searched."""
     source: str
-    """What messages call it: ``root``, with number and description if it holds more than this."""
+    """What messages call the series: ``root``, and its number and description if the root holds several."""
     uid: str
     number: int | None
     description: str
     part: str
-    """``echo 2``, ``b-value 1000``, ``stack 2``; empty where the series is one stack."""
+    """Which stack of its DICOM series it is, such as ``echo 2`` or ``stack 2``; empty if that has only one."""
     modality: str
     study: str
-    """StudyInstanceUID."""
+    """Its StudyInstanceUID."""
     slices: tuple[DicomSlice, ...] = field(repr=False)
-    """In the order of the volume's last axis, along the cross product of the orientation's rows and columns."""
+    """In the order of the volume's last axis, which runs along the cross product of the rows' and columns' directions."""
     derived: bool
-    """ImageType begins with DERIVED."""
+    """Whether its ImageType begins with DERIVED."""
     localiser: bool
     secondary_capture: bool
     problem: str | None
-    """One line: what keeps it from being a volume, where, and what to do."""
+    """One line that says why it is no volume, where the fault is and what to do; None if it is one."""
 
     @property
     def files(self) -> list[str]:
@@ -212,11 +212,11 @@ class DicomStudy:
 
     root: str
     series: list[DicomSeries]
-    """By study, number and part."""
+    """The series, sorted by study, number and part."""
     damaged: dict[str, str]
-    """Files that cannot be read, and why, by name; they make the series of their folder refused."""
+    """The reasons why files cannot be read, by their names. All series in the folder of such a file are refused."""
     left_out: dict[str, str]
-    """Files that belong to no series, and what they are, by name."""
+    """What the files are that belong to no series, by their names."""
 
     @property
     def left_out_line(self) -> str | None:

@@ -13,11 +13,11 @@ if TYPE_CHECKING:
     from medsr_monai.data import DicomSeries
 
 LONGEST_DESCRIPTION = 60
-"""Characters of a series description that go into a file name."""
+"""At most this many characters of a series description go into a file name."""
 LONGEST_NAME = 150
-"""Bytes of a file name that is made of header text; file systems hold 255, and suffixes follow."""
+"""A file name made of header text has at most this many bytes: file systems hold 255, and suffixes follow."""
 SHORTEST_NAME = 3
-"""Letters that a part of a patient's name has at least, to be looked for in other names."""
+"""Parts of a patient's name with fewer letters than this are not looked for in other names."""
 
 
 def find_study(

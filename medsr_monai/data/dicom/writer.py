@@ -38,11 +38,11 @@ __all__ = ["check_series_folder", "save_dicom_slices", "write_dicom_series"]
 SOFTWARE = "medsr_monai"
 LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 MAX_SKEW = 1e-3
-"""Largest cosine between rows and columns."""
+"""The largest cosine between the rows and columns of a volume that DICOM can hold."""
 MAX_TILT = 0.01
-"""Largest cosine between the stack's direction and rows or columns; the slices' positions follow it."""
+"""The largest cosine between the stack's direction and rows or columns, which the slices' positions follow."""
 SERIES_NUMBER_STEP = 1000
-"""Added to the source's series number: behind the scanner's own, and recognisable."""
+"""It is added to the source's series number, so that the series is recognised and stands behind the scanner's own."""
 MAX_INTEGER = 2**31 - 1
 RESAMPLED = ("113085", "DCM", "Spatial resampling")  # PS3.16 CID 7203
 SOURCE_IMAGE = ("121322", "DCM", "Source image for image processing operation")  # PS3.16 CID 7202
@@ -58,9 +58,9 @@ class _Stack(NamedTuple):
     voxels: np.ndarray
     affine: np.ndarray
     source_shape: tuple[int, int, int]
-    """Of the source, in the order of ``voxels``."""
+    """The shape of the source, in the order of ``voxels``."""
     source_gap: float | None
-    """Between the source's slices in mm, None for a single one."""
+    """The distance in mm between the source's slices, None for a single one."""
 
     @property
     def directions(self) -> np.ndarray:
