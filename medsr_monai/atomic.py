@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["check_input", "check_output", "folder_written_atomically", "written_atomically", "written_together"]
+__all__ = ["check_input", "check_output", "written_atomically", "written_together"]
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """Error numbers of a full disk, a used-up quota, and a file larger than its system or a limit allows."""
@@ -27,17 +27,6 @@ def written_atomically(path: str | os.PathLike) -> Iterator[Path]:
         OSError: what the writer raises. If the disk is full or a quota used up, it says what to do.
     """
     with written_together(path) as (partial,):
-        yield partial
-
-
-@contextmanager
-def folder_written_atomically(path: str | os.PathLike) -> Iterator[Path]:
-    """Do what :func:`written_atomically` does for a folder and all that is put into it; an earlier one is replaced.
-
-    Check before that the earlier folder holds nothing of value.
-    """
-    with written_together(path) as (partial,):
-        partial.mkdir(parents=True)
         yield partial
 
 

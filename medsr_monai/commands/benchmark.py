@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-from pathlib import Path
 
-from medsr_monai.atomic import check_output
 from medsr_monai.upscaling.bundles import DEFAULT_BUNDLE, bundle_folder, choose_device
 
 
@@ -21,9 +19,7 @@ def benchmark(
     compile: bool = False,
     device: str = "auto",
     runs: int = 5,
-    csv: str | None = None,
     json: bool = False,
-    overwrite: bool = False,
 ) -> int:
     """Measure the size, speed and peak memory of networks on slices of a given size, and print a Markdown table.
 
@@ -45,9 +41,7 @@ def benchmark(
         compile: compile the networks with torch.compile, on CUDA with its graphs. A reference is not compiled.
         device: cpu, or a GPU such as cuda:0. auto measures on the CPU, and also on the GPU where there is one.
         runs: how many runs are timed after two to warm up; their median is printed. 0 prints the counts only.
-        csv: write the table to this file too.
         json: print JSON, with null for what was not measured.
-        overwrite: replace an existing CSV file.
     """
     size = size or ("24x24" if training else "160x160")
     batch = (4 if training else 1) if batch is None else batch
@@ -58,15 +52,13 @@ def benchmark(
         raise ValueError(f"size is {size!r}, expected HxW such as 160x160")
     if runs < 0:
         raise ValueError(f"runs is {runs}, expected at least 1, or 0 to count only")
-    if csv is not None:
-        check_output(Path(csv), overwrite)
     height, width = map(int, sides.groups())
     if bundle is None and networks is None:
         bundle = DEFAULT_BUNDLE
     folder = None if bundle is None else bundle_folder(bundle)
     from medsr_monai.evaluation.benchmark import bundle_network, measure, named_networks
     from medsr_monai.inferers.fast_network import PRECISIONS
-    from medsr_monai.metrics import benchmark_header, benchmark_line, json_text, write_benchmark
+    from medsr_monai.metrics import benchmark_header, benchmark_line, json_text
 
     chosen, failed = {}, False
     if folder is not None:
@@ -94,9 +86,6 @@ def benchmark(
         if not json:
             header = benchmark_header() + "\n" if len(rows) == 1 else ""
             print(header, benchmark_line(found), sep="", flush=True)
-    if csv is not None:
-        Path(csv).parent.mkdir(parents=True, exist_ok=True)
-        write_benchmark(rows, csv)
     if json:
         print(f"[{', '.join(map(json_text, rows))}]")
     return 1 if failed else 0

@@ -23,28 +23,24 @@ def compare(
     networks: str | None = None,
     plane: str = "auto",
     scale: int | None = None,
-    method: str | None = None,
-    fwhm: float | None = None,
     slice: int | None = None,
     crop: str | None = None,
     border: int = 4,
     device: str = "auto",
     frame: int | None = None,
-    slice_batch: int = 4,
     save_volumes: bool = False,
     json: bool = False,
     overwrite: bool = False,
 ) -> int:
-    """Super-resolve one volume with several methods and bicubic interpolation, and compare them in a table and a
-    picture.
+    """Super-resolve one volume with several methods, and compare them with bicubic in a table and a picture.
 
     It writes compare.md, compare.csv and compare.json (PSNR and SSIM as `medsr evaluate` computes them, the number of
     weights, the seconds), slices.csv, and compare.png, which has a column for each method with a slice, a detail of it,
     the absolute error, PSNR and SSIM.
 
     Args:
-        input: a high-resolution volume, which is made coarse and is the reference. With --reference it is a
-            low-resolution volume.
+        input: a high-resolution volume, which is made coarse by bicubic interpolation and is the reference. With
+            --reference it is a low-resolution volume, such as `medsr degrade` makes in other ways.
         output: the folder for the results, made if missing.
         reference: a high-resolution volume of the same space as the input.
         bundles: names or folders of bundles with commas between them, or NAME=FILE for a bundle with other weights than
@@ -54,9 +50,6 @@ def compare(
         plane: axial, coronal or sagittal, the plane whose slices are enlarged. auto takes the one with the finest
             pixels.
         scale: by how much the input is made coarse. By default it is the scale of the methods.
-        method: how the input is made coarse, bicubic (the default), gaussian, box or kspace, as `medsr degrade` does
-            it.
-        fwhm: for the method gaussian, its width in voxels of the input. By default it is the scale.
         slice: the number of the slice in the picture, counted as in slices.csv. By default it is the middle one of
             those that are compared.
         crop: the detail in the picture, as top,left,height,width in pixels of the slice. By default it is a quarter of
@@ -64,7 +57,6 @@ def compare(
         border: how many pixels are left out at each side of a slice.
         device: where the networks run, such as cpu or cuda:0. auto takes a GPU where there is one.
         frame: which frame of 4D files to take, counted from 0.
-        slice_batch: how many slices are computed at a time.
         save_volumes: also write every result as NAME_sr.nii.gz, and the coarse volume as input.nii.gz.
         json: print compare.json instead of the table.
         overwrite: replace existing files.
@@ -74,10 +66,6 @@ def compare(
             check_input(path)
     if border < 0:
         raise ValueError(f"border is {border}, expected 0 or more pixels")
-    if slice_batch < 1:
-        raise ValueError(f"slice_batch is {slice_batch}, expected at least 1")
-    if reference is not None and (method is not None or fwhm is not None):
-        raise ValueError("method and fwhm are of the degradation, and with a reference nothing is degraded: drop them")
     box = None
     if crop is not None:
         if not re.fullmatch(r"\d+(,\d+){3}", crop):
@@ -108,7 +96,6 @@ def compare(
     options = {
         "plane": plane,
         "device": choose_device(device),
-        "slice_batch": slice_batch,
         "progress": sys.stderr.isatty(),
     }
     options["frame"] = None if reference is None else frame
@@ -123,8 +110,8 @@ def compare(
         source = Path(input)
         if reference is None:
             factors = axis_factors(plane_axis(ref.affine, plane), scale)
-            image = degrade_volume(ref, factors, method or "bicubic", fwhm=fwhm)
-            note += f" ({method or 'bicubic'})"
+            image = degrade_volume(ref, factors)
+            note += " (bicubic)"
             place = folder if save_volumes else Path(stack.enter_context(tempfile.TemporaryDirectory()))
             source = place / "input.nii.gz"
         with naming(input):

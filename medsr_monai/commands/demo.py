@@ -11,8 +11,7 @@ from medsr_monai.upscaling.bundles import DEFAULT_BUNDLE, BundleRunner, bundle_f
 
 
 def demo(output: str = "demo_out", bundle: str = DEFAULT_BUNDLE, device: str = "auto", overwrite: bool = False) -> None:
-    """Show what a bundle does: make the small brain scan of this package coarse, super-resolve it, compare with
-    bicubic.
+    """Make the small brain scan that ships with the package coarse, super-resolve it, compare with bicubic.
 
     It writes reference.nii.gz, input.nii.gz, bicubic.nii.gz, sr.nii.gz and demo.png, a picture of all four.
 

@@ -16,8 +16,7 @@ def export(
     precision: str = "float32",
     overwrite: bool = False,
 ) -> int:
-    """Write a bundle's network with its weights as an ONNX or TorchScript file, which takes slices of any number and
-    size.
+    """Write a bundle's network with its weights as an ONNX or TorchScript file, for slices of any number and size.
 
     Before the file gets its name, its results are compared with the network's on random images of several sizes. `medsr
     upscale --weights FILE` runs it, and so does any program that reads the format. It takes image [B, C, H, W] and

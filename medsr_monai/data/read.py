@@ -24,7 +24,7 @@ from medsr_monai.data.find import pair_of
 from medsr_monai.data.gzip_stream import check_gzip
 from medsr_monai.data.label_detection import check_no_label_map
 from medsr_monai.data.pictures import is_picture, load_picture
-from medsr_monai.errors import is_out_of_memory
+from medsr_monai.errors import first_line, is_out_of_memory
 from medsr_monai.suffixes import GZIP_SUFFIXES, UNREAD_SUFFIXES, VOLUME_SUFFIXES
 from medsr_monai.transforms.geometry import implausible_grid, outer_corners, spacing
 
@@ -98,7 +98,7 @@ def check_nifti(path: str | os.PathLike, frame: int | None = None) -> None:
     except Exception as error:  # nibabel, gzip and zlib raise many kinds
         if is_out_of_memory(error):
             raise
-        raise ValueError(f"{path}: cannot be read as a volume ({_first_line(error)}): damaged or misnamed?") from error
+        raise ValueError(f"{path}: cannot be read as a volume ({first_line(error)}): damaged or misnamed?") from error
     _check_size(path, image)
     check_image(image, path, frame, _stored_header(image))
 
@@ -233,7 +233,7 @@ def _check_forms(name: str | os.PathLike, image: nibabel.Nifti1Pair, shape: tupl
         try:
             distance = forms_apart(header, shape)
         except (ValueError, nibabel.spatialimages.HeaderDataError) as error:
-            raise ValueError(f"{name}: the qform cannot be read ({_first_line(error)}): set its code to 0") from error
+            raise ValueError(f"{name}: the qform cannot be read ({first_line(error)}): set its code to 0") from error
         apart = not distance <= MAX_FORMS_APART * spacing(image_affine(image)).min()
         spaces = [nibabel.nifti1.xform_codes.label[code] for code in codes.values()]
         if apart and codes["qform"] != codes["sform"]:
@@ -317,10 +317,6 @@ def check_same_grid(path: str | os.PathLike, grid: tuple, ref_path: str | os.Pat
     distance = np.abs(outer_corners(affine, shape) - outer_corners(ref_affine, ref_shape)).max()
     if distance > MAX_FORMS_APART * spacing(ref_affine).min():
         raise ValueError(f"{path}: corners up to {distance:.2f} mm from those of {ref_path}: {remedy}")
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 class LoadVolumed(MapTransform):
@@ -417,7 +413,7 @@ class LoadVolumed(MapTransform):
         except Exception as error:  # gzip, zlib and nibabel raise many kinds
             if is_out_of_memory(error):
                 raise
-            raise ValueError(f"{path}: cannot be read to its end ({_first_line(error)}): damaged file?") from error
+            raise ValueError(f"{path}: cannot be read to its end ({first_line(error)}): damaged file?") from error
         if self.frame is not None:
             volume = volume[self.frame : self.frame + 1]
         # of an Analyze file and of other units than mm the reader does not know it

@@ -71,7 +71,7 @@ def load_systems(chosen: Sequence[System], **options: Any) -> dict[str, Runner]:
 
     Args:
         chosen: from :func:`named_systems`.
-        options: of a :class:`medsr_monai.evaluation.tables.NetworkRunner`: plane, device, slice_batch and frame too.
+        options: of a :class:`medsr_monai.evaluation.tables.NetworkRunner`: plane, device, frame, progress.
 
     Raises:
         FileNotFoundError, ValueError: weights that do not load, a bundle that compare cannot run, two of one name.
@@ -79,7 +79,7 @@ def load_systems(chosen: Sequence[System], **options: Any) -> dict[str, Runner]:
     from medsr_monai.evaluation.tables import load_runner
 
     device = f"$torch.device('{options['device']}')"
-    overrides = {"plane": options["plane"], "frame": options["frame"], "sw_batch_size": options["slice_batch"]}
+    overrides = {"plane": options["plane"], "frame": options["frame"]}
     systems: dict[str, Runner] = {}
     for system in chosen:
         name, bundle, file = system.name, system.bundle, system.weights

@@ -93,7 +93,6 @@ class NetworkRunner:
         weights: file that they were loaded from, None for a network without.
         plane: see :class:`medsr_monai.inferers.PlaneInferer`.
         device: cpu or cuda.
-        slice_batch: slices computed at a time.
         frame: of a 4D file, counted from 0.
         progress: show a progress bar.
 
@@ -107,7 +106,6 @@ class NetworkRunner:
         weights: str | os.PathLike | None = None,
         plane: str = "auto",
         device: str = "cpu",
-        slice_batch: int = 4,
         frame: int | None = None,
         progress: bool = False,
     ) -> None:
@@ -122,7 +120,7 @@ class NetworkRunner:
         self.device = device
         self.scale_factors = tuple(network.scale_factors)
         self.preprocessing = load_volume(frame=frame)
-        self.inferer = PlaneInferer(plane, slice_batch, progress=progress)
+        self.inferer = PlaneInferer(plane, progress=progress)
         self.postprocessing = inference_postprocessing()
 
     def read(self, path: str | Path) -> dict[str, MetaTensor]:
@@ -137,13 +135,13 @@ class NetworkRunner:
 
 
 def load_runner(path: str | os.PathLike, name: str | None = None, **options: Any) -> NetworkRunner:
-    """Runner of the network that a weights file of this package holds.
+    """Load the network that a weights file of this package holds.
 
     Args:
-        path: {"model", "network"} file.
+        path: a file with the dictionary {"model", "network"}.
         name: what the network is said to be. Where it is the name of a network in `NETWORKS`, the file must hold one of
             that class.
-        options: of `NetworkRunner`.
+        options: those of `NetworkRunner`.
 
     Raises:
         FileNotFoundError, ValueError: no weights file, another network than its name says, or what `NetworkRunner`

@@ -19,13 +19,11 @@ from medsr_monai.transforms.point_spread import (
     encode_point_spread,
     point_spread_of,
     sampling_matrices,
-    sampling_matrix,
 )
 from medsr_monai.transforms.windows import to_device
 
 __all__ = [
     "RandDegraded",
-    "degradation_matrix",
     "degrade",
     "degrade_batch",
     "describe_degradation",
@@ -34,20 +32,6 @@ __all__ = [
 
 Method = str | PointSpread | Mapping[str, object]
 """A point spread, its kind, or the keyword arguments of a :class:`medsr_monai.transforms.RandPointSpread`."""
-
-
-def degradation_matrix(size: int, factor: int, method: str | PointSpread, fwhm: float | None = None) -> torch.Tensor:
-    """:func:`sampling_matrix` [size // factor, size] of a whole factor, whose errors it raises.
-
-    Args:
-        size: a multiple of ``factor``.
-
-    Raises:
-        ValueError: ``size`` is no multiple of ``factor``.
-    """
-    if factor < 1 or size < factor or size % factor:
-        raise ValueError(f"size {size} is no multiple of the factor {factor}: crop it first")
-    return sampling_matrix(size, size // factor, method, fwhm)
 
 
 def degrade(

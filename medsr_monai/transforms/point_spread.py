@@ -44,7 +44,8 @@ ROUNDING = 0.1
 BAND = math.sqrt(2 * math.log(2)) / math.pi
 """The standard deviation of the narrower Gaussian of the kind ``ct``, as a fraction of its width.
 
-With this value the band-pass is strongest at half a cycle per width."""
+With this value the band-pass is strongest at half a cycle per width.
+"""
 FERMI_RADIUS, FERMI_WIDTH = 0.9, 0.05
 """Where the window of ``kspace_fermi`` is one half, and how wide it falls, as fractions of the largest frequency."""
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import pydicom
 
 from medsr_monai.atomic import check_input
+from medsr_monai.data import check_series_folder, check_sources, is_dicom_file, is_zip
+from medsr_monai.data.dicom.studies import find_study
+from medsr_monai.records.sidecar import is_ours
 from medsr_monai.suffixes import NIFTI_SUFFIXES
 from medsr_monai.upscaling.cases import Case
-
-if TYPE_CHECKING:
-    import pydicom
 
 
 def find_dicom_cases(
@@ -30,10 +31,6 @@ def find_dicom_cases(
         ValueError: the source is no DICOM study, which a derived series would belong to; see also what is named above.
     """
     check_input(source)
-    from medsr_monai.data import check_series_folder, is_dicom_file, is_zip
-    from medsr_monai.data.dicom.studies import find_study
-    from medsr_monai.records.sidecar import is_ours
-
     path, out = Path(source), Path(target)
     if out.name.endswith(NIFTI_SUFFIXES):
         raise ValueError(f"{out}: a DICOM series is written to a folder, give its name, or leave --output-format out")
@@ -52,9 +49,7 @@ def find_dicom_cases(
 
 
 def source_headers(case: Case) -> list[pydicom.Dataset]:
-    """Of the slices that a case's output is derived from, checked before any work is put into it."""
-    from medsr_monai.data import check_sources
-
+    """The headers of the slices that a case's output is derived from, checked before any work is put into it."""
     headers = case.series.headers()
     check_sources(headers)
     return headers

@@ -8,21 +8,30 @@ import dataclasses
 import gc
 import math
 import re
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
+import nibabel
+import numpy as np
+import torch
+from monai.data import MetaTensor
+
+from medsr_monai.data import StoredVolume, check_nifti, read_grid
+from medsr_monai.inferers import InferencePlan, PlaneInferer, Slab, slab_passes
 from medsr_monai.suffixes import VOLUME_SUFFIXES
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
-
-    import torch
-    from monai.data import MetaTensor
-
-    from medsr_monai.data import StoredVolume
-    from medsr_monai.inferers import InferencePlan, PlaneInferer, Slab
-    from medsr_monai.upscaling.bundles import BundleRunner
-    from medsr_monai.upscaling.cases import Case
+from medsr_monai.transforms import with_corners_of
+from medsr_monai.upscaling.bundles import BundleRunner
+from medsr_monai.upscaling.cases import Case
+from medsr_monai.upscaling.plan import (
+    HEAP,
+    MOST_SLICES,
+    activation_bytes,
+    free_gpu_bytes,
+    peak_memory,
+    resident_bytes,
+    slices_that_fit,
+)
 
 UNITS = {"MiB": 2**20, "GiB": 2**30, "TiB": 2**40, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 MARGIN = 1.05
@@ -69,8 +78,6 @@ def load_libraries(picture: bool) -> None:
     Args:
         picture: whether it will draw.
     """
-    import torch
-
     from medsr_monai.upscaling import quality  # noqa: F401
 
     if picture:
@@ -172,8 +179,6 @@ class Memory:
         which takes minutes for every number of slices, keeps to that of the first volume as long as it fits; where a
         volume has fewer slices, its batch is filled up.
         """
-        from medsr_monai.upscaling.plan import MOST_SLICES, free_gpu_bytes, slices_that_fit
-
         if self.runner.exported is not None:
             return  # its activations are not to be seen
         compiled = self.slices.compile
@@ -198,8 +203,6 @@ class Memory:
         channels: int = 1,
     ) -> int | None:
         """Bytes of the process at most; None where they cannot be told: an exported network, another system."""
-        from medsr_monai.upscaling.plan import HEAP, peak_memory
-
         found = self.activation_bytes(plan, slice_batch)
         if self.resident is None or found is None:
             return None
@@ -248,8 +251,6 @@ class Memory:
 
     def _resident(self) -> int | None:
         """Of the process now, what it does not need any more given back; None where the system does not tell."""
-        from medsr_monai.upscaling.plan import resident_bytes
-
         if self.limit is not None:
             gc.collect()
             if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
@@ -258,8 +259,6 @@ class Memory:
 
     def _activations(self, *batch: int) -> int | None:
         """Of a batch of slices with rows and columns."""
-        from medsr_monai.upscaling.plan import activation_bytes
-
         if batch not in self.activations:
             count, rows, columns = batch
             network = self.runner.network
@@ -282,11 +281,6 @@ class Memory:
             return shape, case.series.affine, 12 * math.prod(shape)
         if not Path(case.source).name.lower().endswith(VOLUME_SUFFIXES):
             raise ValueError("max_memory is for volumes, pictures are made whole: leave it out")
-        import nibabel
-        import numpy as np
-
-        from medsr_monai.data import check_nifti, read_grid
-
         frame = self.runner["frame"] if "frame" in self.runner.parser else None
         check_nifti(case.source, frame)
         shape, affine = read_grid(case.source)
@@ -302,13 +296,6 @@ def run_in_slabs(runner: BundleRunner, item: dict[str, MetaTensor], folder: Path
     Raises:
         ValueError: as `run` does, and where the bundle's postprocessing changes more than intensities.
     """
-    import torch
-    from monai.data import MetaTensor
-
-    from medsr_monai.data import StoredVolume
-    from medsr_monai.inferers import slab_passes
-    from medsr_monai.transforms import with_corners_of
-
     image = item["image"]
     plan = runner.plan(image.affine, image.shape[1:])
     like = with_corners_of(image, torch.zeros(()).expand(1, *plan.new_shape))
@@ -348,8 +335,6 @@ def _merge(
     result: StoredVolume,
 ) -> None:
     """The mean of the planes, each of which goes through a file of its own, since its slabs lie across the others'."""
-    from medsr_monai.data import StoredVolume
-
     with contextlib.ExitStack() as files:
         made = []
         for slabs, axis in zip(passes, planes, strict=True):

@@ -14,6 +14,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from medsr_monai.data.stored_volume import CHUNK_BYTES
 from medsr_monai.inferers import InferencePlan
 from medsr_monai.inferers.slice_batches import RESULTS
 
@@ -37,10 +38,8 @@ Tiles need one more, in which overlaps are counted.
 """
 PART_BUFFERS = 3
 """While an output on disk is read part by part and written again, this many copies of a part are held beside it."""
-CHUNK = 2**25
-"""The bytes of such a part, which is a plane at least; as :data:`medsr_monai.data.stored_volume.CHUNK_BYTES`."""
 NOISE_BYTES, NOISE_SLICES = 36, 64
-"""The bytes that estimating the noise takes for each voxel of the slices it uses, and how many slices it uses at most."""
+"""The bytes that estimating the noise takes for a voxel of the slices it uses, and how many slices it uses at most."""
 RESIDUAL_BYTES, RESIDUAL_VOXELS = 20, 2**22
 """The bytes that the residual takes for each voxel of a slab, in float64, and the voxels of a slab.
 
@@ -103,7 +102,7 @@ def peak_memory(
         slices = max(output // plan.new_shape[one.axis] for one in plan.passes)
         made, kept = (SLAB_BUFFERS + plan.tiled) * slab_batch * slices, 0
         read_again = 1 if plan.in_one_go else len(plan.passes)
-        steps = [(read_again + PART_BUFFERS) * min(max(CHUNK, plane), output)]
+        steps = [(read_again + PART_BUFFERS) * min(max(CHUNK_BYTES, plane), output)]
     needs = [
         READ * inputs if read is None else max(read, 2 * inputs),
         inputs + made + activations,

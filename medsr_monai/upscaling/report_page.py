@@ -73,7 +73,7 @@ dialog img { width: auto; max-width: 98vw; max-height: 98vh; cursor: zoom-out; }
 <tr data-status="{{ row.status }}">
 <td class="text">{{ row.case }}</td><td class="status">{{ row.status }}</td><td class="text">{{ row.reason }}</td>
 <td class="text">{{ row.warnings }}</td>
-<td class="number">{{ row.percent|figure }}</td><td class="number">{{ row.per_noise|figure }}</td>
+<td class="number">{{ row.percent|figure }}</td><td class="number">{{ row.residual_per_noise|figure }}</td>
 <td class="number">{{ row.seconds|figure }}</td>
 <td class="picture">{% if row.picture %}<img src="{{ row|embedded }}" alt="quality picture of {{ row.case }}">
 {%- endif %}</td></tr>
@@ -152,10 +152,6 @@ class PageRow:
     @property
     def percent(self) -> float | None:
         return None if self.residual is None else 100 * self.residual
-
-    @property
-    def per_noise(self) -> float | None:
-        return self.residual_per_noise
 
 
 def check_index(path: str | os.PathLike, overwrite: bool = False) -> None:

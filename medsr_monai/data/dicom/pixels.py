@@ -28,6 +28,7 @@ from pydicom.uid import (
 )
 
 from medsr_monai.data.dicom.slices import DicomFiles, DicomSlice, TooLargeError, check_unpacked
+from medsr_monai.errors import first_line
 
 __all__ = ["codec_problem", "decoded_pixels", "read_stack"]
 
@@ -134,7 +135,7 @@ def decoded_pixels(header: pydicom.Dataset, name: str | os.PathLike) -> np.ndarr
     except TooLargeError as error:
         raise ValueError(f"{name}: {error}") from error
     except Exception as error:  # codecs raise many kinds
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise ValueError(f"{name}: cannot be read to its end ({reason}): damaged file?") from error
 
 

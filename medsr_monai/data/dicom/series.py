@@ -18,6 +18,7 @@ from pydicom.uid import UID, SecondaryCaptureImageStorage
 from medsr_monai.data.dicom.attributes import frame_header
 from medsr_monai.data.dicom.pixels import codec_problem, read_stack
 from medsr_monai.data.dicom.slices import DicomFiles, DicomSlice, is_zip, read_slices
+from medsr_monai.errors import first_line
 from medsr_monai.transforms.geometry import implausible_grid
 
 __all__ = ["DicomSeries", "DicomStudy", "find_series", "one_series", "read_study"]
@@ -31,7 +32,7 @@ UNEVEN = 0.1
 SAME_DIRECTION = 1e-3
 """The largest difference between the direction cosines of the slices of one stack."""
 MAX_SHEAR = 0.01
-"""The largest cosine between a stack's direction and its slices; it goes into the affine, and larger ones are refused."""
+"""The largest cosine between a stack's direction and its slices; larger ones are refused, others go into the affine."""
 THICKNESS_RANGE = 1.1
 """The largest ratio of the thickest to the thinnest slice of a stack."""
 WIDE = 1.5
@@ -68,7 +69,7 @@ class DicomSeries:
     study: str
     """Its StudyInstanceUID."""
     slices: tuple[DicomSlice, ...] = field(repr=False)
-    """In the order of the volume's last axis, which runs along the cross product of the rows' and columns' directions."""
+    """In the order of the volume's last axis, which follows the cross product of the rows' and columns' directions."""
     derived: bool
     """Whether its ImageType begins with DERIVED."""
     localiser: bool
@@ -200,7 +201,7 @@ class DicomSeries:
                         with pydicom.config.disable_value_validation():  # a source's odd values are not ours to report
                             header.walk(lambda dataset, element: None)  # converts the values, which may be damaged
                     except Exception as error:  # pydicom meets damaged headers with many kinds
-                        reason = (str(error).splitlines() or [type(error).__name__])[0]
+                        reason = first_line(error)
                         raise ValueError(f"{self.source}: {item.file} has a damaged header ({reason})") from error
                 headers.append(whole[item.file] if item.frame is None else frame_header(whole[item.file], item.frame))
         return headers

@@ -30,6 +30,8 @@ from pydicom.uid import (
     MediaStorageDirectoryStorage,
 )
 
+from medsr_monai.errors import first_line
+
 __all__ = ["DicomFiles", "DicomSlice", "FoundSlices", "begins_as_dicom", "check_unpacked", "is_zip", "read_slices"]
 
 PREAMBLE = 132
@@ -363,7 +365,7 @@ def read_slices(files: DicomFiles) -> FoundSlices:
                 damaged[name] = str(error)
                 continue
             except Exception as error:  # pydicom meets damaged headers with many kinds
-                damaged[name] = f"has a damaged header ({_first_line(error)})"
+                damaged[name] = f"has a damaged header ({first_line(error)})"
                 continue
             if isinstance(found, str):
                 left_out[name] = found
@@ -418,10 +420,6 @@ def _of_file(files: DicomFiles, name: str) -> list[DicomSlice] | str:
     if image or not sure:
         raise ValueError(f"without an image: no {' and '.join(lacks)}, truncated?")
     return f"{kinds[0]}, no image"
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _of_header(name: str, header: pydicom.Dataset) -> list[DicomSlice]:

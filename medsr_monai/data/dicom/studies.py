@@ -7,10 +7,11 @@ import os
 import re
 import unicodedata
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from medsr_monai.data import DicomSeries
+from medsr_monai.data.dicom.images import is_dicom_folder
+from medsr_monai.data.dicom.series import DicomSeries, one_series, read_study
+from medsr_monai.data.dicom.slices import is_zip
+from medsr_monai.data.find import holds_volumes, volume_name
 
 LONGEST_DESCRIPTION = 60
 """At most this many characters of a series description go into a file name."""
@@ -36,9 +37,6 @@ def find_study(
     Raises:
         ValueError: no series, none that is taken, or no such series.
     """
-    from medsr_monai.data import holds_volumes, is_dicom_folder, is_zip, one_series, volume_name
-    from medsr_monai.data.dicom.series import read_study
-
     path = Path(source)
     if path.is_dir() and holds_volumes(path) and not (series or all_series or only_dicom):
         return None  # and list_volumes names the series

@@ -22,7 +22,7 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 from pydicom.valuerep import format_number_as_ds
 
 from medsr_monai import __version__
-from medsr_monai.atomic import folder_written_atomically
+from medsr_monai.atomic import written_together
 from medsr_monai.data.dicom.attributes import (
     check_sources,
     compression_history,
@@ -139,7 +139,8 @@ def write_dicom_series(
     """
     folder = Path(folder)
     check_series_folder(folder, overwrite)
-    with folder_written_atomically(folder) as partial:
+    with written_together(folder) as (partial,):
+        partial.mkdir(parents=True)
         save_dicom_slices(volume, partial, sources, description=description)
 
 
