@@ -1080,7 +1080,6 @@ def test_benchmark_runs_the_default_bundle(medsr):
         (["--networks", "EDSRLite,EDRS"], "no network 'EDRS': choose all, or some of RDST,RDSTE,"),
         (["--networks", "StyleSwinGenerator"], "no network 'StyleSwinGenerator'"),
         (["--networks", "Bicubic", "--device", "abacus"], "device 'abacus' is not available"),
-        (["--csv", "."], "is a folder"),
     ],
 )
 def test_benchmark_refuses_wrong_options(medsr, options, reason):

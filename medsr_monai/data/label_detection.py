@@ -65,9 +65,9 @@ def check_no_label_map(name: str | os.PathLike, voxels: np.ndarray, intent: int 
     """Refuse a label map, of which a network would make numbers that are no labels.
 
     Args:
-        name: of the file, for the error and for what names tell.
-        voxels: of any number of axes.
-        intent: intent code of a NIfTI header.
+        name: the name of the file, for the error, and since names tell label maps too.
+        voxels: the voxels, of any number of axes.
+        intent: the intent code of a NIfTI header.
 
     Raises:
         ValueError: it is a label map; says what to do instead.

@@ -95,7 +95,7 @@ def load_picture(path: str | os.PathLike, label: bool = False) -> MetaTensor:
     :func:`write_picture`.
 
     Args:
-        path: of the file.
+        path: the file.
         label: read a label map: bilevel pictures and the numbers of a palette are labels, colour is refused.
 
     Raises:

@@ -69,12 +69,12 @@ def check_nifti(path: str | os.PathLike, frame: int | None = None) -> None:
     """Refuse a file that is no 3D volume with a sound geometry; only its header is read.
 
     Args:
-        path: NIfTI or FreeSurfer file, or either file of an Analyze or NIfTI pair.
-        frame: taken from a 4D file, counted from 0; None for 3D files.
+        path: a NIfTI or FreeSurfer file, or either file of an Analyze or NIfTI pair.
+        frame: the frame that is taken from a 4D file, counted from 0; None for 3D files.
 
     Raises:
-        FileNotFoundError, ValueError: one line: what is wrong, where, what to do. What is only doubtful (units other
-            than mm, no stated orientation) is logged as a warning.
+        FileNotFoundError, ValueError: one line that says what is wrong, where, and what to do. What is only doubtful
+            (units other than mm, no stated orientation) is logged as a warning.
     """
     path = Path(path)
     if not path.exists():
@@ -115,7 +115,7 @@ def check_image(
         image: NIfTI or FreeSurfer image.
         name: what messages call it.
         frame: see :func:`check_nifti`.
-        header: of a NIfTI file as it is on disk, before nibabel mends it; by default the image's.
+        header: the header of a NIfTI file as it is on disk, before nibabel mends it; by default the image's.
 
     Raises:
         ValueError: see :func:`check_nifti`, which also says what is logged as a warning.
@@ -190,7 +190,7 @@ def _warn_of_header(path: str | os.PathLike, header: nibabel.Nifti1Header) -> No
 
 
 def image_affine(image: nibabel.spatialimages.SpatialImage) -> np.ndarray:
-    """Affine of a nibabel image in millimetres, whatever the unit of a NIfTI header; nibabel leaves units alone."""
+    """Give a nibabel image's affine in mm, whatever the unit in a NIfTI header, which nibabel leaves alone."""
     affine = np.asarray(image.affine, dtype=float)
     if not isinstance(image.header, nibabel.Nifti1Header):
         return affine
@@ -201,12 +201,12 @@ def check_grid(affine: np.ndarray, shape: Sequence[int], name: str | os.PathLike
     """Refuse a grid in which voxels have no size, or are skewed, or lie where no patient is.
 
     Args:
-        affine: 4x4, voxel index to RAS millimetres.
-        shape: of the three spatial axes.
+        affine: 4x4, from voxel indices to RAS millimetres.
+        shape: the numbers of voxels along the three spatial axes.
         name: what messages call the volume.
 
     Raises:
-        ValueError: one line.
+        ValueError: the grid is such a one; one line.
     """
     columns, edges = affine[:3, :3], spacing(affine)
     if not np.isfinite(affine).all() or edges.min() < 1e-9 or abs(np.linalg.det(columns / edges)) < 1e-6:
@@ -251,7 +251,7 @@ def _warn_once(text: str, *values: object) -> None:
 
 
 def forms_apart(header: nibabel.Nifti1Header, shape: tuple[int, ...]) -> float:
-    """Largest distance in mm between the corners by qform and by sform, beyond a qform's precision."""
+    """Measure how far apart, in mm, qform and sform place the corners at most, beyond a qform's precision."""
     by_qform, by_sform = (outer_corners(form, shape) for form in (header.get_qform(), header.get_sform()))
     diagonal = np.linalg.norm(by_sform[-1] - by_sform[0])
     apart = np.linalg.norm(by_qform - by_sform, axis=1).max() - QFORM_PRECISION * diagonal
@@ -288,10 +288,11 @@ def _oriented_affine(path: Path, shape: Sequence[int], edges: Sequence[float], o
 
 
 def read_grid(path: str | os.PathLike, orientation: str | None = None) -> tuple[tuple[int, int, int], np.ndarray]:
-    """Shape and affine of a volume file that :func:`check_nifti` accepts; only the header is read.
+    """Read the shape and affine of a volume file that :func:`check_nifti` accepts; only the header is read.
 
     Args:
-        orientation: of an Analyze file, which does not hold it, see :class:`LoadVolumed`.
+        path: the file.
+        orientation: that of an Analyze file, which does not hold it, see :class:`LoadVolumed`.
 
     Raises:
         ValueError: an Analyze file without a valid orientation.
@@ -333,8 +334,8 @@ class LoadVolumed(MapTransform):
     anterior, superior); the affine then follows from this, with the centre of the volume at the origin.
 
     Args:
-        keys: hold a path or a series each, or a list of paths.
-        frame: of a 4D file, counted from 0.
+        keys: the keys, each of a path, a series or a list of paths.
+        frame: the frame of a 4D file, counted from 0.
         pictures: read pictures too, as volumes of one slice (see :func:`medsr_monai.data.load_picture`); without it
             they are refused, since they hold no geometry, and a single DICOM file is read as a volume of one slice.
         label_maps: read label maps too, which are refused otherwise.

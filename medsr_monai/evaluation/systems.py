@@ -1,4 +1,4 @@
-"""The systems that are compared, as a command line names them; light, since names are checked before anything loads."""
+"""The systems that are compared, as a command line names them. It imports little: names are checked first."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ class System:
     """A bundle or a network that is to be compared.
 
     Attributes:
-        name: in tables; None for that of the network's class, which its weights file tells.
-        bundle: name or folder; None for a network without one.
-        weights: file; None for the bundle's own.
+        name: the name in tables; None for that of the network's class, which its weights file states.
+        bundle: name or folder of the bundle; None for a network without one.
+        weights: the weights file; None for the bundle's own.
     """
 
     name: str | None
@@ -34,7 +34,7 @@ class System:
 
 
 def named_systems(names: str) -> list[System]:
-    """Systems by names with commas between them: of bundles, of their folders, of weights files, ``NAME=FILE``.
+    """Find systems by names with commas between them: bundles, their folders, weights files, or ``NAME=FILE``.
 
     Nothing is loaded. ``Bicubic`` is passed over, since it is always compared.
 
@@ -67,7 +67,7 @@ def named_systems(names: str) -> list[System]:
 
 
 def load_systems(chosen: Sequence[System], **options: Any) -> dict[str, Runner]:
-    """Load systems; returns what runs them, by name.
+    """Load systems, and return what runs each, by its name.
 
     Args:
         chosen: from :func:`named_systems`.

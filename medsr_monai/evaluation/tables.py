@@ -77,23 +77,23 @@ class Runner(Protocol):
     scale_factors: tuple[int, int]
 
     def read(self, path: str | Path) -> dict[str, MetaTensor]:
-        """Preprocessed input."""
+        """Read and preprocess an input."""
 
     def run(self, item: dict[str, MetaTensor]) -> MetaTensor:
-        """Super-resolved volume [1, X, Y, Z] of a preprocessed input, on the CPU, in the input's units."""
+        """Super-resolve a preprocessed input to a volume [1, X, Y, Z] on the CPU, in the input's units."""
 
 
 class NetworkRunner:
-    """A network of one channel without a bundle, between what bundles put before and behind theirs.
+    """A network of one channel without a bundle, with the pre- and postprocessing that bundles give theirs.
 
     Intensities are scaled by percentiles and restored, slices are cut in one plane, the outer corners are kept.
 
     Args:
-        network: with its weights.
-        weights: file that they were loaded from, None for a network without.
+        network: the network with its weights.
+        weights: the file that they were loaded from, None for a network without weights.
         plane: see :class:`medsr_monai.inferers.PlaneInferer`.
         device: cpu or cuda.
-        frame: of a 4D file, counted from 0.
+        frame: the frame of a 4D file, counted from 0.
         progress: show a progress bar.
 
     Raises:
@@ -124,11 +124,11 @@ class NetworkRunner:
         self.postprocessing = inference_postprocessing()
 
     def read(self, path: str | Path) -> dict[str, MetaTensor]:
-        """Preprocessed input."""
+        """Read and preprocess an input."""
         return self.preprocessing({"image": str(path)})
 
     def run(self, item: dict[str, MetaTensor]) -> MetaTensor:
-        """Super-resolved volume [1, X, Y, Z] of a preprocessed input."""
+        """Super-resolve a preprocessed input to a volume [1, X, Y, Z]."""
         with torch.inference_mode():
             pred = self.inferer(item["image"][None].to(self.device), self.network)[0].cpu()
         return self.postprocessing(item | {"pred": pred})["pred"]
@@ -163,7 +163,7 @@ def load_runner(path: str | os.PathLike, name: str | None = None, **options: Any
 
 
 def common_scale(systems: Mapping[str, Runner], scale: int | None = None) -> int:
-    """By which all systems enlarge both axes of a slice: ``scale`` if given, else the first one's, x4 without any.
+    """Find the factor by which all systems enlarge both axes of a slice: ``scale``, or that of the systems, or 4.
 
     Raises:
         ValueError: a system has another scale, or two, or there is nothing to enlarge.
@@ -214,19 +214,20 @@ def compare_volumes(
     intensity: str = "minmax",
     segmentation: MetaTensor | None = None,
 ) -> dict[str, float]:
-    """Add every slice of a result to an evaluation; returns ``psnr_volume``, the PSNR of the whole volume in dB.
+    """Add every slice of a result to an evaluation, and return ``psnr_volume``, the PSNR of the whole volume in dB.
 
     Both volumes are scaled by the reference's range, each channel by its own. Slices whose standard deviation is at
     most a quarter of the volume's (air) are left out.
 
     Args:
-        pred: [C, X, Y, Z].
-        ref: in the same grid; where `degrade` has cropped its far end, the rest is compared.
-        evaluation: gets the slices.
-        plane: whose slices are compared; auto is the one with the finest pixels of the reference.
-        case, method: the evaluation's names for the volume and for what made the result.
+        pred: the result [C, X, Y, Z].
+        ref: the reference in the same grid; where `degrade` has cropped its far end, the rest is compared.
+        evaluation: the evaluation that the slices are added to.
+        plane: the plane whose slices are compared; auto is the one with the finest pixels of the reference.
+        case: the evaluation's name for the volume.
+        method: the evaluation's name for what made the result.
         intensity: see :func:`medsr_monai.transforms.intensity_range`.
-        segmentation: label map [1, X, Y, Z] in the reference's grid.
+        segmentation: a label map [1, X, Y, Z] in the reference's grid, for Dice.
 
     Raises:
         ValueError: other grids or channels, a plane without contrast, slices smaller than the border and SSIM's window.
@@ -258,16 +259,16 @@ class Comparison:
     Only one slice of each result is kept, for the picture.
 
     Args:
-        source: file or DICOM folder of the low-resolution volume, which every system reads itself, first in `add`.
-        image: the same volume, or the one that will be there, [1, X, Y, Z].
-        ref: [1, X', Y', Z'], the same space at ``scale`` times the pixels; up to ``scale - 1`` more at the far end, as
-            `degrade` crops them.
-        plane: sagittal, coronal or axial: whose slices are enlarged and compared.
-        scale: of the slices' two axes.
+        source: file or DICOM folder of the low-resolution volume, which every system reads by itself, first in `add`.
+        image: the volume [1, X, Y, Z] that is there, or will be there.
+        ref: the reference [1, X', Y', Z'], the same space at ``scale`` times the pixels. It may have up to
+            ``scale - 1`` more at the far end, which `degrade` crops.
+        plane: sagittal, coronal or axial, the plane whose slices are enlarged and compared.
+        scale: the factor of the slices' two axes.
         border: pixels left out at each side of a slice.
-        slice_number: of the picture, counted from 0 along the array's axis as in `slices.csv`; by default the middle
-            one of those that are compared.
-        device: that the systems run on, for the table's caption.
+        slice_number: the slice of the picture, counted from 0 along the array's axis as in `slices.csv`; by default the
+            middle one of those that are compared.
+        device: the device that the systems run on, for the table's caption.
         note: what the volume is and how it was made, for the table's caption and the picture.
 
     Raises:
@@ -340,15 +341,15 @@ class Comparison:
         return result
 
     def header(self) -> str:
-        """The two lines above the lines of the Markdown table."""
+        """Give the two lines of the Markdown table that stand above its rows."""
         return f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}"
 
     def line(self, row: dict[str, Any]) -> str:
-        """One of `rows` as a line of the Markdown table."""
+        """Write one of `rows` as a line of the Markdown table."""
         return f"| {' | '.join(cell(row) for cell in COLUMNS.values())} |"
 
     def caption(self) -> str:
-        """What the table shows."""
+        """Say what the table shows."""
         return (
             f"{self.note}, x{self.scale} in the {self.plane} plane. PSNR and SSIM by the reference's range: mean "
             f"(standard deviation) over {self.rows[0]['slices']} slices, {self.border} pixels left out at each side. "
@@ -356,7 +357,7 @@ class Comparison:
         )
 
     def report(self, crop: tuple[int, int, int, int]) -> dict[str, Any]:
-        """All figures and choices, for JSON: what is infinite or NaN becomes None."""
+        """Give all figures and choices for JSON, in which None stands for what is infinite or NaN."""
         choices = {name: getattr(self, name) for name in ("plane", "scale", "border", "device")}
         choices |= {"slice": self.slice_number, "crop": list(crop)}
         return {"medsr_monai": __version__, "caption": self.caption()} | choices | {"systems": json_values(self.rows)}
@@ -377,7 +378,7 @@ class Comparison:
         return report
 
     def draw(self, crop: tuple[int, int, int, int] | None = None) -> Figure:
-        """The picture: every system's slice, a crop of it and its errors, with its PSNR and SSIM of this slice.
+        """Draw the picture: the slice of every system, a crop of it and its errors, with the slice's PSNR and SSIM.
 
         Args:
             crop: (top, left, height, width) in pixels of the reference's slice as the picture shows it; by default the
@@ -406,7 +407,7 @@ class Comparison:
         )
 
     def checked_crop(self, crop: tuple[int, int, int, int] | None = None) -> tuple[int, int, int, int]:
-        """The picture's crop, see `draw`."""
+        """Choose or check the crop of the picture, see `draw`."""
         rows, columns = self.ref_slice.shape
         if crop is None:
             return busiest_crop(self.ref_slice, (max(2, rows // 4), max(2, columns // 4)))

@@ -115,10 +115,10 @@ class PointSpread:
 
 
 def encode_point_spread(point_spread: PointSpread | None) -> Tensor:
-    """What a network is told of a point spread: a vector [len(ENCODING)], float32.
+    """Encode what a network is told of a point spread as a vector [len(ENCODING)], float32.
 
-    First one entry for each of METHODS, 1 for the kind and 0 for all others, then ``width_over_spacing``, ``gap`` and
-    ``sharpness`` as they are. None, unknown, is all zeros.
+    First comes one entry for each of METHODS, 1 for the kind and 0 for all others, then ``width_over_spacing``, ``gap``
+    and ``sharpness`` as they are. None, an unknown point spread, is all zeros.
     """
     if point_spread is None:
         return torch.zeros(len(ENCODING))
@@ -127,11 +127,11 @@ def encode_point_spread(point_spread: PointSpread | None) -> Tensor:
 
 
 def parse_point_spread(text: str, spacing: float) -> PointSpread:
-    """A point spread as a command has it, ``KIND[:FWHM_MM[:SHARPNESS]]``, such as "box:4.5" or "ct:0.7:0.5".
+    """Read a point spread as commands write it, ``KIND[:FWHM_MM[:SHARPNESS]]``, such as "box:4.5" or "ct:0.7:0.5".
 
     Args:
-        text: the width is the spacing where it is left out or empty; the sharpness is of the kind ``ct`` only.
-        spacing: of the coarse samples, in mm.
+        text: the point spread. Where the width is left out or empty it is the spacing; only ``ct`` has a sharpness.
+        spacing: the spacing of the coarse samples in mm.
 
     Raises:
         ValueError: anything else, see :class:`PointSpread`.
@@ -151,12 +151,12 @@ def parse_point_spread(text: str, spacing: float) -> PointSpread:
 
 
 def point_spread_of(method: str | PointSpread, fwhm: float | None, factor: float) -> PointSpread:
-    """The point spread that a bundle's JSON names by its kind and, of a Gaussian, its width in fine samples.
+    """Make the point spread that a bundle's JSON names by its kind and, for a Gaussian, its width in fine samples.
 
     Args:
         method: a kind, or a point spread, which is returned as it is.
-        fwhm: of the Gaussian, in fine samples; None for the factor.
-        factor: fine samples a coarse one.
+        fwhm: full width at half maximum of the Gaussian in fine samples; None for the factor.
+        factor: how many fine samples make a coarse one.
 
     Raises:
         ValueError: unknown method, or ``fwhm`` not positive or given to a method other than ``gaussian``.
@@ -173,9 +173,13 @@ def point_spread_of(method: str | PointSpread, fwhm: float | None, factor: float
 
 
 def sampling_matrix(size: int, small: int, method: str | PointSpread, fwhm: float | None = None) -> Tensor:
-    """Matrix [small, size] (float64) that turns ``size`` samples into ``small`` coarse ones of the same outer faces.
+    """Make the matrix [small, size], float64, that turns ``size`` samples into ``small`` coarse ones.
+
+    Both have the same outer faces, see :func:`sampling_matrices`.
 
     Args:
+        size: number of fine samples.
+        small: number of coarse samples.
         method, fwhm: see :func:`point_spread_of`, whose errors it raises.
 
     Raises:
@@ -187,7 +191,7 @@ def sampling_matrix(size: int, small: int, method: str | PointSpread, fwhm: floa
 def sampling_matrices(
     size: int, small: int, point_spreads: Sequence[PointSpread], device: torch.device | str = "cpu"
 ) -> Tensor:
-    """The matrices of a batch: [B, small, size], float64; [1, small, size] if all point spreads are alike.
+    """Make the matrices of a batch: [B, small, size], float64; [1, small, size] if all point spreads are alike.
 
     Borders are mirrors (half-sample symmetric), but for the k-space kinds, which are periodic, and ``bicubic``, which
     repeats the outermost sample. Rows sum to one. They are made on the CPU, and are the same on every device.

@@ -15,11 +15,12 @@ if TYPE_CHECKING:
 
 
 class Case(NamedTuple):
-    """What a command reads and the file that it makes of it."""
+    """An input of a command, and the file that it makes of it."""
 
     source: str
     """What messages call the input: its path, and of one series of several also the series."""
     output: Path
+    """The file or, of a DICOM output, the folder to write."""
     series: DicomSeries | None = None
     """The DICOM series that is read; None for files of other kinds."""
 
@@ -30,13 +31,14 @@ class Case(NamedTuple):
 
     @property
     def files(self) -> list[Path]:
-        """Paths on disk of what is read; of a series in a zip, the zip."""
+        """The files on disk that are read; of a series in a zip it is the zip."""
         from medsr_monai.records.sidecar import source_files
 
         return source_files(self.source) if self.series is None else [Path(f) for f in self.series.disk_files]
 
 
 def nifti_output(path: str, overwrite: bool, source: str) -> Path:
+    """Check the name of a NIfTI file that is to be written, see :func:`medsr_monai.atomic.check_output`."""
     out = Path(path)
     if not out.name.endswith(NIFTI_SUFFIXES):
         raise ValueError(f"{out}: the output is written as NIfTI, give a name that ends in .nii.gz")
@@ -45,7 +47,7 @@ def nifti_output(path: str, overwrite: bool, source: str) -> Path:
 
 
 def output_file(path: str, overwrite: bool, source: str) -> Path:
-    """Output file of an input file: NIfTI for a volume, a picture for a picture."""
+    """Check the name of the file that is made of one input file: NIfTI of a volume, a picture of a picture."""
     # whether it is one is asked where the names do not say it, since that imports monai
     if Path(source).name.lower().endswith(VOLUME_SUFFIXES) or not Path(source).is_file():
         return nifti_output(path, overwrite, source)
@@ -66,14 +68,18 @@ def output_file(path: str, overwrite: bool, source: str) -> Path:
 def find_cases(
     source: str, target: str, overwrite: bool, series: str | None = None, all_series: bool = False
 ) -> list[Case]:
-    """A file, what a folder holds, or the series of a DICOM study; outputs are checked, no voxels are read.
+    """Find the inputs that a command line names, and the output of each. Outputs are checked; no voxels are read.
 
     Args:
-        source: file, folder, or zip with DICOM files.
-        target: file, or folder for several.
+        source: a file, a folder of volumes or pictures, or a DICOM study (a folder or zip).
+        target: the output file, or the folder for several outputs.
         overwrite: accept outputs that exist.
-        series: of a DICOM study, see :func:`medsr_monai.data.dicom.studies.choose_series`.
-        all_series: likewise.
+        series, all_series: which series of a DICOM study are taken, see
+            :func:`medsr_monai.data.dicom.studies.choose_series`.
+
+    Raises:
+        ValueError, OSError: nothing to read, an output that may not be written, or two inputs with one output; one
+            line.
     """
     check_input(source)
     path, out = Path(source), Path(target)

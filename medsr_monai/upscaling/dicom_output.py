@@ -17,18 +17,19 @@ from medsr_monai.upscaling.cases import Case
 def find_dicom_cases(
     source: str, target: str, overwrite: bool, series: str | None = None, all_series: bool = False
 ) -> list[Case]:
-    """The series of a DICOM study and the folder that each is written to; outputs are checked, no voxels are read.
+    """Find the series of a DICOM study that are taken, and the folder that each is written to. No voxels are read.
 
-    One series is written to the folder ``target`` itself, of several each to a folder in it.
+    A single series is written to the folder ``target`` itself, and of several each to a folder in it.
 
     Args:
-        source: file, folder or zip with DICOM images.
-        target: folder, see :func:`medsr_monai.data.check_series_folder`.
+        source: a file, folder or zip with DICOM images.
+        target: the output folder, see :func:`medsr_monai.data.check_series_folder`.
         overwrite: replace series that were written before.
-        series, all_series: see :func:`medsr_monai.data.dicom.studies.choose_series`.
+        series, all_series: which series are taken, see :func:`medsr_monai.data.dicom.studies.choose_series`.
 
     Raises:
-        ValueError: the source is no DICOM study, which a derived series would belong to; see also what is named above.
+        ValueError: the source is no DICOM study, which a derived series has to belong to, or an output folder may not
+            be written; one line.
     """
     check_input(source)
     path, out = Path(source), Path(target)

@@ -1,4 +1,4 @@
-"""What super-resolving a volume will take, before it is done: memory and time, of any inferer's plan."""
+"""The memory and the time that super-resolving a volume will take, by any inferer's plan."""
 
 from __future__ import annotations
 
@@ -73,19 +73,20 @@ def peak_memory(
     enforced: bool = False,
     picture: bool = True,
 ) -> int:
-    """Bytes of main memory that the process holds at most, on the CPU.
+    """Estimate the largest number of bytes of main memory that the process holds on a CPU.
 
-    That of the step which takes most: reading and scaling the input, the network, its output's intensities, noise and
-    residual, the picture. Each is a sum of volumes of float32 of the input's size and of the output's.
+    It is that of the step that takes most: reading and scaling the input, the network, the output's intensities, the
+    noise, the residual or the picture. Each step is a sum of float32 volumes of the input's size and of the output's.
 
     Args:
-        resident: of a process that has loaded the same libraries and the network, see :func:`resident_bytes`.
-        activations: of one batch of slices, see :func:`activation_bytes`.
-        channels: of the volume.
+        resident: bytes of a process that has loaded the same libraries and the network, see :func:`resident_bytes`.
+        plan: the inferer's plan of the volume.
+        activations: bytes of one batch of slices, see :func:`activation_bytes`.
+        channels: channels of the volume.
         slab_batch: slices at a time, where the output is made slab by slab in a file; None where it is in memory.
-        heap: bytes that the C library keeps of the activations, at most; 0 where it was told to keep none.
+        heap: bytes of the activations that the C library keeps at most; 0 where it was told to keep none.
         read: bytes held while the input is read, where they are known.
-        enforced: whether consistency with the input is, which makes a second output.
+        enforced: whether consistency with the input is enforced, which makes a second output.
         picture: whether a quality picture is drawn.
     """
     inputs = FLOAT * channels * math.prod(plan.shape)
@@ -114,7 +115,7 @@ def peak_memory(
 
 
 def resident_bytes() -> int | None:
-    """Main memory that this process holds now; None where the system does not tell (it is read from /proc)."""
+    """Read the bytes of main memory that this process holds now; None on systems without /proc."""
     status = Path("/proc/self/status")
     if not status.is_file():
         return None
@@ -149,16 +150,16 @@ class _LiveTensors(TorchDispatchMode):
 
 
 def activation_bytes(network: nn.Module, shape: Sequence[int], device: torch.device | str = "cpu") -> int:
-    """Bytes that a network's forward pass holds at most, the input included, its weights and operators' scratch not.
+    """Count the bytes that a network's forward pass holds at most: its input and activations, not its weights.
 
     Nothing is computed: a copy of the network runs on the meta device, and every tensor is counted as long as it lives.
     Of large slices this is done for three smaller ones, and what their pixels and what their sides take is carried on:
     all networks here work in windows, tiles or pixel by pixel, some with strips along the borders.
 
     Args:
-        network: in eval mode.
-        shape: [B, C, H, W] of the input.
-        device: on which it would be; on a CPU some networks work on less at a time, the more threads, the more.
+        network: the network, in eval mode.
+        shape: the shape [B, C, H, W] of the input.
+        device: where it would run. On a CPU some networks work on a part at a time, which grows with the threads.
     """
     shadow = copy.deepcopy(network).to("meta")
     if torch.device(device).type != "cpu":
@@ -183,16 +184,16 @@ def _live_bytes(network: nn.Module, shape: Sequence[int]) -> int:
 
 
 def slices_that_fit(network: nn.Module, plan: InferencePlan, free: int, channels: int = 1) -> int:
-    """Slices that a GPU takes at a time, of all that the network sees at most, MOST_SLICES at most, one at least.
+    """Count the slices that a GPU takes at a time: at least one, at most MOST_SLICES and all that a pass has.
 
-    A part GPU_SHARE of the free memory is filled: with the output, unless it is gathered elsewhere since there is no
-    room for it, and with the activations of the slices, counted in float32.
+    The part GPU_SHARE of the free memory is filled with the activations of the slices, counted in float32, and with the
+    output, unless that is gathered elsewhere for lack of room.
 
     Args:
-        network: in eval mode.
-        plan: of the volume.
+        network: the network, in eval mode.
+        plan: the inferer's plan of the volume.
         free: bytes of the GPU's memory that are free.
-        channels: of the volume.
+        channels: channels of the volume.
     """
     output = RESULTS * FLOAT * channels * math.prod(plan.new_shape)
     room = GPU_SHARE * free - (output if output <= free else 0)
@@ -202,17 +203,17 @@ def slices_that_fit(network: nn.Module, plan: InferencePlan, free: int, channels
 
 
 def free_gpu_bytes(device: torch.device | str) -> int:
-    """Of a GPU: what nobody holds, and what this process's torch holds for later."""
+    """Count the bytes of a GPU that are free: those that nobody holds, and those that torch holds for later use."""
     unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return torch.cuda.mem_get_info(device)[0] + unused
 
 
 def seconds_per_pixel(network: nn.Module, channels: int = 1, batch: int = 1) -> float:
-    """Time the network takes for an input pixel, measured on a small slice, on its device, after a run to warm up.
+    """Time the network on a small slice, on its device, after a run to warm up; the result is for one input pixel.
 
     Args:
-        network: in eval mode.
-        channels: of the input.
+        network: the network, in eval mode.
+        channels: channels of the input.
         batch: slices at a time.
     """
     side = _up(TIMED_SIDE, getattr(network, "size_multiple", 1))

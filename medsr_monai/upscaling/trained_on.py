@@ -1,4 +1,4 @@
-"""What a bundle's weights were trained on, for sidecars and log, and what an input is that they were not."""
+"""What a bundle's weights were trained on, and how an input differs from it."""
 
 from __future__ import annotations
 
@@ -54,13 +54,13 @@ BODY_PARTS = (
 
 @dataclass(frozen=True)
 class Known:
-    """What is known of an input besides its voxels; None for what is not.
+    """What is known of an input besides its voxels; None for what is not known.
 
     Attributes:
-        modality: DICOM's, such as MR or CT.
+        modality: DICOM's word for it, such as MR or CT.
         contrast: a name of CONTRASTS.
-        body_part: a word.
-        source: where this is from, for messages.
+        body_part: a word, such as brain.
+        source: where this was found, for messages.
     """
 
     modality: str | None = None
@@ -70,11 +70,11 @@ class Known:
 
 
 class TrainedOn:
-    """Record of the data behind a bundle's weights, if there is one.
+    """The record of the data behind a bundle's weights, if there is one.
 
     Args:
         runner: the bundle with its weights.
-        weights: their entry in a sidecar, with the sum; None for a network without.
+        weights: the weights' entry in a sidecar, with their checksum; None for a network without weights.
 
     Attributes:
         data: the record; None where nothing is known.
@@ -92,7 +92,7 @@ class TrainedOn:
         self.sentence = f"{self.name}: {UNKNOWN if self.data is None else self.data.sentence}"
 
     def record(self) -> dict[str, Any] | None:
-        """For a sidecar: what is known, without the figures of its intensities; None if that is nothing."""
+        """Give what is known for a sidecar, without the figures of the intensities; None if nothing is."""
         if self.data is None:
             return None
         groups = [
@@ -110,17 +110,17 @@ class TrainedOn:
         return {"Description": self.sentence, "Data": groups}
 
     def warn(self, image: MetaTensor, plan: InferencePlan, case: Case | None = None) -> None:
-        """Log a warning a line of how an input differs from the training data, see :meth:`differences`."""
+        """Log how an input differs from the training data, one warning for each line of :meth:`differences`."""
         for line in self.differences(image, plan, case):
             logger.warning("unlike what %s was trained on: %s", self.name, line)
 
     def differences(self, image: MetaTensor, plan: InferencePlan, case: Case | None = None) -> list[str]:
-        """How an input differs from the training data, one line each; none where nothing is known of these.
+        """Say how an input differs from the training data, one line each; none where nothing is known of these.
 
         Args:
-            image: preprocessed input.
-            plan: what is done to it.
-            case: that it was read from, if it was.
+            image: the preprocessed input.
+            plan: the inferer's plan of it.
+            case: the case that it was read from, if there is one.
         """
         if self.data is None:
             return []
@@ -131,7 +131,7 @@ class TrainedOn:
         return differences(self.data, self.seen(image, plan), known)
 
     def seen(self, image: MetaTensor, plan: InferencePlan) -> list[Seen]:
-        """What the network gets of an input, in every plane."""
+        """Measure what the network gets of an input, in every plane."""
         if plan.thickness is None:
             return [measured(image, plane) for plane in plan.planes]
         resized = resample if plan.interpolated else None
@@ -148,7 +148,7 @@ def _series(case: Case) -> DicomSeries | None:
 
 
 def is_hounsfield(low: float, high: float) -> bool:
-    """Whether intensities between these ends (percentiles 0.1 and 99.9) look like Hounsfield units with air.
+    """Say whether intensities between these ends (percentiles 0.1 and 99.9) look like Hounsfield units with air.
 
     CT that was cropped to tissue, clipped to a window or scaled is not recognised; magnetic resonance, also
     standardised to mean 0, has no such ends.
@@ -157,11 +157,11 @@ def is_hounsfield(low: float, high: float) -> bool:
 
 
 def known_of(path: str | os.PathLike, series: DicomSeries | None = None) -> Known:
-    """What a DICOM series, or the name and the BIDS sidecar of a volume (``Modality`` and so on), say of an input.
+    """Find what the DICOM header says of an input, or else its name and its BIDS sidecar (``Modality`` and so on).
 
     Args:
-        path: of the input.
-        series: that it is, if it is one.
+        path: the path of the input.
+        series: the DICOM series that the input is, if it is one.
     """
     if series is not None:
         header = series.slices[0].header
@@ -189,14 +189,14 @@ def _sidecar(path: str | os.PathLike) -> dict[str, Any]:
 
 
 def differences(trained: TrainingData, seen: Sequence[Seen], known: Known) -> list[str]:
-    """How an input differs from the training data, one line each; none if it lies within it.
+    """Say how an input differs from the training data, one line each; none if it lies within them.
 
     It is compared with the groups of its modality, and of these with the one that it differs from least.
 
     Args:
         trained: the training data.
-        seen: input, in every plane that the network gets.
-        known: of the input.
+        seen: the figures of the input in every plane that the network gets.
+        known: what is known of the input besides.
     """
     groups = trained.groups
     lines = []

@@ -60,7 +60,7 @@ def choose_series(found: list[DicomSeries], series: str | None = None, all_serie
     """Series to take; the others are printed, a line each.
 
     Args:
-        found: of a study, at least one. One alone is taken whatever it is.
+        found: the series of a study, at least one. A single one is taken whatever it is.
         series: number, SeriesInstanceUID or the name that `medsr inspect` prints, which chooses a part too, such as
             ``701, time 2``; several behind commas; None for all but localisers, derived series and secondary captures.
         all_series: take those too.

@@ -127,9 +127,9 @@ def write_dicom_series(
 
     Args:
         volume: [1, X, Y, Z], RAS affine, finite.
-        folder: of the series; made whole under a temporary name beside it, then renamed.
+        folder: the folder of the series, which is made whole under a temporary name beside it and then renamed.
         sources: headers of the source's slices, in any order, see :meth:`medsr_monai.data.DicomSeries.headers`.
-        description: of the computation, for DerivationDescription, such as the bundle and the plane.
+        description: what was computed, such as the bundle and the plane, for DerivationDescription.
         overwrite: replace a folder of a series that this function wrote.
 
     Raises:
@@ -148,11 +148,11 @@ def save_dicom_slices(volume: MetaTensor, folder: Path, sources: Sequence[Datase
     """Save the files of :func:`write_dicom_series`, one by one, into an empty folder that the caller has made.
 
     Args:
-        volume, sources, description: see there.
-        folder: of the files; errors do not name it, since it may be a temporary one.
+        volume, sources, description: see :func:`write_dicom_series`.
+        folder: the folder of the files; errors do not name it, since it may be a temporary one.
 
     Raises:
-        ValueError: see there; nothing has been saved then.
+        ValueError: see :func:`write_dicom_series`; nothing has been saved then.
     """
     if volume.ndim != 4 or volume.shape[0] != 1:
         raise ValueError(f"a volume [1, X, Y, Z] is written as DICOM, this has the shape {tuple(volume.shape)}")
@@ -190,7 +190,7 @@ def check_series_folder(
     """Refuse a folder that a series may not be written to, before any work.
 
     Args:
-        folder: of the series to be.
+        folder: the folder that the series will have.
         overwrite: replace a folder of a series that was written by :func:`write_dicom_series`.
         source: what the series is made of: never replaced, nor is a folder that it lies in.
 
