@@ -1000,6 +1000,7 @@ def test_benchmark_takes_all_super_resolution_networks(medsr, monkeypatch):
     assert len(PAPER.keys() - names) == (2 if without_spandrel else 0)
 
 
+@pytest.mark.usefixtures("warm_spawn")
 def test_benchmark_measures_a_bundle(medsr, bundle):
     options = ("--size", "16x12", "--runs", 1, "--device", "cpu", "--json")
     code, out, err = medsr("benchmark", "--bundle", bundle, *options)
@@ -1013,6 +1014,7 @@ def test_benchmark_measures_a_bundle(medsr, bundle):
 PLAIN = ROOT / "tests" / "networks" / "plain_rdst.py"
 
 
+@pytest.mark.usefixtures("warm_spawn")
 @pytest.mark.parametrize(("option", "mode", "passes"), [((), "inference", 1), (("--training",), "training step", 3)])
 def test_benchmark_beside_a_reference(medsr, bundle, option, mode, passes):
     options = ("--size", "16x12", "--batch", 2, "--runs", 3, "--device", "cpu", "--reference", f"{PLAIN}:PlainRDST")
@@ -1030,6 +1032,7 @@ def test_benchmark_beside_a_reference(medsr, bundle, option, mode, passes):
     assert list(ours) == list(reference)
 
 
+@pytest.mark.usefixtures("warm_spawn")
 @pytest.mark.parametrize("mode", [(), ("--training",)], ids=["inference", "training"])
 def test_benchmark_in_another_precision(medsr, bundle, mode):
     """The network alone; its reference stays in float32."""
@@ -1040,6 +1043,7 @@ def test_benchmark_in_another_precision(medsr, bundle, mode):
     refused(medsr("benchmark", "--precision", "half"), "precision is 'half', expected float32, bfloat16, float16")
 
 
+@pytest.mark.usefixtures("warm_spawn")
 def test_benchmark_refuses_another_function_as_reference(medsr, bundle):
     source = PLAIN.read_text().replace(
         "torch.cat([x, self.bottleneck(y)], dim=-1)", "torch.cat([x, self.bottleneck(x)], dim=-1)"

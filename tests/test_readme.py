@@ -128,11 +128,11 @@ def test_the_front_page_is_short_and_names_every_guide():
 
 @pytest.mark.parametrize("guide, command", COMMANDS)
 def test_command(guide, command, folder, warm_python):
-    """The front page's as a user starts them, those of the guides in processes that need not import all anew."""
+    """The first as a user starts it, the others in processes that need not import all anew."""
+    programs = Path(sys.executable if command.startswith(INSTALL) else warm_python).parent
     command = command.removeprefix(INSTALL)
     if command == TESTS:
         pytest.skip("this is it")
-    programs = Path(sys.executable if guide == FRONT_PAGE else warm_python).parent
     path = f"{programs}{os.pathsep}{os.environ['PATH']}"
     done = subprocess.run(
         command, shell=True, cwd=folder, env=os.environ | {"PATH": path}, capture_output=True, text=True, timeout=600

@@ -7,6 +7,7 @@ one that has done so. What it forks is a process like any other: it may be kille
 from __future__ import annotations
 
 import atexit
+import fcntl
 import functools
 import gc
 import io
@@ -51,7 +52,7 @@ class WarmPython:
         """Exit code of a process whose standard streams are those files; TimeoutError after it was killed."""
         with socket.socket(socket.AF_UNIX) as caller:
             caller.settimeout(timeout)
-            answers = ask(caller, str(self.folder), arguments, str(place), streams)
+            answers = ask(caller, str(self.folder), arguments, str(place), dict(enumerate(streams)))
             answers.readline()
             return int(answers.readline())
 
@@ -106,18 +107,22 @@ def remember_names() -> None:
 
 def attend(caller: socket.socket, folder: str) -> None:
     """Run a caller's job in a child, tell its number and its exit code; with the caller ends the child."""
-    data, streams, *_ = socket.recv_fds(caller, 2**16, 3)
+    data, files, *_ = socket.recv_fds(caller, 2**16, 250)
     while not data.endswith(b"\n"):
         data += caller.recv(2**16)
+    job = json.loads(data)
     child = os.fork()
     if not child:
         caller.close()
-        for number, stream in enumerate(streams):
-            os.dup2(stream, number)
-            os.close(stream)
-        return work(folder=folder, **json.loads(data))
-    for stream in (0, 1, 2, *streams):
-        os.close(stream)
+        held = [fcntl.fcntl(file, fcntl.F_DUPFD, 500) for file in files]  # out of the way of the numbers they get
+        for file in files:
+            os.close(file)
+        for file, number in zip(held, job["numbers"], strict=True):
+            os.dup2(file, number)
+            os.close(file)
+        return work(folder, job["arguments"], job["place"], job["environment"])
+    for file in (0, 1, 2, *files):
+        os.close(file)
     caller.sendall(f"{child}\n".encode())
     while not (ended := os.waitpid(child, os.WNOHANG))[0]:
         if select.select([caller], [], [], 0.005)[0] and not caller.recv(1):
@@ -160,13 +165,24 @@ def work(folder: str, arguments: list[str], place: str, environment: dict[str, s
 
 
 def ask(
-    caller: socket.socket, folder: str, arguments: list[str], place: str, streams: tuple[int, int, int]
+    caller: socket.socket, folder: str, arguments: list[str], place: str, files: dict[int, int]
 ) -> io.TextIOWrapper:
-    """Have a process forked; its number and then its exit code are the two lines of the answer."""
+    """Have a process forked; its number and then its exit code are the two lines of the answer.
+
+    Args:
+        files: the open files that it gets, by their numbers there.
+    """
     caller.connect(f"{folder}/socket")
-    job = {"arguments": arguments, "place": place, "environment": dict(os.environ)}
-    socket.send_fds(caller, [(json.dumps(job) + "\n").encode()], streams)
+    job = {"arguments": arguments, "place": place, "environment": dict(os.environ), "numbers": list(files)}
+    socket.send_fds(caller, [(json.dumps(job) + "\n").encode()], list(files.values()))
     return caller.makefile()
+
+
+def inherited(file: int) -> bool:
+    try:
+        return os.get_inheritable(file)
+    except OSError:  # the one by which they were listed
+        return False
 
 
 def call(folder: str, arguments: list[str]) -> None:
@@ -174,7 +190,8 @@ def call(folder: str, arguments: list[str]) -> None:
     words = arguments[arguments[:1] == ["-u"] :]
     if words[:1] != ["-c"] and (words[:1] != ["-m"] or words[1] not in MODULES.values()):
         os.execv(sys.executable, [sys.executable, *arguments])
-    answers = ask(socket.socket(socket.AF_UNIX), folder, words, os.getcwd(), (0, 1, 2))
+    files = {number: number for number in map(int, os.listdir("/dev/fd")) if inherited(number)}
+    answers = ask(socket.socket(socket.AF_UNIX), folder, words, os.getcwd(), files)
     child = int(answers.readline())
     for number in FORWARDED:
         if signal.getsignal(number) is not signal.SIG_IGN:

@@ -30,6 +30,7 @@ def compare(
     frame: int | None = None,
     save_volumes: bool = False,
     json: bool = False,
+    trust_code: bool = False,
     overwrite: bool = False,
 ) -> int:
     """Super-resolve one volume with several methods, and compare them with bicubic in a table and a picture.
@@ -59,6 +60,7 @@ def compare(
         frame: which frame of 4D files to take, counted from 0.
         save_volumes: also write every result as NAME_sr.nii.gz, and the coarse volume as input.nii.gz.
         json: print compare.json instead of the table.
+        trust_code: run TorchScript files, and bundles whose configuration holds code that no installed bundle has.
         overwrite: replace existing files.
     """
     for path in (input, reference):
@@ -99,7 +101,7 @@ def compare(
         "progress": sys.stderr.isatty(),
     }
     options["frame"] = None if reference is None else frame
-    systems = load_systems(chosen, **options)
+    systems = load_systems(chosen, trust_code, **options)
     scale = common_scale(systems, scale)
     systems = {"Bicubic": NetworkRunner(Bicubic(scale=scale), **options)} | systems
     if save_volumes:

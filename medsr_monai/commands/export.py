@@ -14,6 +14,7 @@ def export(
     format: str | None = None,
     weights: str | None = None,
     precision: str = "float32",
+    trust_code: bool = False,
     overwrite: bool = False,
 ) -> int:
     """Write a bundle's network with its weights as an ONNX or TorchScript file, for slices of any number and size.
@@ -29,6 +30,7 @@ def export(
         format: onnx or torchscript. By default the ending of the name says which.
         weights: a weights file to use in place of the bundle's models/model.pt.
         precision: float32, or float16 for a file of half the size.
+        trust_code: export a bundle whose configuration holds code that no installed bundle has.
         overwrite: replace an existing output.
     """
     folder = bundle_folder(bundle)
@@ -48,7 +50,7 @@ def export(
     from medsr_monai.records.sidecar import sha256
     from medsr_monai.records.training_data import find_training_data
 
-    runner = BundleRunner(bundle, weights, device="$torch.device('cpu')")
+    runner = BundleRunner(bundle, weights, trust_code=trust_code, device="$torch.device('cpu')")
     digest = runner.weights and sha256(runner.weights)
     trained_on = digest and find_training_data(folder, runner.weights, digest)
     information = {

@@ -29,7 +29,7 @@ def upscale(
     target_spacing: float | None = None,
     refine: str = "both",
     force: bool = False,
-    psf: str = "unknown",
+    psf: str = "auto",
     series: str | None = None,
     all_series: bool = False,
     jobs: int = 1,
@@ -39,6 +39,7 @@ def upscale(
     noise: float | None = None,
     output_format: str = "nifti",
     max_memory: str | None = None,
+    trust_code: bool = False,
     overwrite: bool = False,
 ) -> int:
     """Super-resolve a volume or a picture, or everything in a folder, with a bundle (a trained network).
@@ -95,7 +96,7 @@ def upscale(
         force: with a bundle for thick slices, also refine voxels that are nearly cubic already.
         psf: KIND or KIND:FWHM_MM, such as box:4.5, for how the scanner blurs (its point spread). Some networks can be
             told this, of thick slices their profile, else the profile of the pixels. `medsr degrade --help` lists the
-            kinds.
+            kinds. auto finds it in the header and in the volume, and unknown tells the network nothing.
         series: which series of a DICOM study to take, by number or SeriesInstanceUID, several with commas between them.
             By default all but localisers, derived series and secondary captures, which are named and left out.
         all_series: take all series of a DICOM study, also localisers, derived series and secondary captures.
@@ -113,6 +114,7 @@ def upscale(
         max_memory: a limit for the main memory of the process, such as 4GiB or 500MiB. To stay below it, fewer slices
             are computed at a time, and then the output is made in slabs, through a file on the output's disk that is as
             large as the uncompressed output. It is for volumes on a CPU; several --jobs share it.
+        trust_code: run TorchScript files, and bundles whose configuration holds code that no installed bundle has.
         overwrite: replace existing outputs, also those that medsr has not written. In a folder all of them are made
             anew.
     """
@@ -145,6 +147,7 @@ def upscale(
         enforce_consistency=enforce_consistency,
         consistency_bound=consistency_bound,
         noise=noise,
+        trust_code=trust_code,
     )
     return upscale_files(
         input,

@@ -66,12 +66,13 @@ def named_systems(names: str) -> list[System]:
     return chosen
 
 
-def load_systems(chosen: Sequence[System], **options: Any) -> dict[str, Runner]:
+def load_systems(chosen: Sequence[System], trust_code: bool = False, **options: Any) -> dict[str, Runner]:
     """Load systems, and return what runs each, by its name.
 
     Args:
         chosen: from :func:`named_systems`.
-        options: of a :class:`medsr_monai.evaluation.tables.NetworkRunner`: plane, device, frame, progress.
+        trust_code: see :class:`medsr_monai.upscaling.bundles.BundleRunner`.
+        options: those of a :class:`medsr_monai.evaluation.tables.NetworkRunner`: plane, device, frame, progress.
 
     Raises:
         FileNotFoundError, ValueError: weights that do not load, a bundle that compare cannot run, two of one name.
@@ -93,7 +94,7 @@ def load_systems(chosen: Sequence[System], **options: Any) -> dict[str, Runner]:
                     f"bundle {bundle} makes thick slices thin, compare enlarges slices: compare it by "
                     "`medsr degrade --direction through-plane`, `medsr upscale` and `medsr evaluate`"
                 )
-            runner = BundleRunner(bundle, file, device=device, **overrides)
+            runner = BundleRunner(bundle, file, trust_code=trust_code, device=device, **overrides)
             if not runner.weights:
                 raise ValueError(f"bundle {bundle} names no weights: give {bundle}=path/to/model.pt")
         if name in (*systems, "Bicubic", "input", "reference"):

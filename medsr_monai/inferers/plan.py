@@ -43,7 +43,7 @@ class InferencePlan:
             of one plane are enlarged.
         array_axis: the array axis nearest to it, 0 to 2.
         edge, new_edge: thickness of the slices in mm, before and after.
-        point_spread: that of the input, which the network is told; None if it is unknown.
+        point_spread: that of the input, which the network is told; None if it is unknown, or yet to be found.
         interpolated: whether the network gets slices that are interpolated to the output's grid already.
     """
 
@@ -64,6 +64,13 @@ class InferencePlan:
     def planes(self) -> tuple[str, ...]:
         """Names of the planes whose slices the network sees."""
         return tuple(one.plane for one in self.passes)
+
+    @property
+    def enlarged_axes(self) -> tuple[int, ...]:
+        """The array axis across thick slices, or the two axes of the slices that are enlarged."""
+        if self.array_axis is not None:
+            return (self.array_axis,)
+        return tuple(axis for axis in range(3) if axis != self.passes[0].axis)
 
     @property
     def size(self) -> int:

@@ -18,12 +18,16 @@ from medsr_monai.inferers.slice_batches import enlarge_slices
 from medsr_monai.transforms.geometry import PLANES, plane_axis, sharp_plane, spacing
 from medsr_monai.transforms.point_spread import PointSpread, encode_point_spread, parse_point_spread
 
-__all__ = ["PlaneInferer"]
+__all__ = ["FindPointSpread", "PlaneInferer"]
 
 logger = logging.getLogger(__name__)
 
 UNKNOWN = "unknown"
 """The point spread of an input of which nothing is known."""
+AUTO = "auto"
+"""The point spread is looked for in the input."""
+FindPointSpread = Callable[[MetaTensor, Sequence[int]], PointSpread | None]
+"""What finds a point spread: of a volume [C, X, Y, Z], along the array axes that are enlarged; None if in doubt."""
 WHOLE_SLICES = (-1, -1)
 """The ``roi_size`` that stands for whole slices."""
 MEMORY_TILES = (128, 128)
@@ -54,10 +58,13 @@ class PlaneInferer(SliceInferer):
         overlap: share of a tile by which neighbouring tiles overlap.
         through: plane in which thick slices were acquired, for networks with a scale for each axis: they get slices
             with the thick axis last, as ``scale=[1, 4]`` expects. None keeps the volume's order of axes.
-        psf: point spread of the input, which a network is told that has ``psf_channels``: ``unknown``, a
+        psf: point spread of the input, which a network is told that has ``psf_channels``: ``auto``, ``unknown``, a
             :class:`medsr_monai.transforms.PointSpread`, or KIND or KIND:FWHM_MM (see
             :func:`medsr_monai.transforms.parse_point_spread`), of which both axes of the slices have the same, or with
             ``through`` the thick one.
+        find_psf: what finds that of a volume with ``psf="auto"``, such as
+            :func:`medsr_monai.upscaling.point_spread.measure_point_spread`. It is called for networks that are told
+            only, and with one volume at a time: without it, and in batches of several, the point spread is unknown.
         precision, compile: see :class:`medsr_monai.inferers.FastNetwork`.
         progress: whether a bar with the time left is shown.
         sw_device, device: devices on which slices are computed and the output is gathered; None for the input's. An
@@ -78,6 +85,7 @@ class PlaneInferer(SliceInferer):
         *,
         through: str | None = None,
         psf: str | PointSpread = UNKNOWN,
+        find_psf: FindPointSpread | None = None,
         precision: str = "float32",
         compile: bool = False,
         progress: bool = False,
@@ -93,6 +101,7 @@ class PlaneInferer(SliceInferer):
         self.plane = plane
         self.through = through
         self.psf = psf
+        self.find_psf = find_psf
         self.point_spread(1.0)
         chosen_precision(precision, "cpu")
         self.precision = precision
@@ -129,15 +138,14 @@ class PlaneInferer(SliceInferer):
         return next(name for name in PLANES if name != self.through)
 
     def point_spread(self, coarse_mm: float) -> PointSpread | None:
-        """Return the point spread of an input whose samples lie so far apart; None if it is unknown."""
+        """Return the point spread of an input whose samples lie so far apart; None if it is not known beforehand."""
         if isinstance(self.psf, PointSpread):
             return self.psf
-        return None if self.psf == UNKNOWN else parse_point_spread(self.psf, coarse_mm)
+        return None if self.psf in (UNKNOWN, AUTO) else parse_point_spread(self.psf, coarse_mm)
 
-    def _coarse_mm(self, affine: torch.Tensor, axes: Sequence[int]) -> float:
-        """Return the distance of the samples along the axis or axes that the network enlarges."""
-        _, rows, columns = spacing(affine)[list(axes)]
-        return float(columns if self.through is not None else (rows * columns) ** 0.5)
+    def _enlarged(self, axes: Sequence[int]) -> tuple[int, ...]:
+        """Return the array axis or axes that the network enlarges, of those of :meth:`axes`."""
+        return tuple(axes[2:] if self.through is not None else axes[1:])
 
     def plan(self, affine: torch.Tensor, shape: Sequence[int], scale: Sequence[int] = (1, 1)) -> InferencePlan:
         """What will be done to a volume with this 4x4 affine and shape (X, Y, Z).
@@ -153,7 +161,7 @@ class PlaneInferer(SliceInferer):
         new_shape[columns] *= scale[1]
         seen = SlicePass(plane, across, shape[across], shape[rows], shape[columns])
         sentence = f"plane {plane}{' (auto)' if self.plane == 'auto' else ''}"
-        told = self.point_spread(self._coarse_mm(affine, (across, rows, columns)))
+        told = self.point_spread(_mean_edge(affine, self._enlarged((across, rows, columns))))
         return InferencePlan(shape, tuple(new_shape), (seen,), sentence, tiled=self.tiled, point_spread=told)
 
     @property
@@ -198,8 +206,8 @@ class PlaneInferer(SliceInferer):
         order = (0, 1, *(axis + 2 for axis in axes))
         inverse = tuple(int(i) for i in torch.tensor(order).argsort())
         data = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs
-        if not args:
-            kwargs = self._told(network, self._coarse_mm(affine, axes), data.device) | kwargs
+        if not args and "psf" not in kwargs:
+            kwargs = self.told(network, inputs, self._enlarged(axes)) | kwargs
         out = self._run(data.permute(order), network, *args, **kwargs).permute(inverse)
         return MetaTensor(out).copy_meta_from(inputs) if isinstance(inputs, MetaTensor) else out
 
@@ -214,11 +222,25 @@ class PlaneInferer(SliceInferer):
             self._prepared, self._prepared_of = FastNetwork(network, self.precision, self.compile, device), wanted
         return self._prepared
 
-    def _told(self, network: object, coarse_mm: float, device: torch.device) -> dict[str, torch.Tensor]:
-        """Return what the network is told beside the slices; nothing for one that is not told."""
-        told = self.point_spread(coarse_mm)
+    def told(self, network: object, inputs: torch.Tensor, axes: Sequence[int]) -> dict[str, torch.Tensor]:
+        """Return what a network is told beside the slices, by its name; nothing for a network that is not told.
+
+        Args:
+            network: it is told if it has ``psf_channels``.
+            inputs: the volumes [N, C, X, Y, Z].
+            axes: the array axes that are enlarged.
+
+        Raises:
+            ValueError: a point spread is given, but the network is not told any.
+        """
+        affine = inputs.affine.reshape(-1, 4, 4)[0] if isinstance(inputs, MetaTensor) else torch.eye(4)
+        told = self.point_spread(_mean_edge(affine, axes))
         if getattr(getattr(network, "module", network), "psf_channels", 0):
-            return {"psf": encode_point_spread(told)[None].to(self.sw_device or device)}
+            if self.psf == AUTO and self.find_psf is not None and len(inputs) == 1:
+                meta = (inputs.meta if isinstance(inputs, MetaTensor) else {}) | {"affine": affine}
+                voxels = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs
+                told = self.find_psf(MetaTensor(voxels[0].detach().cpu(), meta=meta), axes)
+            return {"psf": encode_point_spread(told)[None].to(self.sw_device or inputs.device)}
         if told is not None:
             raise ValueError(f"psf is {self.psf}, but this network was not made to be told: leave it out")
         return {}
@@ -265,3 +287,8 @@ class PlaneInferer(SliceInferer):
                 "volume or its output is too large for this device, take a smaller --tile, another --device or a "
                 "cropped volume"
             ) from error
+
+
+def _mean_edge(affine: torch.Tensor, axes: Sequence[int]) -> float:
+    """Return the distance of the samples along one array axis, or the geometric mean along several."""
+    return float(spacing(affine)[list(axes)].prod() ** (1 / len(axes)))

@@ -14,7 +14,7 @@ from monai.utils import ensure_tuple_rep
 
 from medsr_monai.inferers.fast_network import FastNetwork
 from medsr_monai.inferers.plan import InferencePlan, SlicePass
-from medsr_monai.inferers.plane import UNKNOWN, WHOLE_SLICES, PlaneInferer
+from medsr_monai.inferers.plane import UNKNOWN, WHOLE_SLICES, FindPointSpread, PlaneInferer
 from medsr_monai.transforms.geometry import (
     AXES,
     PLANE_ACROSS,
@@ -59,7 +59,7 @@ class ThroughPlaneInferer(Inferer):
         sw_batch_size, roi_size, overlap: see :class:`PlaneInferer`.
         scale: scale of the network, 1 or [1, k].
         force: whether volumes are taken whose slices are less than THICK_RATIO times as thick as the target.
-        psf: point spread across the thick slices, see :class:`PlaneInferer`.
+        psf, find_psf: point spread across the thick slices, see :class:`PlaneInferer`.
         precision, compile, progress, sw_device, device: see :class:`PlaneInferer`.
 
     Raises:
@@ -81,6 +81,7 @@ class ThroughPlaneInferer(Inferer):
         scale: int | Sequence[int] = 1,
         force: bool = False,
         psf: str | PointSpread = UNKNOWN,
+        find_psf: FindPointSpread | None = None,
         precision: str = "float32",
         compile: bool = False,
         progress: bool = False,
@@ -113,6 +114,7 @@ class ThroughPlaneInferer(Inferer):
             roi_size,
             overlap,
             psf=psf,
+            find_psf=find_psf,
             precision=precision,
             compile=compile,
             progress=progress,
@@ -210,6 +212,8 @@ class ThroughPlaneInferer(Inferer):
         plan = plans[0]
         if any((p.array_axis, p.planes, p.new_size) != (plan.array_axis, plan.planes, plan.new_size) for p in plans):
             raise ValueError("volumes of one batch differ in their voxels: use batches of one volume")
+        if not args and "psf" not in kwargs:
+            kwargs = self.slices.told(network, inputs, (plan.array_axis,)) | kwargs
         sizes = list(inputs.shape[2:])
         sizes[plan.array_axis] = plan.new_size
         volume = inputs.as_tensor()

@@ -298,13 +298,7 @@ def _spectra(size: int, small: int, kind: str, acquired: Tensor) -> Tensor:
     highest = acquired[:, None] / 2
     frequencies = torch.arange((size - 1) // 2 + 1, dtype=torch.float64)
     part = frequencies / highest
-    if kind == "kspace_hamming":
-        window = 0.54 + 0.46 * torch.cos(math.pi * part)
-    elif kind == "kspace_fermi":
-        edge = FERMI_RADIUS / FERMI_WIDTH
-        window = (1 + math.exp(-edge)) / (1 + torch.exp(part / FERMI_WIDTH - edge))
-    else:
-        window = torch.ones_like(part)
+    window = window_of(kind, part)
     window = window.where(frequencies < highest, 0.0)
     window[:, 1:] *= 2  # with the negative frequencies
     centres = (torch.arange(small, dtype=torch.float64) + 0.5) * (size / small) - 0.5
@@ -312,6 +306,16 @@ def _spectra(size: int, small: int, kind: str, acquired: Tensor) -> Tensor:
     coarse = 2 * math.pi / size * frequencies * centres[:, None]
     rows = (coarse.cos() * window[:, None]) @ fine.cos().T + (coarse.sin() * window[:, None]) @ fine.sin().T
     return rows / size
+
+
+def window_of(kind: str, part: Tensor) -> Tensor:
+    """Window of a k-space kind at frequencies that are given in parts of the largest acquired one."""
+    if kind == "kspace_hamming":
+        return 0.54 + 0.46 * torch.cos(math.pi * part)
+    if kind == "kspace_fermi":
+        edge = FERMI_RADIUS / FERMI_WIDTH
+        return (1 + math.exp(-edge)) / (1 + torch.exp(part / FERMI_WIDTH - edge))
+    return torch.ones_like(part)
 
 
 class RandPointSpread(Randomizable):

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import os
 import zipfile
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from medsr_monai.atomic import check_input, check_output
 from medsr_monai.suffixes import NIFTI_SUFFIXES, PICTURE_SUFFIXES, VOLUME_SUFFIXES
 
 if TYPE_CHECKING:
+    import pydicom
+
     from medsr_monai.data import DicomSeries
+
+STATED = ("SliceThickness", "SpacingBetweenSlices", "MRAcquisitionType", "ConvolutionKernel", "Modality")
+"""What is taken from a header, under the same names in DICOM and in BIDS."""
 
 
 class Case(NamedTuple):
@@ -158,3 +164,61 @@ def _suffix(source: str) -> str:
     from medsr_monai.data import is_picture, output_suffix
 
     return output_suffix(source) if is_picture(source) else ".nii.gz"
+
+
+def bids_sidecar(path: str | os.PathLike) -> dict[str, Any]:
+    """What the JSON beside a volume says, as dcm2niix writes it; empty where there is none."""
+    from medsr_monai.data import volume_name
+
+    file = Path(path).with_name(f"{volume_name(path)}.json")
+    try:
+        content = json.loads(file.read_text())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def header_of(case: Case) -> dict[str, Any]:
+    """What the DICOM header, or the BIDS sidecar, of a case says of how its slices were made; only what it states.
+
+    Returns:
+        Entries of :data:`STATED`, lengths in mm; and ``AcquisitionShares``, the acquired part of the matrix along one
+        axis of the slices or along both, where it is stated.
+    """
+    from medsr_monai.data import find_series, is_dicom_file, is_zip
+
+    series, path = case.series, Path(case.source)
+    if series is None and (path.is_dir() or is_zip(path) or is_dicom_file(path)):
+        found = find_series(path)
+        series = found[0] if len(found) == 1 else None
+    if series is None:
+        words = bids_sidecar(path)
+        return _stated(words, [(words.get("AcquisitionMatrixPE"), words.get("ReconMatrixPE"))])
+    header = series.headers()[0]
+    words = {name: header.get(name) for name in STATED}
+    for name in ("SliceThickness", "SpacingBetweenSlices"):
+        words[name] = None if words[name] is None else float(words[name])
+    sides = [header.get("Columns"), header.get("Rows")]
+    return _stated(words, list(zip(acquisition_matrix(header) or (), sides, strict=False)))
+
+
+def acquisition_matrix(header: pydicom.Dataset) -> list[int] | None:
+    """Samples acquired along the volume's first and second axis (columns, rows), as a DICOM header states them."""
+    numbers = [int(n) for n in header.get("AcquisitionMatrix") or []]
+    if len(numbers) != 4 or header.get("InPlanePhaseEncodingDirection") not in ("ROW", "COL", "COLUMN"):
+        return None
+    frequency, phase = max(numbers[:2]), max(numbers[2:])
+    if not frequency or not phase:
+        return None
+    # phase encoding in a row tells its columns apart
+    return [phase, frequency] if header.InPlanePhaseEncodingDirection == "ROW" else [frequency, phase]
+
+
+def _stated(words: dict[str, Any], matrices: list[tuple[Any, Any]]) -> dict[str, Any]:
+    stated = {name: words[name] for name in STATED if words.get(name) not in (None, "")}
+    shares = [acquired / stored for acquired, stored in matrices if _count(acquired) and _count(stored)]
+    return stated | ({"AcquisitionShares": [min(share, 1.0) for share in shares]} if shares else {})
+
+
+def _count(value: object) -> bool:
+    return isinstance(value, (int, float)) and value > 0

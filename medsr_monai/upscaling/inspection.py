@@ -40,6 +40,7 @@ from medsr_monai.transforms import (
     thick_axis,
 )
 from medsr_monai.upscaling.bundles import DEFAULT_BUNDLE, BundleRunner, bundle_folder
+from medsr_monai.upscaling.cases import acquisition_matrix
 from medsr_monai.upscaling.memory import Memory
 from medsr_monai.upscaling.plan import seconds_per_pixel
 
@@ -155,7 +156,7 @@ def _look_into(item: dict[str, Any], source: str | DicomSeries, frame: int | Non
     found = [axis["interpolated"] for axis in item["axes"] if axis["interpolated"] is not None]
     item["interpolated"] = any(found) if found else None
     if not isinstance(source, str):
-        item["acquisition_matrix"] = _acquisition_matrix(source)
+        item["acquisition_matrix"] = acquisition_matrix(source.headers()[0])
         for axis in item["axes"]:
             if item["acquisition_matrix"] and axis["axis"] < 2:
                 axis["acquisition_matrix"] = item["acquisition_matrix"][axis["axis"]]
@@ -180,19 +181,6 @@ def _axis(volume: MetaTensor, axis: int, item: dict[str, Any]) -> dict[str, Any]
         "drop_db": spectrum.drop if spectrum.judged else None,
         "acquisition_matrix": None,
     }
-
-
-def _acquisition_matrix(series: DicomSeries) -> list[int] | None:
-    """Samples acquired along the volume's first and second axis (columns, rows), as the DICOM header states them."""
-    header = series.headers()[0]
-    numbers = [int(n) for n in header.get("AcquisitionMatrix") or []]
-    if len(numbers) != 4 or header.get("InPlanePhaseEncodingDirection") not in ("ROW", "COL", "COLUMN"):
-        return None
-    frequency, phase = max(numbers[:2]), max(numbers[2:])
-    if not frequency or not phase:
-        return None
-    # phase encoding in a row tells its columns apart
-    return [phase, frequency] if header.InPlanePhaseEncodingDirection == "ROW" else [frequency, phase]
 
 
 class _Planner:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from collections.abc import Mapping, Sequence
@@ -19,7 +18,7 @@ from medsr_monai.records.training_data import FIGURES, UNKNOWN, TrainingData, Tr
 from medsr_monai.transforms import resample
 from medsr_monai.transforms.intensity import HIGH, LOW
 from medsr_monai.upscaling.bundles import BundleRunner
-from medsr_monai.upscaling.cases import Case
+from medsr_monai.upscaling.cases import Case, bids_sidecar
 
 __all__ = ["Known", "TrainedOn", "differences", "is_hounsfield", "known_of"]
 
@@ -78,18 +77,22 @@ class TrainedOn:
 
     Attributes:
         data: the record; None where nothing is known.
-        sentence: what is known, for a log line.
+        claimed: whether only the file of an exported network says so.
+        sentence: what is known, or claimed, for a log line.
     """
 
     def __init__(self, runner: BundleRunner, weights: Mapping[str, Any] | None) -> None:
         self.name = Path(runner.folder).resolve().name
         self.data: TrainingData | None = None
+        self.claimed = False
         if weights is not None:
             self.data = find_training_data(runner.folder, runner.weights, weights["SHA256"])
         recorded = (runner.exported or {}).get("training_data")
         if self.data is None and recorded is not None:
             self.data = TrainingData.from_content(recorded, runner.weights, "export the network again")
-        self.sentence = f"{self.name}: {UNKNOWN if self.data is None else self.data.sentence}"
+            self.claimed = True
+        known = UNKNOWN if self.data is None else self.data.sentence
+        self.sentence = f"{self.name}: {f'{Path(runner.weights).name} claims: ' if self.claimed else ''}{known}"
 
     def record(self) -> dict[str, Any] | None:
         """Give what is known for a sidecar, without the figures of the intensities; None if nothing is."""
@@ -107,12 +110,13 @@ class TrainedOn:
             }
             for group in self.data.groups
         ]
-        return {"Description": self.sentence, "Data": groups}
+        return {"Description": self.sentence, "Claimed": self.claimed, "Data": groups}
 
     def warn(self, image: MetaTensor, plan: InferencePlan, case: Case | None = None) -> None:
         """Log how an input differs from the training data, one warning for each line of :meth:`differences`."""
         for line in self.differences(image, plan, case):
-            logger.warning("unlike what %s was trained on: %s", self.name, line)
+            was = "claims to be trained on" if self.claimed else "was trained on"
+            logger.warning("unlike what %s %s: %s", self.name, was, line)
 
     def differences(self, image: MetaTensor, plan: InferencePlan, case: Case | None = None) -> list[str]:
         """Say how an input differs from the training data, one line each; none where nothing is known of these.
@@ -171,21 +175,11 @@ def known_of(path: str | os.PathLike, series: DicomSeries | None = None) -> Know
             "DICOM header",
         )
     else:
-        words, source = _sidecar(path), "BIDS sidecar"
+        words, source = bids_sidecar(path), "BIDS sidecar"
         texts = (volume_name(path), str(words.get("SeriesDescription") or ""), str(words.get("ProtocolName") or ""))
     contrast = next(filter(None, map(contrast_of, texts)), None)
     modality, part = (str(words.get(key) or "").strip() or None for key in ("Modality", "BodyPartExamined"))
     return Known(modality, contrast, part, source if modality or part else "name")
-
-
-def _sidecar(path: str | os.PathLike) -> dict[str, Any]:
-    """JSON beside a volume, as dcm2niix writes it."""
-    file = Path(path).with_name(f"{volume_name(path)}.json")
-    try:
-        content = json.loads(file.read_text())
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
 
 
 def differences(trained: TrainingData, seen: Sequence[Seen], known: Known) -> list[str]:

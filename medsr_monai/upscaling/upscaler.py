@@ -18,7 +18,7 @@ from monai.data import MetaTensor
 from medsr_monai.data import check_format, describe_volume, save_dicom_slices, write_voxels
 from medsr_monai.errors import ERRORS, MedsrError, naming, reason_of
 from medsr_monai.inferers.fast_network import chosen_precision
-from medsr_monai.inferers.plane import UNKNOWN
+from medsr_monai.inferers.plane import AUTO, UNKNOWN
 from medsr_monai.metrics.report import json_values
 from medsr_monai.records.sidecar import (
     INTENDED_USE,
@@ -33,10 +33,11 @@ from medsr_monai.records.sidecar import (
 )
 from medsr_monai.transforms import PLANES, parse_point_spread
 from medsr_monai.upscaling.bundles import DEFAULT_BUNDLE, BundleRunner, bundle_folder, choose_device
-from medsr_monai.upscaling.cases import Case
+from medsr_monai.upscaling.cases import Case, header_of
 from medsr_monai.upscaling.dicom_output import source_headers
 from medsr_monai.upscaling.kinds import NAME, like, to_volume
 from medsr_monai.upscaling.memory import Memory, Way, parse_size
+from medsr_monai.upscaling.point_spread import FoundPointSpread, find_point_spread
 from medsr_monai.upscaling.quality import BOUND, QualityCheck, check_quality, quality_path, sentence
 from medsr_monai.upscaling.trained_on import TrainedOn
 
@@ -64,7 +65,8 @@ class Options:
         refine: the plane in which thick slices are refined, by name; both averages the two that contain the thick axis.
         force: refine voxels that are nearly isotropic, too, with a bundle for thick slices.
         psf: the point spread of the scanner, which some networks are told: unknown, KIND or KIND:FWHM_MM, see
-            :func:`medsr_monai.transforms.parse_point_spread`.
+            :func:`medsr_monai.transforms.parse_point_spread`; auto finds it in the header and in the volume, see
+            :mod:`medsr_monai.upscaling.point_spread`.
         frame: the frame of a 4D volume, counted from 0.
         nan_value: a number to put in place of NaN, as registrations leave it outside of the scan; None refuses NaN.
         slice_batch: slices computed at a time; auto is 4 on a CPU, and on CUDA as many as fit into its free memory.
@@ -77,6 +79,7 @@ class Options:
             0.001.
         noise: standard deviation of the input's noise in its units, where it is known; None estimates it.
         pictures: read a single DICOM image as a 2D picture; False reads it as a volume of one slice.
+        trust_code: run TorchScript files, and bundles whose configuration holds code that no installed bundle has.
 
     Raises:
         ValueError, FileNotFoundError: a wrong option, before anything is loaded; one line.
@@ -90,7 +93,7 @@ class Options:
     target_spacing: float | None = None
     refine: str = "both"
     force: bool = False
-    psf: str = UNKNOWN
+    psf: str = AUTO
     frame: int | None = None
     nan_value: float | None = None
     slice_batch: int | str = "auto"
@@ -102,6 +105,7 @@ class Options:
     consistency_bound: float | None = None
     noise: float | None = None
     pictures: bool = True
+    trust_code: bool = False
 
     def __post_init__(self) -> None:
         bundle_folder(self.bundle)
@@ -122,7 +126,7 @@ class Options:
         chosen_precision(self.precision, choose_device(self.device))
         if self.max_memory is not None:
             parse_size(self.max_memory)
-        if self.psf != UNKNOWN:
+        if self.psf not in (AUTO, UNKNOWN):
             parse_point_spread(self.psf, 1.0)
 
     @property
@@ -140,7 +144,7 @@ class Options:
             "target_spacing": (self.target_spacing, None),
             "refine": (self.refine, "both"),
             "force": (self.force, False),
-            "psf": (self.psf, UNKNOWN),
+            "psf": (self.psf, AUTO),
             "compile": (self.compile, False),
             "inferer#roi_size": (None if self.tile is None else [self.tile, self.tile], None),
             "preprocessing#pictures": (self.pictures, True),
@@ -204,7 +208,9 @@ class Upscaler(Options):
             "device": f"$torch.device('{device}')",
             "inferer#progress": self.shows_progress,
         }
-        self.runner = BundleRunner(self.bundle, self.weights, **self.overrides(device), **fixed)
+        options = self.overrides(device) | fixed
+        options = self.overrides(device) | fixed
+        self.runner = BundleRunner(self.bundle, self.weights, trust_code=self.trust_code, **options)
         self.inferer = self.runner["inferer"]
         self.memory = Memory(
             self.runner,
@@ -215,8 +221,7 @@ class Upscaler(Options):
             dicom=self.dicom,
         )
         self.inferer.prepare(self.runner.network, self.runner["device"])
-        made_of = (self.runner.exported or {}).get("weights_sha256")
-        bundle, self.warnings = bundle_record(self.runner.folder, self.runner.weights, made_of)
+        bundle, self.warnings = bundle_record(self.runner.folder, self.runner.weights, self.runner.exported)
         self.trained_on = TrainedOn(self.runner, bundle["Weights"])
         self.identity = {
             "GeneratedBy": [{"Name": "medsr_monai", "Version": versions()["medsr_monai"], "Command": "upscale"}],
@@ -325,31 +330,55 @@ class Upscaler(Options):
         flat = "picture" in image.meta
         if flat:
             self._check_picture(image, out)
-        plan = self.runner.plan(image.affine, image.shape[1:])
-        record: dict[str, Any] = {"InputGrid": grid_record(image)}
-        record["Plan"] = "the picture's only slice" if flat else plan.sentence
-        record["Planes"] = list(plan.planes)
-        record["PointSpread"] = UNKNOWN if plan.point_spread is None else str(plan.point_spread)
-        way = way or self.memory.of(plan, image.shape[0])
-        what = describe_volume(image) if flat else f"{describe_volume(image)}, {plan.sentence}"
-        if out is not None:
-            say(f"{case.source}: {what}; {way}")
-        self.trained_on.warn(image, plan, case)
-        with self._counting(sum(one.count for one in plan.passes)), self.memory.run(way, item, out) as result:
-            lap("Network")
-            result, figures, check = check_quality(self.runner, item, result, self.bound, self.noise, plan.point_spread)
-            slices = self.inferer.slices  # smaller ones where memory was short
-            record |= {
-                "DataConsistency": figures,
-                "SliceBatch": slices.sw_batch_size,
-                "Tile": _tile(slices.orig_roi_size),
-                "Memory": self.memory.record(way),
-                "OutputGrid": grid_record(result),
-                "Scale": [round(b / a, 6) for a, b in zip(image.shape[1:], result.shape[1:], strict=True)],
-                "IntensityRange": intensity_record(image, result),
-            }
-            lap("Quality")
-            yield result, record, check
+        with self._finding(image, case) as found:
+            plan = self.runner.plan(image.affine, image.shape[1:])
+            record: dict[str, Any] = {"InputGrid": grid_record(image)}
+            record["Plan"] = "the picture's only slice" if flat else plan.sentence
+            record["Planes"] = list(plan.planes)
+            record["PointSpread"] = UNKNOWN if plan.point_spread is None else str(plan.point_spread)
+            record["PointSpreadFound"] = None if found is None else found.record()
+            way = way or self.memory.of(plan, image.shape[0])
+            what = describe_volume(image) if flat else f"{describe_volume(image)}, {plan.sentence}"
+            if out is not None:
+                say(f"{case.source}: {what}; {way}")
+                if found is not None:
+                    say(f"{case.source}: point spread {found}")
+            self.trained_on.warn(image, plan, case)
+            with self._counting(sum(one.count for one in plan.passes)), self.memory.run(way, item, out) as result:
+                lap("Network")
+                result, figures, check = check_quality(
+                    self.runner, item, result, self.bound, self.noise, plan.point_spread
+                )
+                slices = self.inferer.slices  # smaller ones where memory was short
+                record |= {
+                    "DataConsistency": figures,
+                    "SliceBatch": slices.sw_batch_size,
+                    "Tile": _tile(slices.orig_roi_size),
+                    "Memory": self.memory.record(way),
+                    "OutputGrid": grid_record(result),
+                    "Scale": [round(b / a, 6) for a, b in zip(image.shape[1:], result.shape[1:], strict=True)],
+                    "IntensityRange": intensity_record(image, result),
+                }
+                lap("Quality")
+                yield result, record, check
+
+    @contextlib.contextmanager
+    def _finding(self, image: MetaTensor, case: Case | None) -> Iterator[FoundPointSpread | None]:
+        """Find the point spread of a volume, and have the inferer tell it to the network while this is entered.
+
+        None where it is given, or the network is not told: nothing is computed then.
+        """
+        slices = self.inferer.slices
+        if slices.psf != AUTO or not getattr(self.runner.network, "psf_channels", 0):
+            yield None
+            return
+        axes = self.runner.plan(image.affine, image.shape[1:]).enlarged_axes
+        found = find_point_spread(image, axes, None if case is None else header_of(case))
+        slices.psf = found.point_spread or UNKNOWN
+        try:
+            yield found
+        finally:
+            slices.psf = AUTO
 
     @contextlib.contextmanager
     def _counting(self, slices: int) -> Iterator[None]:

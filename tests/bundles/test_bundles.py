@@ -57,7 +57,13 @@ SUPER_RESOLUTION = Kind(
         for name in ("_target_", "num_blocks", "bicubic_residual", "channels", "negative_slope", "res_scale")
     )
     | LGSR_DIFFERENCES
-    | {"scale", "psf", "inferer#psf"},  # only the product's networks are told the point spread
+    | {
+        "scale",
+        "psf",
+        "inferer#psf",
+        "inferer#find_psf#_target_",
+        "inferer#find_psf#_mode_",
+    },  # only the product's networks are told the point spread
     training_only=frozenset(),
     tiny={"network_def#num_blocks": 1},
 )
@@ -216,7 +222,7 @@ def test_thick_slices_by_rdst_e():
     for name, other, ids in (
         ("train", "rdst_e", {"scale", "scale#0", "scale#1", "degradation", "patch_size"}),
         ("evaluate", "rdst_e", set()),
-        ("inference", "transmrsr", {"scale", "scale#0", "scale#1"}),
+        ("inference", "transmrsr", {"scale", "scale#0", "scale#1", "psf", "inferer#psf"}),
     ):
         ours, theirs = flat(config(thick, name)), flat(config(thick.parent / other, name))
         differences = {k for k in ours.keys() | theirs.keys() if ours.get(k) != theirs.get(k)}

@@ -1,6 +1,7 @@
 import itertools
 import json
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -344,9 +345,9 @@ WHOLE_IMAGE = [("NonLocal(64)", 64, 512, False, 8 * 64 * 4), ("LGSR()", 1, 512, 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from Linux's /proc")
 @pytest.mark.parametrize("cases", [FAST, pytest.param(WHOLE_IMAGE, marks=pytest.mark.slow)], ids=["fast", "512"])
-def test_memory_grows_with_the_pixels_only(warm_python, cases):
+def test_memory_grows_with_the_pixels_only(cases):
     """Measured in processes of their own; the matrix of all pairs of pixels alone is side ** 4 * 4 bytes."""
-    command = [warm_python, "-c", MEMORY, json.dumps(cases)]
+    command = [sys.executable, "-c", MEMORY, json.dumps(cases)]
     found = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     for (network, _, side, _, bytes_per_pixel), used in zip(cases, found, strict=True):
         allowed = bytes_per_pixel * side**2 + 32 * 2**20  # 32 MiB for what the allocator and the libraries keep

@@ -18,6 +18,7 @@ import torch.distributed as dist
 from bundle_copies import save_weights, tiny_network
 from scipy.ndimage import gaussian_filter
 
+from medsr_monai import cli
 from medsr_monai.upscaling.bundles import BundleRunner
 from medsr_monai.upscaling.sharing import Ranks, share_out
 from medsr_monai.upscaling.status import StatusTable, exit_code, summary_line
@@ -54,6 +55,17 @@ def snapshot(folder="out"):
 
 def hidden(folder="out"):
     return [p for p in Path(folder).rglob(".*")]
+
+
+@pytest.fixture(scope="module")
+def made(bundle, tmp_path_factory):
+    """A folder with a cohort in in/ and its results in out/."""
+    folder = tmp_path_factory.mktemp("made")
+    make_cohort(folder / "in")
+    with pytest.raises(SystemExit) as end:
+        cli.main(["upscale", str(folder / "in"), str(folder / "out"), "--bundle", str(bundle)])
+    assert not end.value.code
+    return folder
 
 
 # what became of each case
@@ -109,10 +121,10 @@ def test_a_bug_of_ours_is_seen_and_stops_nothing(medsr, bundle, tmp_path, monkey
 
 
 def test_the_network_is_loaded_once(medsr, bundle, tmp_path, monkeypatch):
-    from medsr_monai import handlers
+    from medsr_monai.weights import load
 
-    loads, load = [], handlers.fill_network
-    monkeypatch.setattr(handlers, "fill_network", lambda *args: loads.append(args) or load(*args))
+    loads, fill = [], load.fill_network
+    monkeypatch.setattr(load, "fill_network", lambda *args: loads.append(args) or fill(*args))
     make_cohort(tmp_path / "in")
     assert medsr("upscale", "in", "out", "--bundle", bundle, "--nopicture")[0] == 0
     assert len(loads) == 1
@@ -130,9 +142,8 @@ def test_a_bar_on_a_terminal_shows_the_time_left(medsr, bundle, tmp_path, monkey
 # resume
 
 
-def test_what_is_complete_is_kept_as_it_is(medsr, bundle, tmp_path):
-    make_cohort(tmp_path / "in")
-    assert medsr("upscale", "in", "out", "--bundle", bundle)[0] == 0
+def test_what_is_complete_is_kept_as_it_is(medsr, bundle, made, tmp_path):
+    shutil.copytree(made, tmp_path, dirs_exist_ok=True)
     before, table = snapshot(), status()
     # neither the device, the batch nor how the folders are named makes another output
     options = ("--bundle", bundle, "--slice-batch", 1, "--device", "cpu")
@@ -159,9 +170,8 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("reason", CHANGES)
-def test_only_what_is_not_complete_is_done_again(medsr, bundle, tmp_path, reason):
-    make_cohort(tmp_path / "in")
-    assert medsr("upscale", "in", "out", "--bundle", bundle)[0] == 0
+def test_only_what_is_not_complete_is_done_again(medsr, bundle, made, tmp_path, reason):
+    shutil.copytree(made, tmp_path, dirs_exist_ok=True)
     before = snapshot()
     CHANGES[reason]()
     assert medsr("upscale", "in", "out", "--bundle", bundle)[0] == 0

@@ -1,0 +1,383 @@
+"""The point spread of the scan at hand: from its header where that states it, and measured on its voxels.
+
+Across slices. The volume is degraded along an axis of its slices, too, to the distance of its slices, by a candidate
+profile. If that is the scan's own, what is left has been blurred and sampled alike along both axes, and looks alike
+along both, as far as the anatomy does. How alike is judged by the differences of the orders 1 to 6 between neighbouring
+samples: their mean squares along one axis over those along the other, each over the same ratio of order 1, which is
+left out of account: it tells how many edges run in which direction, the higher orders how sharp these are. The
+candidates' probabilities follow from how far these ratios stray in real volumes under their true profiles
+(:data:`ANATOMY`), and from how far the two axes of the slices disagree.
+
+A Gaussian and a box of equal second moment, one 1.4 times as wide as the other, leave nearly the same; which of them it
+is can only be told where the other would be implausibly narrow or wide. Where it cannot, the Gaussian is told: of the
+two a network errs less by it, and in a linear reconstruction either gains nearly what the true one does
+(``pytest -m slow -s tests/upscaling/test_point_spread.py``).
+
+In the plane. The end of the spectrum tells the acquired pixel (:func:`medsr_monai.metrics.axis_spectrum`), and how the
+spectrum falls off before it the window: a power law times each window is fitted to it.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from monai.data import MetaTensor
+
+from medsr_monai.metrics.spectrum import AxisSpectrum, axis_spectrum
+from medsr_monai.transforms.geometry import spacing
+from medsr_monai.transforms.intensity import LOW
+from medsr_monai.transforms.point_spread import PointSpread, sampling_matrices, window_of
+
+__all__ = ["FoundPointSpread", "SliceProfile", "find_point_spread", "measure_point_spread", "measure_slice_profile"]
+
+logger = logging.getLogger(__name__)
+
+ORDERS = 6
+"""Differences between neighbouring samples are taken up to this order."""
+ANATOMY = (
+    (0.0063, 0.0094, 0.0105, 0.0105, 0.0099),
+    (0.0094, 0.0157, 0.0192, 0.0208, 0.0212),
+    (0.0105, 0.0192, 0.0248, 0.0281, 0.0299),
+    (0.0105, 0.0208, 0.0281, 0.0331, 0.0363),
+    (0.0099, 0.0212, 0.0299, 0.0363, 0.0409),
+)
+"""Covariance of the logarithms of the ratios of orders 2 to 6 under the true profile. Measured along all axes of six
+volumes (five T1 brains and a cardiac CT angiography), Gaussian and box of 0.7, 1 and 1.3 of the spacing, with 3 and 5
+fine samples a slice."""
+WIDTHS = np.round(np.arange(0.65, 1.401, 0.025), 3)
+"""The widths that are tried, over the spacing; each is as probable as the others beforehand."""
+KINDS = ("gaussian", "box")
+"""The profiles that are tried."""
+SURE = 0.8
+"""A kind is known if its probability is at least this."""
+DOUBTFUL = 0.15
+"""A width is known if its standard deviation is at most this part of it."""
+TELLING = 0.2
+"""The same of a box that is told: boxes of 0.7 to 1 of the spacing are nearly alike in what they leave."""
+AGREES = 0.15
+"""A header agrees with a measurement up to this part of the width, or its standard deviation where that is larger."""
+UNLIKE = 0.6
+"""Logarithm of the ratio of order 1 from which on the anatomy is too different across slices and in their plane."""
+LEAST_SAMPLES = 12
+"""Slices, and samples of their distance within them, below which there is no measurement."""
+LEAST_RATIO = 2.0
+"""Slices are measured if they lie this many times as far apart as the pixels in them."""
+LINES = 64
+"""Of the axis that is not compared at most about this many layers are looked at."""
+WINDOWS = ("kspace", "kspace_hamming", "kspace_fermi")
+"""The kinds that are told apart in the plane."""
+FITTED = (0.2, 0.95)
+"""The part of the acquired spectrum that power law and window are fitted to."""
+STEEPEST = 4.5
+"""The largest exponent of that power law, of the power."""
+MISFIT = 2.0
+"""Root mean square in dB up to which a window fits."""
+CLEARLY = 1.6
+"""The next best window must fit this many times worse."""
+HOUNSFIELD_AIR = -900.0
+"""A volume that goes down to this is CT, whose kernels are no windows in k-space."""
+
+
+@dataclass(frozen=True)
+class SliceProfile:
+    """What was measured across slices, in parts of their distance.
+
+    Attributes:
+        gaussian, box: width of the profile if it is of this kind, and its standard deviation.
+        probability: of the Gaussian; 1 minus it of the box.
+        asymmetry: logarithm of the ratio of order 1, of the axis of the slices where it is larger; see :data:`UNLIKE`.
+    """
+
+    gaussian: tuple[float, float]
+    box: tuple[float, float]
+    probability: float
+    asymmetry: float
+
+    @property
+    def kind(self) -> str:
+        """The more probable one."""
+        return "gaussian" if self.probability >= 0.5 else "box"
+
+    @property
+    def is_sure(self) -> bool:
+        """Whether the kind is known."""
+        return max(self.probability, 1 - self.probability) >= SURE
+
+    def __str__(self) -> str:
+        widths = {kind: "{:.2f} +- {:.2f}".format(*getattr(self, kind)) for kind in KINDS}
+        if self.is_sure:
+            return f"{self.kind} of {widths[self.kind]}"
+        return f"gaussian of {widths['gaussian']} or box of {widths['box']}"
+
+
+@dataclass(frozen=True)
+class FoundPointSpread:
+    """The point spread that was found, by what, and how sure it is.
+
+    Attributes:
+        point_spread: what the network is told; None, unknown, if that is in doubt.
+        source: ``header``, ``measured``, ``header and measured`` or ``nothing``.
+        doubt: standard deviation of the width in parts of it; None where none was estimated.
+        kind_is_known: False where a point spread of equal second moment is told.
+        reason: what was seen, in words.
+    """
+
+    point_spread: PointSpread | None
+    source: str
+    doubt: float | None
+    kind_is_known: bool
+    reason: str
+
+    def __str__(self) -> str:
+        told = "unknown" if self.point_spread is None else f"{_rounded(self.point_spread)}"
+        return f"{told} ({self.source}): {self.reason}"
+
+    def record(self) -> dict[str, Any]:
+        """For a sidecar."""
+        return {
+            "Source": self.source,
+            "Doubt": None if self.doubt is None else round(self.doubt, 3),
+            "KindIsKnown": self.kind_is_known,
+            "Reason": self.reason,
+        }
+
+
+def find_point_spread(
+    volume: MetaTensor, axes: Sequence[int], stated: Mapping[str, Any] | None = None
+) -> FoundPointSpread:
+    """The point spread of a volume along the axes that a network enlarges.
+
+    Args:
+        volume: [C, X, Y, Z], with its affine; of several channels the mean is looked at.
+        axes: the array axis across thick slices, or both axes of the slices, 0 to 2.
+        stated: what the header says, in the words of BIDS: SliceThickness and SpacingBetweenSlices in mm,
+            MRAcquisitionType, Modality, ConvolutionKernel, AcquisitionShares (see
+            :func:`medsr_monai.upscaling.cases.header_of`).
+    """
+    stated = stated or {}
+    image = volume.as_tensor().float().mean(0)
+    edges = spacing(volume.affine)
+    if len(axes) == 1:
+        return _across_slices(image, edges, axes[0], stated)
+    return _in_plane(image, volume, axes, stated)
+
+
+def measure_point_spread(volume: MetaTensor, axes: Sequence[int]) -> PointSpread | None:
+    """What inferers call that are told ``auto``: the point spread that is measured, without a header; it is logged.
+
+    Args:
+        volume, axes: see :func:`find_point_spread`.
+    """
+    found = find_point_spread(volume, axes)
+    logger.info("point spread %s", found)
+    return found.point_spread
+
+
+def measure_slice_profile(image: torch.Tensor, edges: Sequence[float], axis: int) -> SliceProfile | str:
+    """Measure the profile of slices by comparing them with what lies in their plane (see the module's text).
+
+    Args:
+        image: voxels [X, Y, Z].
+        edges: of a voxel, in mm.
+        axis: across the slices.
+
+    Returns:
+        The profile, or in words why there is none.
+    """
+    if image.shape[axis] < LEAST_SAMPLES:
+        return f"{image.shape[axis]} slices are too few to be measured"
+    ratios, low, high = [], *_ends(image)
+    if not high > low:
+        return "nothing to be seen"
+    scaled = (image.clamp(low, high) - low) / (high - low)
+    for other in range(3):
+        samples = round(image.shape[other] * edges[other] / edges[axis])
+        if other != axis and samples >= LEAST_SAMPLES and edges[axis] >= LEAST_RATIO * edges[other]:
+            ratios.append(_ratios(scaled, axis, other, samples))
+    if not ratios:
+        return "the pixels are not fine enough, or too few, to be compared with the slices"
+    return _profile(np.stack(ratios))
+
+
+def _candidates() -> list[PointSpread]:
+    return [PointSpread(kind, float(width)) for kind in KINDS for width in WIDTHS]
+
+
+def _ends(image: torch.Tensor) -> tuple[float, float]:
+    """Percentiles 0.1 and 99.9."""
+    values = image.flatten()[:: max(1, image.numel() // 200_000)].numpy()
+    low, high = np.percentile(values, [0.1, 99.9])
+    return float(low), float(high)
+
+
+def _ratios(image: torch.Tensor, axis: int, other: int, samples: int) -> np.ndarray:
+    """Logarithms [candidates, ORDERS] of squared differences across slices over those along another axis.
+
+    Of squares only the matrix of the products of all pairs of samples along the other axis is needed, which is
+    degraded on both sides instead of the volume.
+    """
+    third = 3 - axis - other
+    lines = image.movedim((third, axis, other), (0, 1, 2))[:: max(1, image.shape[third] // LINES)]
+    matrices = sampling_matrices(lines.shape[-1], samples, _candidates())
+
+    def degraded(values: torch.Tensor) -> torch.Tensor:
+        flat = values.reshape(-1, values.shape[-1])
+        return matrices @ (flat.T @ flat / len(flat)).double() @ matrices.mT
+
+    products, along, across = degraded(lines), [], []
+    steps = torch.eye(samples, dtype=torch.float64)
+    for _ in range(ORDERS):
+        steps, lines = steps.diff(dim=0), lines.diff(dim=1)
+        along.append((steps @ products @ steps.T).diagonal(dim1=1, dim2=2).mean(1))
+        across.append(degraded(lines).diagonal(dim1=1, dim2=2).mean(1))
+    tiny = torch.finfo(torch.float64).tiny
+    return (torch.stack(across, 1).clamp(min=tiny).log() - torch.stack(along, 1).clamp(min=tiny).log()).numpy()
+
+
+def _profile(ratios: np.ndarray) -> SliceProfile:
+    """From logarithms [axes of the slices, candidates, ORDERS] to the probabilities of the candidates."""
+    shapes = ratios[..., 1:] - ratios[..., :1]
+    mean = shapes.mean(0)
+    apart = (shapes[0] - shapes[-1]) / 2
+    likelihood = np.empty(len(mean))
+    for candidate, (shape, half) in enumerate(zip(mean, apart, strict=True)):
+        covariance = np.array(ANATOMY) + np.outer(half, half) + 1e-4 * np.eye(len(shape))
+        likelihood[candidate] = -(shape @ np.linalg.solve(covariance, shape) + np.linalg.slogdet(covariance)[1]) / 2
+    shares = np.exp(likelihood - likelihood.max()).reshape(len(KINDS), len(WIDTHS))
+    shares /= shares.sum()
+    found = {}
+    for kind, share in zip(KINDS, shares, strict=True):
+        share = share / max(share.sum(), np.finfo(float).tiny)
+        width = float(share @ WIDTHS)
+        found[kind] = width, math.sqrt(share @ (WIDTHS - width) ** 2)
+    best = np.unravel_index(shares.argmax(), shares.shape)
+    edges = ratios.reshape(len(ratios), *shares.shape, -1)[:, *best, 0]
+    asymmetry = float(edges[np.abs(edges).argmax()])
+    return SliceProfile(found["gaussian"], found["box"], float(shares[0].sum()), asymmetry)
+
+
+def _across_slices(
+    image: torch.Tensor, edges: Sequence[float], axis: int, stated: Mapping[str, Any]
+) -> FoundPointSpread:
+    distance = float(edges[axis])
+    if stated.get("MRAcquisitionType") == "3D":
+        reason = "partitions of a 3D acquisition have no slice profile"
+        return FoundPointSpread(None, "header", None, False, reason)
+    profile = measure_slice_profile(image, edges, axis)
+    header, thickness = _stated_thickness(distance, stated)
+    if isinstance(profile, str):
+        known = "" if thickness is None else f"{header}, its kind is not known; "
+        return FoundPointSpread(None, "header" if known else "nothing", None, False, known + profile)
+    seen = f"measured {profile} of the spacing"
+    if abs(profile.asymmetry) > UNLIKE:
+        reason = f"{seen}, but the anatomy is too different across the slices and in them"
+        return FoundPointSpread(None, "measured", None, False, reason)
+    if thickness is not None:
+        return _agreed(profile, thickness, distance, f"{header}, {seen}")
+    kind = profile.kind if profile.is_sure else "gaussian"
+    width, deviation = getattr(profile, kind)
+    doubt = deviation / width
+    if doubt > (TELLING if kind == "box" else DOUBTFUL):
+        return FoundPointSpread(None, "measured", doubt, profile.is_sure, f"{seen}, which is in doubt")
+    reason = seen if profile.is_sure else f"{seen}, of equal second moment: which kind is not known"
+    return FoundPointSpread(PointSpread(kind, width), "measured", doubt, profile.is_sure, reason)
+
+
+def _agreed(profile: SliceProfile, thickness: float, distance: float, reason: str) -> FoundPointSpread:
+    """Of the kinds whose measured width the header's thickness agrees with, the one that comes closest."""
+    stated = thickness / distance
+    apart = {}
+    for kind in KINDS:
+        width, deviation = getattr(profile, kind)
+        if abs(stated - width) <= max(AGREES * width, deviation):
+            apart[kind] = abs(math.log(stated / width))
+    source = "header and measured"
+    if not apart:
+        return FoundPointSpread(None, source, None, False, f"{reason}: they do not agree")
+    told = PointSpread(min(apart, key=apart.__getitem__), gap=1 - stated)
+    if len(apart) > 1:
+        reason += ": which kind is not sure"
+    return FoundPointSpread(told, source, AGREES, len(apart) == 1, reason)
+
+
+def _stated_thickness(distance: float, stated: Mapping[str, Any]) -> tuple[str, float | None]:
+    """A header's thickness of slices in words and in mm; None if there is none, or it is of another grid."""
+    thickness, between = (stated.get(name) for name in ("SliceThickness", "SpacingBetweenSlices"))
+    if not _is_length(thickness):
+        return "", None
+    if _is_length(between) and abs(between / distance - 1) > 0.05:
+        return "", None  # resampled since
+    gap = distance - thickness
+    words = "without gap" if abs(gap) < 0.02 * distance else f"{'gap' if gap > 0 else 'overlap'} {abs(gap):.3g} mm"
+    return f"header: slices of {thickness:.3g} mm every {distance:.3g} mm, {words}", float(thickness)
+
+
+def _is_length(value: object) -> bool:
+    return isinstance(value, (int, float)) and 0 < value < math.inf
+
+
+def _in_plane(
+    image: torch.Tensor, volume: MetaTensor, axes: Sequence[int], stated: Mapping[str, Any]
+) -> FoundPointSpread:
+    kernel = stated.get("ConvolutionKernel")
+    modality = stated.get("Modality")
+    if modality == "CT" or kernel or (modality is None and _goes_down_to(volume) <= HOUNSFIELD_AIR):
+        named = f" {kernel}" if kernel else ""
+        reason = f"CT: how sharp the kernel{named} is, in terms of the kind ct, is not known"
+        return FoundPointSpread(None, "header" if modality or kernel else "measured", None, False, reason)
+    seen = [_window(axis_spectrum(image.numpy(), axis)) for axis in axes]
+    if None in seen:
+        return FoundPointSpread(None, "nothing", None, False, "too few pixels of tissue in a row to be measured")
+    words = " and ".join(f"{kind or 'no clear window'} with pixels of {width:.2f}" for kind, width in seen)
+    reason = f"measured {words} of the spacing"
+    kinds, widths = zip(*seen, strict=True)
+    doubt = float(np.ptp(widths) / np.mean(widths))
+    source = "measured"
+    if shares := stated.get("AcquisitionShares"):
+        source = "header and measured"
+        reason = f"header: {' and '.join(f'{share:.2f}' for share in shares)} of the matrix acquired, {reason}"
+        if any(min(abs(share * width - 1) for width in widths) > AGREES for share in shares):
+            return FoundPointSpread(None, source, doubt, False, f"{reason}: they do not agree")
+    if kinds[0] != kinds[1] or kinds[0] is None or doubt > DOUBTFUL:
+        return FoundPointSpread(None, source, doubt, False, f"{reason}, which is in doubt")
+    if kinds[0] == "kspace" and max(widths) == 1 and modality != "MR":
+        reason += ", or another one: without an end within the spectrum it looks as those of other kinds do"
+        return FoundPointSpread(None, source, doubt, False, reason)
+    return FoundPointSpread(PointSpread(kinds[0], float(np.mean(widths))), source, doubt, True, reason)
+
+
+def _goes_down_to(volume: MetaTensor) -> float:
+    """The low end of a volume's intensities, before they were scaled for a network."""
+    low = volume.meta.get(LOW)
+    return float(volume.min()) if low is None else float(torch.as_tensor(low).min())
+
+
+def _window(spectrum: AxisSpectrum) -> tuple[str | None, float] | None:
+    """The kind whose window fits a spectrum, None if none does clearly, and the acquired pixel over the spacing."""
+    if not spectrum.judged:
+        return None
+    part = spectrum.frequency / (0.5 * spectrum.share)
+    inside = (part >= FITTED[0]) & (part <= FITTED[1])
+    part, level = part[inside], spectrum.power[inside]
+    steepness = -10 * np.log10(part)
+    misfits = {}
+    for kind in WINDOWS:
+        rest = level - 20 * np.log10(window_of(kind, torch.from_numpy(part)).numpy())
+        centred = steepness - steepness.mean()
+        exponent = float(np.clip(centred @ rest / (centred @ centred), 0, STEEPEST))
+        misfits[kind] = float(np.std(rest - exponent * steepness))
+    best, second, _ = sorted(misfits, key=misfits.__getitem__)
+    clear = misfits[best] <= MISFIT and misfits[second] >= CLEARLY * misfits[best]
+    return best if clear else None, 1 / spectrum.share
+
+
+def _rounded(point_spread: PointSpread) -> str:
+    """As in a log line."""
+    kind, width = point_spread.kind, point_spread.width_over_spacing
+    return f"{kind} of {width:.2f} of the spacing"
