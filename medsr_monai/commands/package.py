@@ -31,8 +31,7 @@ def package(
         keep_large_files: leave out the files that large_files.yml lists and keep the list, as pull requests to the Zoo
             want it. Without this option they are fetched and packed, as in the Zoo's releases.
         black: format the code with isort and black as the Zoo's checks want it (pip install "medsr_monai[zoo]").
-        trust_code: with --weights, build the network of a bundle whose configuration holds code that no installed
-            bundle has.
+        trust_code: with --weights, accept a bundle whose configuration holds code that no installed bundle has.
         overwrite: replace existing outputs.
     """
     folder = bundle_folder(bundle)

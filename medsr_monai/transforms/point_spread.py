@@ -309,7 +309,7 @@ def _spectra(size: int, small: int, kind: str, acquired: Tensor) -> Tensor:
 
 
 def window_of(kind: str, part: Tensor) -> Tensor:
-    """Window of a k-space kind at frequencies that are given in parts of the largest acquired one."""
+    """Give the window of a k-space kind at frequencies that are parts of the largest acquired one."""
     if kind == "kspace_hamming":
         return 0.54 + 0.46 * torch.cos(math.pi * part)
     if kind == "kspace_fermi":

@@ -28,7 +28,7 @@ HARMLESS = (
     *("medsr_monai.", "torch.nn.", "monai.data.", "monai.engines.", "monai.handlers.", "monai.inferers."),
     *("monai.losses.", "monai.metrics.", "monai.networks.", "monai.transforms."),
 )
-"""Packages whose classes a bundle may name without being trusted."""
+"""The packages whose classes a bundle may name without being trusted."""
 RECIPES = "medsr_monai.recipes."
 PIPELINE = ("in_channels", "out_channels", "scale")
 """Arguments of a network that must stay the bundle's, since its data and its inferer depend on them."""

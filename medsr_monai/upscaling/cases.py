@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from medsr_monai.data import DicomSeries
 
 STATED = ("SliceThickness", "SpacingBetweenSlices", "MRAcquisitionType", "ConvolutionKernel", "Modality")
-"""What is taken from a header, under the same names in DICOM and in BIDS."""
+"""The attributes that are taken from a header; DICOM and BIDS have the same names for them."""
 
 
 class Case(NamedTuple):
@@ -167,7 +167,7 @@ def _suffix(source: str) -> str:
 
 
 def bids_sidecar(path: str | os.PathLike) -> dict[str, Any]:
-    """What the JSON beside a volume says, as dcm2niix writes it; empty where there is none."""
+    """Read the JSON file beside a volume, as dcm2niix writes it; an empty dictionary where there is none."""
     from medsr_monai.data import volume_name
 
     file = Path(path).with_name(f"{volume_name(path)}.json")
@@ -179,11 +179,11 @@ def bids_sidecar(path: str | os.PathLike) -> dict[str, Any]:
 
 
 def header_of(case: Case) -> dict[str, Any]:
-    """What the DICOM header, or the BIDS sidecar, of a case says of how its slices were made; only what it states.
+    """Read what the DICOM header, or the BIDS sidecar, of a case states about how its slices were made.
 
     Returns:
-        Entries of :data:`STATED`, lengths in mm; and ``AcquisitionShares``, the acquired part of the matrix along one
-        axis of the slices or along both, where it is stated.
+        Those of :data:`STATED` that are there, lengths in mm; and where it is stated ``AcquisitionShares``, the acquired
+        part of the matrix along one axis of the slices or along both.
     """
     from medsr_monai.data import find_series, is_dicom_file, is_zip
 
@@ -203,7 +203,7 @@ def header_of(case: Case) -> dict[str, Any]:
 
 
 def acquisition_matrix(header: pydicom.Dataset) -> list[int] | None:
-    """Samples acquired along the volume's first and second axis (columns, rows), as a DICOM header states them."""
+    """Give the samples acquired along the volume's first two axes (columns, rows), as a DICOM header states them."""
     numbers = [int(n) for n in header.get("AcquisitionMatrix") or []]
     if len(numbers) != 4 or header.get("InPlanePhaseEncodingDirection") not in ("ROW", "COL", "COLUMN"):
         return None
