@@ -66,7 +66,7 @@ def degrade(
         raise MedsrError(f"noise is {noise}, expected a fraction of the intensity range such as 0.02")
     if psf is not None:
         if method is not None or fwhm is not None:
-            raise MedsrError("psf states the point spread alone: drop method and fwhm")
+            raise MedsrError("psf takes the place of method and fwhm: leave those out")
         with naming():
             parse_point_spread(psf, 1.0)  # before anything is read
     image = to_volume(volume, frame, nan_value=nan_value)

@@ -114,7 +114,9 @@ class NetworkRunner:
             raise ValueError(f"{name} does not super-resolve: give the weights of a network that does")
         channels = [network.arguments[side] for side in ("in_channels", "out_channels")]
         if channels != [1, 1]:
-            raise ValueError(f"{name} takes {channels[0]} channels to {channels[1]}: a volume has one")
+            raise ValueError(
+                f"{name} takes {channels[0]} channels to {channels[1]}: a volume has one, choose another network"
+            )
         self.network = network.eval().to(device)
         self.weights = weights
         self.device = device
@@ -236,7 +238,9 @@ def compare_volumes(
     stated = all(volume.meta.get("picture_spacing") != "none" for volume in (pred, ref))
     ref_part = _covered(pred.affine if stated else ref.affine, tuple(pred.shape[1:]), ref)
     if pred.shape[0] != ref.shape[0]:
-        raise ValueError(f"the result has {pred.shape[0]} channels, the reference {ref.shape[0]}")
+        raise ValueError(
+            f"the result has {pred.shape[0]} channels, the reference {ref.shape[0]}: compare images of one kind"
+        )
     chosen = sharp_plane(ref.affine, ref.shape[1:]) if plane == "auto" else plane
     axis = plane_axis(ref.affine, chosen) + 1
     ranges = torch.tensor([intensity_range(channel, intensity) for channel in ref], dtype=torch.float64)

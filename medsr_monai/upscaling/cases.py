@@ -182,8 +182,8 @@ def header_of(case: Case) -> dict[str, Any]:
     """Read what the DICOM header, or the BIDS sidecar, of a case states about how its slices were made.
 
     Returns:
-        Those of :data:`STATED` that are there, lengths in mm; and where it is stated ``AcquisitionShares``, the acquired
-        part of the matrix along one axis of the slices or along both.
+        Those of :data:`STATED` that are there, lengths in mm; where it is stated, also ``AcquisitionShares``, the
+        acquired part of the matrix along one axis of the slices or along both.
     """
     from medsr_monai.data import find_series, is_dicom_file, is_zip
 

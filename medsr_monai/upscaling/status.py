@@ -52,7 +52,7 @@ class StatusTable:
             with self.path.open(newline="") as file:
                 reader = csv.DictReader(file)
                 if tuple(reader.fieldnames or ()) != COLUMNS:
-                    raise ValueError("its columns are others")
+                    raise ValueError("it has other columns")
                 return {row["output"]: row for row in reader}
         except (ValueError, csv.Error) as error:
             raise ValueError(f"{self.path}: is no table of medsr ({error}): move it away") from error

@@ -113,12 +113,12 @@ class Options:
             raise ValueError(f"plane is {self.plane!r}, expected auto, {', '.join(PLANES)}")
         batch = str(self.slice_batch)
         if batch != "auto" and not (batch.isdecimal() and int(batch) > 0):
-            raise ValueError(f"slice_batch must be at least 1, or auto, not {self.slice_batch}")
+            raise ValueError(f"slice_batch is {self.slice_batch}, expected auto or at least 1")
         if self.tile is not None and self.tile < SMALLEST_TILE:
-            raise ValueError(f"tile must be at least {SMALLEST_TILE} pixels")
+            raise ValueError(f"tile is {self.tile}, expected at least {SMALLEST_TILE} pixels")
         bound = self.consistency_bound
         if bound is not None and not self.enforce_consistency:
-            raise ValueError("consistency_bound is of --enforce-consistency: add that, or drop it")
+            raise ValueError("consistency_bound is for --enforce-consistency: add that, or leave it out")
         if bound is not None and not 0 <= bound < 1:
             raise ValueError(f"consistency_bound is {bound}, expected a part of the intensity range such as 0.001")
         if self.noise is not None and not 0 <= self.noise < math.inf:

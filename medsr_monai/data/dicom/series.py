@@ -682,7 +682,9 @@ def _problem_of_stack(slices: list[DicomSlice], siblings: list[DicomSlice]) -> s
     """
     units = Counter(item.units for item in slices)
     if len(units) > 1:
-        return f"DICOM slices in different units ({', '.join(name or 'none' for name in units)}): keep those of one"
+        return (
+            f"DICOM slices in different units ({', '.join(name or 'none' for name in units)}): keep those of one unit"
+        )
     if len(slices) > 1:
         slices = [slices[i] for i in np.argsort(_distances(slices), kind="stable")]
         distances, positions = _distances(slices), np.array([item.position for item in slices])
@@ -705,7 +707,7 @@ def _problem_of_stack(slices: list[DicomSlice], siblings: list[DicomSlice]) -> s
     thicknesses = [item.thickness for item in slices if item.thickness]
     if thicknesses and max(thicknesses) > THICKNESS_RANGE * min(thicknesses):
         return (
-            f"DICOM slices of different thickness ({min(thicknesses):g} to {max(thicknesses):g} mm), keep those of one"
+            f"DICOM slices of different thickness ({min(thicknesses):g} to {max(thicknesses):g} mm): keep those of one"
         )
     return None
 
