@@ -95,15 +95,11 @@ def compare(
             intensity_range(volumes[path], "minmax")
     image, ref = volumes[input], volumes[reference or input]
     plane = sharp_plane(image.affine, image.shape[1:]) if plane == "auto" else plane
-    options = {
-        "plane": plane,
-        "device": choose_device(device),
-        "progress": sys.stderr.isatty(),
-    }
-    options["frame"] = None if reference is None else frame
-    systems = load_systems(chosen, trust_code, **options)
+    device = choose_device(device)
+    overrides = {"plane": plane, "device": f"$torch.device('{device}')", "frame": frame if reference else None}
+    systems = load_systems(chosen, trust_code, **overrides)
     scale = common_scale(systems, scale)
-    systems = {"Bicubic": NetworkRunner(Bicubic(scale=scale), **options)} | systems
+    systems = {"Bicubic": NetworkRunner(Bicubic(scale=scale), **overrides)} | systems
     if save_volumes:
         for name in (*(["input.nii.gz"] if reference is None else []), *(f"{name}_sr.nii.gz" for name in systems)):
             check_output(folder / name, overwrite, input)
@@ -118,7 +114,7 @@ def compare(
             source = place / "input.nii.gz"
         with naming(input):
             comparison = Comparison(
-                source, image, ref, plane, scale, border=border, slice_number=slice, note=note, device=options["device"]
+                source, image, ref, plane, scale, border=border, slice_number=slice, note=note, device=device
             )
             box = comparison.checked_crop(box)
         if reference is None:

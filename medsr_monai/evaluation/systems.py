@@ -7,13 +7,10 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from medsr_monai.errors import naming
 from medsr_monai.upscaling.bundles import BundleRunner, bundle_folder, bundle_folders
-
-if TYPE_CHECKING:
-    from medsr_monai.evaluation.tables import Runner
 
 __all__ = ["System", "load_systems", "named_systems"]
 
@@ -66,27 +63,25 @@ def named_systems(names: str) -> list[System]:
     return chosen
 
 
-def load_systems(chosen: Sequence[System], trust_code: bool = False, **options: Any) -> dict[str, Runner]:
+def load_systems(chosen: Sequence[System], trust_code: bool = False, **overrides: Any) -> dict[str, BundleRunner]:
     """Load systems, and return what runs each, by its name.
 
     Args:
         chosen: from :func:`named_systems`.
         trust_code: see :class:`medsr_monai.upscaling.bundles.BundleRunner`.
-        options: those of a :class:`medsr_monai.evaluation.tables.NetworkRunner`: plane, device, frame, progress.
+        overrides: see :class:`medsr_monai.upscaling.bundles.BundleRunner`.
 
     Raises:
         FileNotFoundError, ValueError: weights that do not load, a bundle that compare cannot run, two of one name.
     """
     from medsr_monai.evaluation.tables import load_runner
 
-    device = f"$torch.device('{options['device']}')"
-    overrides = {"plane": options["plane"], "frame": options["frame"]}
-    systems: dict[str, Runner] = {}
+    systems: dict[str, BundleRunner] = {}
     for system in chosen:
         name, bundle, file = system.name, system.bundle, system.weights
         if bundle is None:
             with naming(file):
-                runner = load_runner(file, name, **options)
+                runner = load_runner(file, name, **overrides)
             name = name or type(runner.network).__name__
         else:
             if "thick_axis" in json.loads((bundle_folder(bundle) / "configs" / "inference.json").read_text()):
@@ -94,7 +89,7 @@ def load_systems(chosen: Sequence[System], trust_code: bool = False, **options: 
                     f"bundle {bundle} makes thick slices thin, compare enlarges slices: compare it by "
                     "`medsr degrade --direction through-plane`, `medsr upscale` and `medsr evaluate`"
                 )
-            runner = BundleRunner(bundle, file, trust_code=trust_code, device=device, **overrides)
+            runner = BundleRunner(bundle, file, trust_code=trust_code, **overrides)
             if not runner.weights:
                 raise ValueError(f"bundle {bundle} names no weights: give {bundle}=path/to/model.pt")
         if name in (*systems, "Bicubic", "input", "reference"):

@@ -9,7 +9,7 @@ import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -18,7 +18,6 @@ from torch import nn
 
 from medsr_monai import __version__
 from medsr_monai.atomic import written_together
-from medsr_monai.inferers import PlaneInferer
 from medsr_monai.metrics import (
     SliceEvaluation,
     busiest_crop,
@@ -28,7 +27,7 @@ from medsr_monai.metrics import (
     psnr,
     write_rows,
 )
-from medsr_monai.recipes import inference_postprocessing, load_volume
+from medsr_monai.networks import NETWORKS
 from medsr_monai.transforms import (
     EDGES,
     axis_factors,
@@ -42,11 +41,13 @@ from medsr_monai.transforms import (
     sharp_plane,
     spacing,
 )
+from medsr_monai.upscaling.bundles import BundleRunner
+from medsr_monai.weights.load import load_network
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["FILES", "Comparison", "NetworkRunner", "Runner", "common_scale", "compare_volumes", "load_runner"]
+__all__ = ["FILES", "Comparison", "NetworkRunner", "common_scale", "compare_volumes", "load_runner"]
 
 FILES = ("compare.md", "compare.csv", "compare.json", "slices.csv", "compare.png")
 """The names of the files that `Comparison.write` writes."""
@@ -68,47 +69,19 @@ def _mean_and_deviation(row: dict, name: str, digits: int) -> str:
     return f"{row[name]:.{digits}f}" + (f" ({deviation:.{digits}f})" if math.isfinite(deviation) else "")
 
 
-class Runner(Protocol):
-    """What super-resolves a volume: `NetworkRunner`, or a bundle's pipeline."""
-
-    network: nn.Module
-    weights: str | os.PathLike | None
-    """The file that the weights were loaded from, for its checksum; None for a network without weights."""
-    scale_factors: tuple[int, int]
-
-    def read(self, path: str | Path) -> dict[str, MetaTensor]:
-        """Read and preprocess an input."""
-
-    def run(self, item: dict[str, MetaTensor]) -> MetaTensor:
-        """Super-resolve a preprocessed input to a volume [1, X, Y, Z] on the CPU, in the input's units."""
-
-
-class NetworkRunner:
-    """A network of one channel without a bundle, with the pre- and postprocessing that bundles give theirs.
-
-    Intensities are scaled by percentiles and restored, slices are cut in one plane, the outer corners are kept.
+class NetworkRunner(BundleRunner):
+    """A network of one channel without a bundle, between the pre- and postprocessing of the bundle ``comparison``.
 
     Args:
         network: the network with its weights.
         weights: the file that they were loaded from, None for a network without weights.
-        plane: see :class:`medsr_monai.inferers.PlaneInferer`.
-        device: cpu or cuda.
-        frame: the frame of a 4D file, counted from 0.
-        progress: show a progress bar.
+        overrides: see :class:`medsr_monai.upscaling.bundles.BundleRunner`.
 
     Raises:
         ValueError: a network that does not enlarge images, or has several channels.
     """
 
-    def __init__(
-        self,
-        network: nn.Module,
-        weights: str | os.PathLike | None = None,
-        plane: str = "auto",
-        device: str = "cpu",
-        frame: int | None = None,
-        progress: bool = False,
-    ) -> None:
+    def __init__(self, network: nn.Module, weights: str | os.PathLike | None = None, **overrides: Any) -> None:
         name = type(network).__name__
         if not hasattr(network, "scale_factors"):
             raise ValueError(f"{name} does not super-resolve: give the weights of a network that does")
@@ -117,43 +90,26 @@ class NetworkRunner:
             raise ValueError(
                 f"{name} takes {channels[0]} channels to {channels[1]}: a volume has one, choose another network"
             )
-        self.network = network.eval().to(device)
+        scale = list(network.scale_factors)
+        super().__init__("comparison", trained=False, scale=scale, precision="float32", **overrides)
+        self.network = network.to(self["device"]).eval()
         self.weights = weights
-        self.device = device
-        self.scale_factors = tuple(network.scale_factors)
-        self.preprocessing = load_volume(frame=frame)
-        self.inferer = PlaneInferer(plane, progress=progress)
-        self.postprocessing = inference_postprocessing()
-
-    def read(self, path: str | Path) -> dict[str, MetaTensor]:
-        """Read and preprocess an input."""
-        return self.preprocessing({"image": str(path)})
-
-    def run(self, item: dict[str, MetaTensor]) -> MetaTensor:
-        """Super-resolve a preprocessed input to a volume [1, X, Y, Z]."""
-        with torch.inference_mode():
-            pred = self.inferer(item["image"][None].to(self.device), self.network)[0].cpu()
-        return self.postprocessing(item | {"pred": pred})["pred"]
 
 
-def load_runner(path: str | os.PathLike, name: str | None = None, **options: Any) -> NetworkRunner:
+def load_runner(path: str | os.PathLike, name: str | None = None, **overrides: Any) -> NetworkRunner:
     """Load the network that a weights file of this package holds.
 
     Args:
         path: a file with the dictionary {"model", "network"}.
         name: what the network is said to be. Where it is the name of a network in `NETWORKS`, the file must hold one of
             that class.
-        options: those of `NetworkRunner`.
+        overrides: see `NetworkRunner`.
 
     Raises:
         FileNotFoundError, ValueError: no weights file, another network than its name says, or what `NetworkRunner`
             refuses.
         RuntimeError: the network needs a library that is not installed.
     """
-    # here, since `evaluate` needs neither
-    from medsr_monai.networks import NETWORKS
-    from medsr_monai.weights.load import load_network
-
     try:
         network = load_network(path)
     except ImportError as error:
@@ -161,10 +117,10 @@ def load_runner(path: str | os.PathLike, name: str | None = None, **options: Any
     registered = NETWORKS[name] if name in NETWORKS.names else type(network)
     if not isinstance(network, getattr(registered, "func", registered)):
         raise ValueError(f"{path}: the weights are of {type(network).__name__}, not of {name}: correct the name")
-    return NetworkRunner(network, path, **options)
+    return NetworkRunner(network, path, **overrides)
 
 
-def common_scale(systems: Mapping[str, Runner], scale: int | None = None) -> int:
+def common_scale(systems: Mapping[str, BundleRunner], scale: int | None = None) -> int:
     """Find the factor by which all systems enlarge both axes of a slice: ``scale``, or that of the systems, or 4.
 
     Raises:
@@ -322,7 +278,7 @@ class Comparison:
         self.rows: list[dict[str, Any]] = []
         self.slice_rows: list[dict[str, Any]] = []
 
-    def add(self, name: str, runner: Runner) -> MetaTensor:
+    def add(self, name: str, runner: BundleRunner) -> MetaTensor:
         """Run a system, measure it and return its result; its row is the last of `rows`.
 
         The seconds are those of the enlargement, without reading the file.
@@ -331,8 +287,6 @@ class Comparison:
         start = time.perf_counter()
         result = runner.run(item)
         seconds = time.perf_counter() - start
-        if not result.isfinite().all():
-            raise RuntimeError("its result has voxels that are NaN or infinite, which cannot be compared")
         evaluation = SliceEvaluation(self.border)
         volume = compare_volumes(result, self.full_ref, evaluation, self.plane, method=name)
         self.slice_rows.extend({"system": name} | {k: row[k] for k in SLICE_COLUMNS} for row in evaluation.rows)

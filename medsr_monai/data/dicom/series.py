@@ -706,9 +706,8 @@ def _problem_of_stack(slices: list[DicomSlice], siblings: list[DicomSlice]) -> s
         return f"slices are missing that other parts of the series have, at {_some(lost)}"
     thicknesses = [item.thickness for item in slices if item.thickness]
     if thicknesses and max(thicknesses) > THICKNESS_RANGE * min(thicknesses):
-        return (
-            f"DICOM slices of different thickness ({min(thicknesses):g} to {max(thicknesses):g} mm): keep those of one"
-        )
+        span = f"{min(thicknesses):g} to {max(thicknesses):g} mm"
+        return f"DICOM slices of different thickness ({span}): keep those of one thickness"
     return None
 
 
