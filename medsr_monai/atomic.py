@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, checks of the paths that a user names, and JSON and YAML within bounds."""
+"""Files written whole or not at all, checks of the paths that a user names, and JSON and YAML read within bounds."""
 
 from __future__ import annotations
 
@@ -11,15 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-__all__ = [
-    "check_input",
-    "check_output",
-    "folder_written_atomically",
-    "read_json",
-    "read_yaml",
-    "written_atomically",
-    "written_together",
-]
+__all__ = ["check_input", "check_output", "read_json", "read_yaml", "written_atomically", "written_together"]
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """Error numbers of a full disk, a used-up quota, and a file larger than its system or a limit allows."""
@@ -41,17 +33,6 @@ def written_atomically(path: str | os.PathLike) -> Iterator[Path]:
         OSError: what the writer raises. If the disk is full or a quota used up, it says what to do.
     """
     with written_together(path) as (partial,):
-        yield partial
-
-
-@contextmanager
-def folder_written_atomically(path: str | os.PathLike) -> Iterator[Path]:
-    """Do what :func:`written_atomically` does for a folder and all that is put into it; an earlier one is replaced.
-
-    Check before that the earlier folder holds nothing of value.
-    """
-    with written_together(path) as (partial,):
-        partial.mkdir(parents=True)
         yield partial
 
 

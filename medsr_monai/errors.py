@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["ERRORS", "MedsrError", "is_out_of_memory", "line_of", "naming", "reason_of"]
+__all__ = ["ERRORS", "MedsrError", "cause_of", "first_line", "is_out_of_memory", "line_of", "naming", "reason_of"]
 
 
 class MedsrError(ValueError):
@@ -48,6 +48,11 @@ def cause_of(error: BaseException) -> BaseException:
     while error.__cause__ is not None and isinstance(error, RuntimeError):
         error = error.__cause__
     return error
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of a library's error, or its type where it has no text."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def reason_of(error: BaseException) -> str:

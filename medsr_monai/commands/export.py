@@ -17,18 +17,19 @@ def export(
     trust_code: bool = False,
     overwrite: bool = False,
 ) -> int:
-    """Write a bundle's network with its weights as ONNX or TorchScript, for slices of any number, height and width.
+    """Write a bundle's network with its weights as an ONNX or TorchScript file, for slices of any number and size.
 
-    The file is compared with the network on random images of several sizes before it gets its name. `medsr upscale
-    --weights FILE` runs it, and so does anything that reads the format: image [B, C, H, W] in, pred out, float32, in
-    intensities as the bundle scales them. ONNX wants pip install "medsr_monai[export]".
+    Before the file gets its name, its results are compared with the network's on random images of several sizes. `medsr
+    upscale --weights FILE` runs it, and so does any program that reads the format. It takes image [B, C, H, W] and
+    gives pred, both float32, with intensities scaled as the bundle scales them. ONNX needs pip install
+    "medsr_monai[export]".
 
     Args:
-        bundle: name of a bundle that super-resolves (see `medsr models`) or path of its folder.
-        output: file that ends in .onnx or .ts.
-        format: onnx or torchscript; by default what the output's ending says.
-        weights: another weights file than the bundle's models/model.pt.
-        precision: float32, or float16 for half the size.
+        bundle: the name of a bundle that super-resolves (see `medsr models`) or the path of its folder.
+        output: the file to write, with a name that ends in .onnx or .ts.
+        format: onnx or torchscript. By default the ending of the name says which.
+        weights: a weights file to use in place of the bundle's models/model.pt.
+        precision: float32, or float16 for a file of half the size.
         trust_code: export a bundle whose configuration holds code that no installed bundle has.
         overwrite: replace an existing output.
     """

@@ -12,11 +12,12 @@ USABLE = ("verified", "own", "unverified")
 
 
 def models(json: bool = False) -> None:
-    """List the bundles, whether their weights are here and verified, and where missing ones belong.
+    """List the bundles, whether their weights are here and verified, and where missing weights belong.
 
-    The state of a bundle's weights: verified (their checksum is the one that the bundle states), own (complete, but
-    not the published file: trained here, or another version), unverified (the bundle states no checksum), mismatch
-    (damaged, or not the stated file in the folder MEDSR_WEIGHTS: refused) or missing.
+    The weights of a bundle are in one of these states. They are verified if they have the checksum that the bundle
+    states; own if they are complete but not the published file, as those that were trained here; unverified if the
+    bundle states no checksum; mismatch, and refused, if they are damaged or not the stated file in the folder
+    MEDSR_WEIGHTS; or missing.
 
     Args:
         json: print JSON.

@@ -81,8 +81,8 @@ def split_volumes(
             and ``prior`` where it has them (see :func:`medsr_monai.data.prepare_datalist`). Without one, subjects
             (not volumes) are split at random. A subject is a BIDS label (``sub-01``) in the path, else what lies
             directly below the deepest folder that holds all volumes: a folder, or a file without its suffix.
-        train_fraction: of the subjects, at least one for each part.
-        seed: of the split.
+        train_fraction: the fraction of the subjects that train; each part gets at least one.
+        seed: the seed of the split.
 
     Returns:
         ``{"training": [{"image": path}, ...], "validation": [...]}``
@@ -257,8 +257,8 @@ def split_labelled(
         validation_dir: another folder with ``images/`` and ``labels/``; then all of ``dataset_dir`` is for training.
             Without one, subjects are split at random.
         subject_pattern, label_map: see :func:`list_pairs`; a ``label_map`` of a datalist's item goes first.
-        train_fraction: of the subjects, at least one for each part.
-        seed: of the split.
+        train_fraction: the fraction of the subjects that train; each part gets at least one.
+        seed: the seed of the split.
 
     Returns:
         ``{"training": [...], "validation": [...]}``, with the datalist's other lists.
@@ -293,7 +293,7 @@ def own_datalist(root: str | os.PathLike, *, seed: int = 0) -> dict:
 
     Args:
         root: folder of NIfTI files and DICOM folders, at any depth.
-        seed: of the split.
+        seed: the seed of the split.
 
     Returns:
         The lists beside ``name``, ``description`` and ``seed``; items hold ``image``, relative to ``root``, and

@@ -36,9 +36,9 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 FIRST_ONLY = ("GIF", "WEBP", "MPO")
-"""Pillow's names of formats whose further images are frames of a film, or previews, and are left out with a line."""
+"""Pillow's names of formats of which the first image is read; the others are frames of a film, or previews."""
 CODESTREAM = b"\xff\x4f\xff\x51"
-"""How the part of a JPEG 2000 file begins that states the bits of its pixels."""
+"""The bytes with which the part of a JPEG 2000 file begins that states how many bits its pixels have."""
 DEPTHS = {"uint8": 255, "uint16": 65535}
 GREY_MODES = ("L", "I;16", "I;16B", "I;16L")
 ALPHA_MODES = {"LA": "L", "RGBA": "RGB"}
@@ -53,7 +53,7 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""What turns a picture upright, by its EXIF orientation."""
+"""The operation that turns a picture upright, by its EXIF orientation."""
 INCH = 25.4
 FLOAT = 4
 """Bytes of a value as it is computed with."""
@@ -99,7 +99,7 @@ def load_picture(path: str | os.PathLike, label: bool = False) -> MetaTensor:
     :func:`write_picture`.
 
     Args:
-        path: of the file.
+        path: the file.
         label: read a label map: bilevel pictures and the numbers of a palette are labels, colour is refused.
 
     Raises:

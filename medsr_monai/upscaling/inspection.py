@@ -51,9 +51,9 @@ __all__ = ["inspect"]
 logger = logging.getLogger(__name__)
 
 THICK_BUNDLE = "rdst_e_thick"
-"""The bundle for thick slices."""
+"""The bundle that is proposed for thick slices."""
 PICTURE_BUNDLE = "lgsr"
-"""The bundle for pictures."""
+"""The bundle that is proposed for pictures."""
 
 
 def inspect(

@@ -47,11 +47,13 @@ ANATOMY = (
     (0.0105, 0.0208, 0.0281, 0.0331, 0.0363),
     (0.0099, 0.0212, 0.0299, 0.0363, 0.0409),
 )
-"""Covariance of the logarithms of the ratios of orders 2 to 6 under the true profile. Measured along all axes of six
-volumes (five T1 brains and a cardiac CT angiography), Gaussian and box of 0.7, 1 and 1.3 of the spacing, with 3 and 5
-fine samples a slice."""
+"""The covariance of the logarithms of the ratios of orders 2 to 6 under the true profile.
+
+It was measured along all axes of six volumes (five T1 brains and a cardiac CT angiography) that were made coarse by
+Gaussians and boxes of 0.7, 1 and 1.3 of the spacing, with 3 and 5 fine samples in a slice.
+"""
 WIDTHS = np.round(np.arange(0.5, 1.401, 0.025), 3)
-"""The widths that are tried, over the spacing; each is as probable as the others beforehand."""
+"""The widths that are tried, as multiples of the spacing; beforehand all are equally probable."""
 NARROWEST = 0.65
 """Scanners make no narrower profiles; a Gaussian below it stands for a box of equal second moment only."""
 KINDS = ("gaussian", "box")
@@ -65,34 +67,34 @@ DOUBTFUL = 0.15
 TELLING = 0.2
 """Up to here it is told, and said to be in doubt: on made scans that gained more than telling nothing (the table)."""
 AGREES = 0.15
-"""A header agrees with a measurement up to this part of the width, or its standard deviation where that is larger."""
+"""A header and a measurement agree if they differ by at most this part of the width, or by its standard deviation."""
 UNLIKE = 0.6
 """Logarithm of the ratio of order 1 from which on the anatomy is too different across slices and in their plane."""
 FITS = 11.0
 """The squared distance from likeness, in units of ANATOMY, up to which a profile is believed: 95 of 100 lie below."""
 LEAST_SAMPLES = 12
-"""Slices, and samples of their distance within them, below which there is no measurement."""
+"""At least this many slices, and samples at the same distance within them, are needed for a measurement."""
 LEAST_RATIO = 2.0
 """Slices are measured if they lie this many times as far apart as the pixels in them."""
 LINES = 64
-"""Of the axis that is not compared at most about this many layers are looked at."""
+"""About this many layers at most are used along the axis that is not compared."""
 WINDOWS = ("kspace", "kspace_hamming", "kspace_fermi")
-"""The kinds that are told apart in the plane."""
+"""The kinds that are told apart in the plane of the slices."""
 FITTED = (0.2, 0.95)
-"""The part of the acquired spectrum that power law and window are fitted to."""
+"""Between these parts of the largest acquired frequency, a power law and a window are fitted to the spectrum."""
 STEEPEST = 4.5
-"""The largest exponent of that power law, of the power."""
+"""The largest exponent of this power law, for the power spectrum."""
 MISFIT = 2.0
-"""Root mean square in dB up to which a window fits."""
+"""A window fits if the root mean square of what remains is at most this, in dB."""
 CLEARLY = 1.6
-"""The next best window must fit this many times worse."""
+"""A window is only told if what remains with the next best one is at least this many times larger."""
 HOUNSFIELD_AIR = -900.0
 """A volume that goes down to this is CT, whose kernels are no windows in k-space."""
 
 
 @dataclass(frozen=True)
 class SliceProfile:
-    """What was measured across slices, in parts of their distance.
+    """The profile that was measured across slices, with widths as parts of the slices' distance.
 
     Attributes:
         gaussian, box: width of the profile if it is of this kind, and its standard deviation.
@@ -111,7 +113,7 @@ class SliceProfile:
 
     @property
     def kind(self) -> str:
-        """The more probable one."""
+        """The more probable kind."""
         return "gaussian" if self.probability >= 0.5 else "box"
 
     @property
@@ -133,8 +135,8 @@ class FoundPointSpread:
     Attributes:
         point_spread: what the network is told; None, unknown, if that is in doubt.
         source: ``header``, ``measured``, ``header and measured`` or ``nothing``.
-        doubt: standard deviation of the width in parts of it; None where none was estimated.
-        kind_is_known: False where a point spread of equal second moment is told.
+        doubt: the standard deviation of the width as a part of the width; None where it was not estimated.
+        kind_is_known: False where the point spread that is told has only the right second moment.
         reason: what was seen, in words.
     """
 
@@ -149,7 +151,7 @@ class FoundPointSpread:
         return f"{told} ({self.source}): {self.reason}"
 
     def record(self) -> dict[str, Any]:
-        """For a sidecar."""
+        """Describe it for a sidecar."""
         return {
             "Source": self.source,
             "Doubt": None if self.doubt is None else round(self.doubt, 3),
@@ -161,10 +163,10 @@ class FoundPointSpread:
 def find_point_spread(
     volume: MetaTensor, axes: Sequence[int], stated: Mapping[str, Any] | None = None
 ) -> FoundPointSpread:
-    """The point spread of a volume along the axes that a network enlarges.
+    """Find the point spread of a volume along the axes that a network enlarges.
 
     Args:
-        volume: [C, X, Y, Z], with its affine; of several channels the mean is looked at.
+        volume: the volume [C, X, Y, Z] with its affine; of several channels the mean is used.
         axes: the array axis across thick slices, or both axes of the slices, 0 to 2.
         stated: what the header says, in the words of BIDS: SliceThickness and SpacingBetweenSlices in mm,
             MRAcquisitionType, Modality, ConvolutionKernel, AcquisitionShares (see
@@ -179,7 +181,7 @@ def find_point_spread(
 
 
 def measure_point_spread(volume: MetaTensor, axes: Sequence[int]) -> PointSpread | None:
-    """What inferers call that are told ``auto``: the point spread that is measured, without a header; it is logged.
+    """Measure the point spread of a volume without a header, and log it, for inferers whose ``psf`` is auto.
 
     Args:
         volume, axes: see :func:`find_point_spread`.
@@ -194,11 +196,11 @@ def measure_slice_profile(image: torch.Tensor, edges: Sequence[float], axis: int
 
     Args:
         image: voxels [X, Y, Z].
-        edges: of a voxel, in mm.
-        axis: across the slices.
+        edges: the edges of a voxel in mm.
+        axis: the axis across the slices.
 
     Returns:
-        The profile, or in words why there is none.
+        The profile, or in words the reason why there is none.
     """
     if image.shape[axis] < LEAST_SAMPLES:
         return f"{image.shape[axis]} slices are too few to be measured"
