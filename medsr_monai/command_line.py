@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TextIO
 
 PIPE_CLOSED = 141
-"""Exit code of a program whose output nobody reads any more, as shells give it: 128 and the number of SIGPIPE."""
+"""The exit code of a program whose output nobody reads any more, as shells give it: 128 plus the number of SIGPIPE."""
 
 
 class _Closed:
@@ -43,7 +43,7 @@ class _Omitted:
 
 
 OMITTED = _Omitted()
-VERBOSE = "verbose: show what libraries say and, of an error, the traceback."
+VERBOSE = "verbose: show the messages of libraries, and the traceback of an error."
 
 
 class _Command(_Closed):
@@ -186,6 +186,11 @@ def quiet_libraries(verbose: bool = False) -> None:
         logging.getLogger(library).setLevel(logging.CRITICAL)
     if not sys.warnoptions:
         warnings.simplefilter("ignore")  # of libraries, for developers; ours are logged
+
+
+def is_verbose() -> bool:
+    """Whether `quiet_libraries` was told to let libraries speak, and tracebacks are wanted."""
+    return logging.getLogger("medsr_monai").isEnabledFor(logging.INFO)
 
 
 class Pipe:

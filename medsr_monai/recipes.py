@@ -1,4 +1,4 @@
-"""Functions that return a ``Compose``: what a bundle's JSON names instead of listing transforms."""
+"""Recipes that a bundle's JSON names instead of listing transforms: functions that put transforms together."""
 
 from __future__ import annotations
 
@@ -47,18 +47,19 @@ def load_volume(
 
     A list of files, such as modalities, gives [C, X, Y, Z], each channel with its own range.
 
-    Voxels stay where they are: no reorientation, no resampling, no padding. Bad input raises the one-line errors of
+    Voxels stay where they are: nothing is reoriented, resampled or padded. Bad input raises the one-line errors of
     :mod:`medsr_monai.data.read`.
 
     Args:
-        key: dictionary key that holds the path or paths.
-        intensity: see :func:`medsr_monai.transforms.intensity.intensity_range`.
-        frame: of a 4D file, counted from 0.
-        label_key, classes: key of a label map to be read too and how many labels it may have, see
-            :class:`medsr_monai.data.LoadLabeld`.
-        pictures, nan_value: read pictures too, and what replaces NaN, see :class:`medsr_monai.data.LoadVolumed`.
-        luma: of a colour picture keep the luma only, see :class:`medsr_monai.transforms.SplitLumad`; False gives its
+        key: the dictionary key that holds the path or paths.
+        intensity: the range that is scaled, see :func:`medsr_monai.transforms.intensity.intensity_range`.
+        frame: the frame of a 4D file, counted from 0.
+        label_key: the key of a label map to be read too; None for none.
+        classes: how many labels it may have, see :class:`medsr_monai.data.LoadLabeld`.
+        pictures: read pictures too, see :class:`medsr_monai.data.LoadVolumed`.
+        luma: keep only the luma of a colour picture, see :class:`medsr_monai.transforms.SplitLumad`; False gives its
             three channels, each with its own range.
+        nan_value: what replaces NaN, see :class:`medsr_monai.data.LoadVolumed`.
     """
     labels = [] if label_key is None else [LoadLabeld(label_key, classes=classes, pictures=pictures)]
     split = [SplitLumad(key)] if luma else []
@@ -74,7 +75,7 @@ def inference_postprocessing(
     key: str = "pred",
     ref_key: str = "image",
 ) -> Compose:
-    """From network output to a volume or picture on disk: geometry, intensities, colours, saving, MONAI Label.
+    """Turn a network's output into a volume or picture with its geometry, intensities and colours, and save it.
 
     Args:
         output_dir, data_root_dir, overwrite, postfix: see :class:`medsr_monai.data.SaveVolumed`; ``output_dir=None``
@@ -97,12 +98,12 @@ def label_map_postprocessing(
     key: str = "pred",
     ref_key: str = "image",
 ) -> Compose:
-    """From logits [classes, X, Y, Z] to a label map [1, X, Y, Z] on disk: the most probable class of every voxel.
+    """Turn logits [classes, X, Y, Z] into a label map [1, X, Y, Z] of the most probable classes, and save it.
 
     Labels are whole numbers, uint8 for up to 256 classes, else int32, in the grid of the input.
 
     Args:
-        classes: background included.
+        classes: the number of classes, background included.
         output_dir, data_root_dir, overwrite, postfix: see :class:`medsr_monai.data.SaveVolumed`; ``output_dir=None``
             leaves saving to the caller.
         key, ref_key: keys of the output and of the preprocessed input.
@@ -123,11 +124,11 @@ def _range(value: float | Sequence[float] | None) -> tuple[float, float] | None:
 def labelled_patches(
     patch_size: int | Sequence[int] = 128, flips: bool = False, intensity_factor: float = 0.5
 ) -> PatchBatches:
-    """Random patches ``image`` of 2D slices and their labels ``label``, int64, for segmentation.
+    """Cut random patches ``image`` of 2D slices and their labels ``label``, int64, for segmentation.
 
     Args:
-        patch_size: of the patch; the border of smaller slices is repeated.
-        flips: mirror and turn them at random. Not where left and right are different labels, such as the two lungs.
+        patch_size: the size of a patch; the border of smaller slices is repeated.
+        flips: mirror and turn patches at random. Leave it off where left and right have different labels, as lungs.
         intensity_factor: see :func:`training_patches`; a network that judges super-resolved patches sees such ones.
     """
     return PatchBatches(
@@ -149,16 +150,16 @@ def training_patches(
     noise_std: float | Sequence[float] = (0.0, 0.0),
     fwhm: float | Sequence[float] | None = None,
 ) -> PatchBatches:
-    """Random HR patches ``label`` of 2D slices and their degraded versions ``image``.
+    """Cut random high-resolution patches ``label`` of 2D slices, with their degraded versions ``image``.
 
     Args:
-        scale: factor per slice axis.
-        patch_size: of the HR patch; the slice must be at least as large.
+        scale: the factor for both axes of a slice, or one for each.
+        patch_size: the size of a high-resolution patch; the slice must be at least as large.
         method: see :class:`medsr_monai.transforms.RandDegraded`; of several, one is drawn for each patch.
         intensity_factor: intensities are multiplied by 1 + u, u uniform in [-intensity_factor, 0.2], since the scaled
             range of a new scanner's volume is not that of the training volumes; 0 turns this off.
-        noise_std: range of the LR noise level, or one level, as a fraction of the volume's intensity range.
-        fwhm: range of the Gaussian's width in HR pixels, or one, with the method "gaussian" only; None for the factor.
+        noise_std: one level, or the range of levels, of the low-resolution noise, as a fraction of the intensity range.
+        fwhm: one width, or the range of widths, of the method "gaussian" in high-resolution pixels; None for the scale.
     """
     widths, levels = _range(fwhm), _range(noise_std)
     degrade = RandDegraded("label", "image", factors=scale, method=method, fwhm=widths, noise_std=levels)
@@ -166,12 +167,12 @@ def training_patches(
 
 
 def image_patches(patch_size: int | Sequence[int] = 64, flips: bool = True, key: str = "image") -> PatchBatches:
-    """Random patches of 2D slices as they are, for the training of a generator.
+    """Cut random patches of 2D slices as they are, for the training of a generator.
 
     Args:
-        patch_size: of the patch; smaller slices get zeros, the scaled intensity of air, on both sides.
-        flips: mirror and turn them at random.
-        key: of the slice.
+        patch_size: the size of a patch; smaller slices get zeros, the scaled intensity of air, on both sides.
+        flips: mirror and turn patches at random.
+        key: the key of the slice.
     """
     return PatchBatches(key, patch_size, padding="constant", poses=8 if flips else 1)
 
@@ -183,20 +184,21 @@ def slice_pairs(
     noise_std: float | Sequence[float] = 0.0,
     conditions: Sequence[Mapping[str, object]] | None = None,
 ) -> Compose | dict[str, Compose]:
-    """Whole slices, cropped to a multiple of ``scale`` (``label``), and their degraded versions (``image``).
+    """Give whole slices ``label``, cropped to a multiple of ``scale``, with their degraded versions ``image``.
 
     Where a slice has a label map (``segmentation``), it is cropped with it.
 
     Args:
-        scale: factor per slice axis.
+        scale: the factor for both axes of a slice, or one for each.
         method, fwhm, noise_std: see :class:`medsr_monai.transforms.RandDegraded`; a number instead of a range is the
             same for every slice.
-        conditions: one degradation each: what it has instead of the above, ``degradation`` (the ``method``), ``fwhm``,
-            ``noise_std``; an empty one is the above. The result then has one entry each, by name (see
-            :func:`medsr_monai.transforms.describe_degradation`), for :class:`medsr_monai.data.SliceDataset`.
+        conditions: several degradations. Each is a dictionary that replaces some of the settings, ``degradation`` (the
+            ``method``), ``fwhm`` and ``noise_std``; an empty one keeps all. The result is then a dictionary with one
+            recipe for each by its name (see :func:`medsr_monai.transforms.describe_degradation`), as
+            :class:`medsr_monai.data.SliceDataset` takes it.
 
     Raises:
-        ValueError: no condition, two of one name, or one with another setting.
+        ValueError: an empty list of conditions, two of one name, or one with an unknown setting.
     """
     pair = partial(RandDegraded, factors=scale)
     return _under_conditions(pair, conditions, degradation=method, fwhm=fwhm, noise_std=noise_std)
@@ -244,7 +246,7 @@ def thick_slice_patches(
     fwhm: float | Sequence[float] | None = None,
     noise_std: float | Sequence[float] = (0.0, 0.0),
 ) -> PatchBatches:
-    """Random patches ``label`` of 2D slices and what thick slices show of them, on the same grid, ``image``.
+    """Cut random patches ``label`` of 2D slices, with what thick slices show of them on the same grid, ``image``.
 
     Whole slices are degraded and interpolated, then patches are cut out, so that a patch has the phases and the borders
     that it would have in a slice. They are mirrored along both axes and never turned: the thick axis stays along the
@@ -252,7 +254,7 @@ def thick_slice_patches(
 
     Args:
         factor, thick_axis, method, fwhm, noise_std: see :class:`medsr_monai.transforms.RandThickSliced`.
-        patch_size: of the patch; smaller slices get zeros, the scaled intensity of air, on both sides.
+        patch_size: the size of a patch; smaller slices get zeros, the scaled intensity of air, on both sides.
         intensity_factor: see :func:`training_patches`.
     """
     thick = RandThickSliced(
@@ -271,7 +273,7 @@ def thick_slice_pairs(
     noise_std: float | Sequence[float] = 0.0,
     conditions: Sequence[Mapping[str, object]] | None = None,
 ) -> Compose | dict[str, Compose]:
-    """Whole slices (``label``) and what thick slices show of them, on the same grid (``image``).
+    """Give whole slices ``label``, with what thick slices show of them on the same grid, ``image``.
 
     Args:
         factor, thick_axis, method, fwhm, noise_std: see :class:`medsr_monai.transforms.RandThickSliced`; a number

@@ -7,10 +7,12 @@ import json as jsonlib
 import re
 import sys
 import tempfile
+import traceback
 from pathlib import Path
 
 from medsr_monai.atomic import check_input, check_output
-from medsr_monai.errors import naming, reason_of
+from medsr_monai.command_line import is_verbose
+from medsr_monai.errors import line_of, naming
 from medsr_monai.evaluation.systems import load_systems, named_systems
 from medsr_monai.upscaling.bundles import DEFAULT_BUNDLE, choose_device
 
@@ -23,46 +25,44 @@ def compare(
     networks: str | None = None,
     plane: str = "auto",
     scale: int | None = None,
-    method: str | None = None,
-    fwhm: float | None = None,
     slice: int | None = None,
     crop: str | None = None,
     border: int = 4,
     device: str = "auto",
     frame: int | None = None,
-    slice_batch: int = 4,
     save_volumes: bool = False,
     json: bool = False,
     trust_code: bool = False,
     overwrite: bool = False,
 ) -> int:
-    """Super-resolve one volume with several systems beside bicubic: a table of their figures, and a picture.
+    """Super-resolve one volume with several methods, and compare them with bicubic in a table and a picture.
 
-    Writes compare.md, compare.csv and compare.json (PSNR and SSIM as `evaluate` computes them, weights, seconds),
-    slices.csv and compare.png: a column a system, the slice, a crop, the absolute error, PSNR and SSIM.
+    It writes compare.md, compare.csv and compare.json (PSNR and SSIM as `medsr evaluate` computes them, the number of
+    weights, the seconds), slices.csv, and compare.png, which has a column for each method with a slice, a detail of it,
+    the absolute error, PSNR and SSIM.
 
     Args:
-        input: high-resolution volume, which is degraded and is the reference; with --reference a low-resolution one.
-        output: folder, made if missing.
-        reference: high-resolution volume of the same space as the input.
-        bundles: names or folders of bundles with commas between them; NAME=FILE for other weights than their own. By
-            default rdst_e, unless networks are named.
-        networks: weights files, as FILE or as NAME=FILE with commas between them; each records its network, a NAME of
-            your own is what the table calls it. Bundles too, as above. Bicubic is always the first row.
-        plane: axial, coronal or sagittal, whose slices are enlarged; auto is the one with the finest pixels.
-        scale: of the degradation; by default that of the systems.
-        method: of the degradation: bicubic (default), gaussian (a slice profile), box or kspace.
-        fwhm: width of the Gaussian profile in voxels, default the scale.
-        slice: of the picture, counted as in slices.csv; by default the middle one of those that are compared.
-        crop: top,left,height,width in pixels of the pictured slice; by default a quarter of its sides, where the
-            reference's gradients are strongest.
-        border: pixels left out at each side of a slice.
-        device: auto, cpu, cuda:0.
-        frame: of 4D files, counted from 0.
-        slice_batch: slices computed at a time.
-        save_volumes: write every result too, NAME_sr.nii.gz, and the degraded input.nii.gz.
+        input: a high-resolution volume, which is made coarse by bicubic interpolation and is the reference. With
+            --reference it is a low-resolution volume, such as `medsr degrade` makes in other ways.
+        output: the folder for the results, made if missing.
+        reference: a high-resolution volume of the same space as the input.
+        bundles: names or folders of bundles with commas between them, or NAME=FILE for a bundle with other weights than
+            its own. By default rdst_e, unless --networks names others.
+        networks: weights files with commas between them, as FILE or as NAME=FILE, in which NAME is what the table calls
+            the network. Each file records its network. Bundles may stand here too. Bicubic is always the first row.
+        plane: axial, coronal or sagittal, the plane whose slices are enlarged. auto takes the one with the finest
+            pixels.
+        scale: by how much the input is made coarse. By default it is the scale of the methods.
+        slice: the number of the slice in the picture, counted as in slices.csv. By default it is the middle one of
+            those that are compared.
+        crop: the detail in the picture, as top,left,height,width in pixels of the slice. By default it is a quarter of
+            the sides, where the reference has the strongest edges.
+        border: how many pixels are left out at each side of a slice.
+        device: where the networks run, such as cpu or cuda:0. auto takes a GPU where there is one.
+        frame: which frame of 4D files to take, counted from 0.
+        save_volumes: also write every result as NAME_sr.nii.gz, and the coarse volume as input.nii.gz.
         json: print compare.json instead of the table.
-        trust_code: run TorchScript (.ts), and bundles whose configuration holds code that no installed bundle has.
+        trust_code: run TorchScript files, and bundles whose configuration holds code that no installed bundle has.
         overwrite: replace existing files.
     """
     for path in (input, reference):
@@ -70,10 +70,6 @@ def compare(
             check_input(path)
     if border < 0:
         raise ValueError(f"border is {border}, expected 0 or more pixels")
-    if slice_batch < 1:
-        raise ValueError(f"slice_batch is {slice_batch}, expected at least 1")
-    if reference is not None and (method is not None or fwhm is not None):
-        raise ValueError("method and fwhm are of the degradation, and with a reference nothing is degraded: drop them")
     box = None
     if crop is not None:
         if not re.fullmatch(r"\d+(,\d+){3}", crop):
@@ -101,16 +97,11 @@ def compare(
             intensity_range(volumes[path], "minmax")
     image, ref = volumes[input], volumes[reference or input]
     plane = sharp_plane(image.affine, image.shape[1:]) if plane == "auto" else plane
-    options = {
-        "plane": plane,
-        "device": choose_device(device),
-        "slice_batch": slice_batch,
-        "progress": sys.stderr.isatty(),
-    }
-    options["frame"] = None if reference is None else frame
-    systems = load_systems(chosen, trust_code, **options)
+    device = choose_device(device)
+    overrides = {"plane": plane, "device": f"$torch.device('{device}')", "frame": frame if reference else None}
+    systems = load_systems(chosen, trust_code, **overrides)
     scale = common_scale(systems, scale)
-    systems = {"Bicubic": NetworkRunner(Bicubic(scale=scale), **options)} | systems
+    systems = {"Bicubic": NetworkRunner(Bicubic(scale=scale), **overrides)} | systems
     if save_volumes:
         for name in (*(["input.nii.gz"] if reference is None else []), *(f"{name}_sr.nii.gz" for name in systems)):
             check_output(folder / name, overwrite, input)
@@ -119,13 +110,13 @@ def compare(
         source = Path(input)
         if reference is None:
             factors = axis_factors(plane_axis(ref.affine, plane), scale)
-            image = degrade_volume(ref, factors, method or "bicubic", fwhm=fwhm)
-            note += f" ({method or 'bicubic'})"
+            image = degrade_volume(ref, factors)
+            note += " (bicubic)"
             place = folder if save_volumes else Path(stack.enter_context(tempfile.TemporaryDirectory()))
             source = place / "input.nii.gz"
         with naming(input):
             comparison = Comparison(
-                source, image, ref, plane, scale, border=border, slice_number=slice, note=note, device=options["device"]
+                source, image, ref, plane, scale, border=border, slice_number=slice, note=note, device=device
             )
             box = comparison.checked_crop(box)
         if reference is None:
@@ -134,9 +125,11 @@ def compare(
         for name, runner in systems.items():
             try:
                 result = comparison.add(name, runner)
-            except (ValueError, MemoryError, RuntimeError) as error:
+            except Exception as error:
                 failed = True
-                print(f"medsr: error: {name}: {reason_of(error)}", file=sys.stderr)
+                if is_verbose():
+                    traceback.print_exc()
+                print(f"medsr: error: {name}: {line_of(error)}", file=sys.stderr)
                 continue
             if not json:
                 # a line as soon as it is known: large networks take minutes

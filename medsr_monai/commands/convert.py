@@ -9,12 +9,13 @@ from medsr_monai.errors import naming
 
 
 def convert(source: str, output: str, family: str = "rdst", overwrite: bool = False) -> None:
-    """Turn an official checkpoint into a weights file of this package.
+    """Turn a checkpoint that the authors of a network have published into a weights file of this package.
 
     Args:
         source: the authors' checkpoint.
-        output: file to write, {"model": state dict, "network": constructor arguments}.
-        family: kind of network, see the error of an unknown one.
+        output: the file to write, a dictionary with the state dict, "model", and the arguments of the network,
+            "network".
+        family: the kind of network; an unknown one is answered with a list of all.
         overwrite: replace an existing output.
     """
     out = Path(output)

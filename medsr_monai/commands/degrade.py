@@ -21,23 +21,28 @@ def degrade(
     nan_value: float | None = None,
     overwrite: bool = False,
 ) -> None:
-    """Make a low-resolution volume of a high-resolution one; its outer corners stay where they are.
+    """Make a low-resolution volume from a high-resolution one, at the same place in space, to test a method on.
+
+    Where a side is no multiple of the scale, the far end is cropped to one.
 
     Args:
-        input: NIfTI or FreeSurfer file.
-        output: NIfTI file.
-        scale: integer factor.
-        direction: in-plane (larger pixels) or through-plane (thicker slices, as `upscale --bundle rdst_e_thick` takes).
-        plane: axial, coronal or sagittal, auto for the one with the finest pixels.
-        method: bicubic (default in-plane), gaussian (default through-plane), box or kspace, or another kind, see psf.
-        fwhm: width of the Gaussian slice profile in voxels, default the scale.
-        psf: point spread of the scanner in place of method and fwhm, as KIND or KIND:FWHM_MM, such as box:4.5. KIND is
-            gaussian, box, rounded, kspace, kspace_hamming, kspace_fermi, ct (ct:FWHM_MM:SHARPNESS) or bicubic; the
-            width is the output's spacing where it is left out. A width below the spacing leaves gaps between slices.
-        noise: standard deviation of Gaussian noise as a fraction of the intensity range.
-        seed: of the noise.
-        frame: of a 4D file, counted from 0.
-        nan_value: what takes the place of NaN, such as 0; without it NaN is refused.
+        input: a NIfTI or FreeSurfer file.
+        output: the NIfTI file to write.
+        scale: by how much the voxels grow, a whole number of at least 2.
+        direction: in-plane for larger pixels, or through-plane for thicker slices, such as the bundle rdst_e_thick
+            takes.
+        plane: axial, coronal or sagittal, the plane of the slices. auto takes the one with the finest pixels.
+        method: how fine voxels are averaged, bicubic (the default in-plane), gaussian (the default through-plane), box,
+            kspace or another of the kinds that --psf lists.
+        fwhm: for the method gaussian, the full width at half maximum of the profile in voxels of the input. By default
+            it is the scale.
+        psf: KIND, KIND:FWHM_MM such as box:4.5, or ct:FWHM_MM:SHARPNESS, the point spread of a scanner, which takes the
+            place of --method and --fwhm. KIND is gaussian, box, rounded, kspace, kspace_hamming, kspace_fermi, ct or
+            bicubic. By default the width is the output's voxel size; a smaller one leaves gaps between slices.
+        noise: the standard deviation of added Gaussian noise, as a fraction of the intensity range.
+        seed: the seed of the noise; the same seed gives the same noise.
+        frame: which frame of a 4D file to take, counted from 0.
+        nan_value: a number, such as 0, to put in place of voxels that are NaN. Without it a volume with NaN is refused.
         overwrite: replace an existing output.
     """
     check_input(input)

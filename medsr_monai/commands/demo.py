@@ -11,14 +11,14 @@ from medsr_monai.upscaling.bundles import DEFAULT_BUNDLE, BundleRunner, bundle_f
 
 
 def demo(output: str = "demo_out", bundle: str = DEFAULT_BUNDLE, device: str = "auto", overwrite: bool = False) -> None:
-    """Degrade the small real volume that ships with the package, super-resolve it, compare it with bicubic.
+    """Make the small brain scan that ships with the package coarse, super-resolve it, compare with bicubic.
 
-    Writes reference.nii.gz, input.nii.gz, bicubic.nii.gz, sr.nii.gz and demo.png.
+    It writes reference.nii.gz, input.nii.gz, bicubic.nii.gz, sr.nii.gz and demo.png, a picture of all four.
 
     Args:
-        output: folder, made if missing.
-        bundle: bundle to run, x4 in-plane.
-        device: auto, cpu, cuda:0.
+        output: the folder for these files, made if missing.
+        bundle: the bundle to run; it has to enlarge slices.
+        device: where the network runs, such as cpu or cuda:0. auto takes a GPU where there is one.
         overwrite: replace existing files.
     """
     folder = Path(output)

@@ -21,21 +21,23 @@ def describe(
     scale: int | None = None,
     overwrite: bool = False,
 ) -> None:
-    """Write the description of the data behind a bundle's weights, by which `medsr upscale` tells unlike inputs.
+    """Describe the data that weights were trained on, so that `medsr upscale` can warn of inputs that are unlike them.
 
-    It measures the training volumes as the bundle's train.json degrades them: size of the pixels, intensities. It names
-    no file and no patient. What it writes lies beside the weights, where `medsr upscale --weights FILE` finds it.
+    It measures the pixel sizes and intensities of the training volumes, made coarse as in the training. No file and no
+    patient is named. The description lies beside the weights, where `medsr upscale --weights FILE` finds it.
 
     Args:
-        bundle: name of a bundle (see `medsr models`) or path of its folder.
-        dataset_dir: folder of the volumes, as for the training.
-        datalist: MONAI datalist JSON, as for the training; its items may state modality, contrast and body_part.
-        weights: file that was trained on these data. Default: the bundle's models/model.pt.
-        output: JSON file to write. Default: beside the weights, model.training_data.json of model.pt.
-        modality: of all items that do not state theirs, such as MR or CT.
-        body_part: likewise, such as brain.
-        degradation: that the training was given, if it is not the bundle's; several with commas between them.
-        scale: likewise; of thick slices their thickness.
+        bundle: the name of a bundle (see `medsr models`) or the path of its folder.
+        dataset_dir: the folder of the volumes, as it was given to the training.
+        datalist: the MONAI datalist (JSON), as it was given to the training. Its items may state modality, contrast and
+            body_part.
+        weights: the file that was trained on these data. By default it is the bundle's models/model.pt.
+        output: the JSON file to write. By default it lies beside the weights, as model.training_data.json beside
+            model.pt.
+        modality: the modality, such as MR or CT, of all items that do not state theirs.
+        body_part: the part of the body, such as brain, of all items that do not state theirs.
+        degradation: how the training made volumes coarse, if not as the bundle does; several with commas between them.
+        scale: the scale of the training, if not the bundle's. For thick slices it is their thickness in pixels.
         overwrite: replace an existing output.
     """
     folder = bundle_folder(bundle)

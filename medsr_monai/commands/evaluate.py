@@ -24,31 +24,36 @@ def evaluate(
     output: str | None = None,
     device: str = "auto",
 ) -> None:
-    """PSNR and SSIM of super-resolved images against their references, per slice and as means; also FID and Dice.
+    """Measure super-resolved images against their references with PSNR and SSIM, on request also with FID and Dice.
 
-    All are scaled by the reference's range. Slices whose standard deviation is below a quarter of the reference
-    volume's (air) are left out. Two folders are matched by name, whatever system made the results.
+    It prints means over the slices. Intensities are scaled by the reference's range. Slices of air, whose standard
+    deviation is below a quarter of the reference volume's, are left out. The files of two folders are matched by name,
+    whatever system made the results.
 
     Args:
-        pred: super-resolved volume or picture, or a folder of them; names may end in a postfix such as _sr.
-        ref: reference in the same grid, or a folder of them; where `degrade` has cropped its far end, the rest is
-            compared.
-        plane: whose slices are compared; auto as in `upscale`.
-        border: pixels left out at each side of a slice (not for MONAI's PSNR and SSIM, the columns psnr_monai and
-            ssim_monai).
-        frame: of 4D references, counted from 0.
-        csv: write the figures of every slice to this file (of two volumes without further options: psnr and ssim).
-        json: print JSON; an infinite PSNR (equal volumes) is null.
+        pred: a super-resolved volume or picture, or a folder of them. A name may go on after the reference's, as with
+            _sr.
+        ref: the reference in the same grid, or a folder of references. Where `medsr degrade` has cropped the far end,
+            only the rest is compared.
+        plane: axial, coronal or sagittal, the plane whose slices are compared. auto takes the one with the finest
+            pixels.
+        border: how many pixels are left out at each side of a slice. The columns psnr_monai and ssim_monai, which MONAI
+            computes, use the whole slice.
+        frame: which frame of 4D references to take, counted from 0.
+        csv: a file for the figures of every slice. For one pair of volumes without further options these are PSNR and
+            SSIM.
+        json: print JSON, in which the infinite PSNR of equal volumes is null.
         overwrite: replace existing files.
-        intensity: what is scaled to [0, 1], minmax or percentile (0.1 and 99.9); for Dice as the U-Net was trained.
-        inception: torchvision's Inception-v3 weights (inception_v3_google-0cc3c7bd.pth), for the FID.
-        unet: weights of a segmentation U-Net (bundle seg_unet, or made by `convert`), for the Dice of its predictions
-            on the results, and on the references as the row HR.
-        labels: label map, or folder of them, in the references' grids; by default the U-Net's predictions on the
-            references are the truth.
-        label_map: replaced labels as JSON, such as '{"255": 1}'.
-        output: folder for slices.csv, summary.csv, summary.md and summary.json.
-        device: auto, cpu, cuda:0; of the networks.
+        intensity: what is scaled to 0 and 1, minmax for the extremes or percentile for the percentiles 0.1 and 99.9.
+            For Dice choose what the U-Net was trained with.
+        inception: torchvision's weights of Inception-v3 (inception_v3_google-0cc3c7bd.pth), which turn on the FID.
+        unet: the weights of a segmentation U-Net, from the bundle seg_unet or from `medsr convert`, which turn on Dice.
+            It segments the results, and also the references, which are the row HR.
+        labels: a label map in the reference's grid, or a folder of them. By default the U-Net's segmentation of the
+            references is the truth.
+        label_map: labels to replace, as JSON such as '{"255": 1}'.
+        output: a folder for slices.csv, summary.csv, summary.md and summary.json.
+        device: where these networks run, such as cpu or cuda:0. auto takes a GPU where there is one.
     """
     for path in (pred, ref, *filter(None, (labels, unet, inception))):
         check_input(path)

@@ -17,18 +17,19 @@ def export(
     trust_code: bool = False,
     overwrite: bool = False,
 ) -> int:
-    """Write a bundle's network with its weights as ONNX or TorchScript, for slices of any number, height and width.
+    """Write a bundle's network with its weights as an ONNX or TorchScript file, for slices of any number and size.
 
-    The file is compared with the network on random images of several sizes before it gets its name. `medsr upscale
-    --weights FILE` runs it, and so does anything that reads the format: image [B, C, H, W] in, pred out, float32, in
-    intensities as the bundle scales them. ONNX wants pip install "medsr_monai[export]".
+    Before the file gets its name, its results are compared with the network's on random images of several sizes. `medsr
+    upscale --weights FILE` runs it, and so does any program that reads the format. It takes image [B, C, H, W] and
+    gives pred, both float32, with intensities scaled as the bundle scales them. ONNX needs pip install
+    "medsr_monai[export]".
 
     Args:
-        bundle: name of a bundle that super-resolves (see `medsr models`) or path of its folder.
-        output: file that ends in .onnx or .ts.
-        format: onnx or torchscript; by default what the output's ending says.
-        weights: another weights file than the bundle's models/model.pt.
-        precision: float32, or float16 for half the size.
+        bundle: the name of a bundle that super-resolves (see `medsr models`) or the path of its folder.
+        output: the file to write, with a name that ends in .onnx or .ts.
+        format: onnx or torchscript. By default the ending of the name says which.
+        weights: a weights file to use in place of the bundle's models/model.pt.
+        precision: float32, or float16 for a file of half the size.
         trust_code: export a bundle whose configuration holds code that no installed bundle has.
         overwrite: replace an existing output.
     """
@@ -42,19 +43,19 @@ def export(
         raise ValueError(f"{weights}: is an exported network, give the weights that it was made of")
     if format is None:
         format = next(name for name, suffix in SUFFIXES.items() if suffix == Path(output).suffix)
-    import json
-
     from medsr_monai import __version__
+    from medsr_monai.atomic import read_json
     from medsr_monai.exchange.write import export_network
     from medsr_monai.records.sidecar import sha256
     from medsr_monai.records.training_data import find_training_data
+    from medsr_monai.weights.stated import METADATA
 
     runner = BundleRunner(bundle, weights, trust_code=trust_code, device="$torch.device('cpu')")
     digest = runner.weights and sha256(runner.weights)
     trained_on = digest and find_training_data(folder, runner.weights, digest)
     information = {
         "bundle": folder.resolve().name,
-        "bundle_version": json.loads((folder / "configs" / "metadata.json").read_text())["version"],
+        "bundle_version": read_json(folder / METADATA, "a bundle's metadata").get("version"),
         "weights_sha256": digest,
         **({"training_data": trained_on.content()} if trained_on else {}),
         "medsr_monai": __version__,

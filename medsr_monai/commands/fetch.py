@@ -11,14 +11,16 @@ from medsr_monai.weights.stated import OFFLINE_FOLDER
 
 
 def fetch(bundle: str, output: str | None = None, overwrite: bool = False) -> None:
-    """Download or copy the files that a bundle's large_files.yml lists, and verify them.
+    """Get the weights and other large files of a bundle, which its large_files.yml lists, and verify them.
 
-    The only command that uses the network, and only if an entry's `url` asks for it: it may be a local file too.
+    This is the only command that uses the network, and it does so only where the list gives a web address; the address
+    of a file may also be a path on this machine, from which it is copied.
 
     Args:
-        bundle: name of a bundle (see `medsr models`) or path of its folder.
-        output: folder of weights, in which `<bundle>/models/model.pt` is written, for another machine's MEDSR_WEIGHTS;
-            by default the folder that MEDSR_WEIGHTS names, if it does, else the bundle itself.
+        bundle: the name of a bundle (see `medsr models`) or the path of its folder.
+        output: a folder for the weights of several bundles, in which <bundle>/models/model.pt is written, to be carried
+            to another machine as its MEDSR_WEIGHTS. By default the folder that MEDSR_WEIGHTS names, or else the bundle
+            itself.
         overwrite: replace files that are there and are not the listed ones.
     """
     folder = bundle_folder(bundle)

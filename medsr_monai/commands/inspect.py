@@ -8,7 +8,7 @@ from typing import Any
 from medsr_monai.atomic import check_input
 
 ZERO_FILLED = ("MR", "")
-"""DICOM modalities, and files that do not tell, whose empty border of k-space is one that was zero-filled."""
+"""The DICOM modalities, and '' for files that state none, in which an empty border of k-space means zero filling."""
 
 
 def inspect(
@@ -20,17 +20,18 @@ def inspect(
 ) -> int:
     """Print what a file, folder or DICOM study holds, how finely it was really acquired, and what upscale would do.
 
-    Per volume, DICOM series or picture: shape, voxel size, orientation, thick axis; along each axis in the slices the
-    share of k-space that holds signal, by which zero-filled and other interpolation is found; the bundle that fits, the
-    grid of its output, the command to type, and estimates of peak memory and of the network's time on this CPU.
-    Nothing is written.
+    For each volume, DICOM series or picture it prints the shape, the voxel size, the orientation and the direction
+    across thick slices. Along each axis within the slices it estimates which share of k-space holds signal, by which
+    images show that were zero-filled or interpolated in another way. It names the bundle that fits, the grid of the
+    output and the command to type, with estimates of the peak memory and of the time that the network takes on this
+    CPU. Nothing is written.
 
     Args:
-        path: NIfTI or FreeSurfer file, picture, DICOM file, zip with DICOM files, or a folder of any of these.
-        json: print one JSON document: path, and a list of items.
-        no_timing: leave out the time estimate, for which the network runs on a small slice for a few seconds.
-        frame: of a 4D file, counted from 0.
-        slice_batch: slices computed at a time, as of upscale, for the memory estimate.
+        path: a NIfTI or FreeSurfer file, a picture, a DICOM file, a zip with DICOM files, or a folder of any of these.
+        json: print one JSON document instead, with the path and a list of items.
+        no_timing: leave out the estimate of the time, for which the network runs on a small slice for a few seconds.
+        frame: which frame of a 4D file to take, counted from 0.
+        slice_batch: how many slices upscale would compute at a time, for the estimate of the memory.
     """
     check_input(path)
     if slice_batch < 1:

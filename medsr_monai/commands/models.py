@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import json as jsonlib
 
+from medsr_monai.atomic import read_json
 from medsr_monai.upscaling.bundles import bundle_folders
-from medsr_monai.weights.stated import MAIN_WEIGHTS, examine, file_hash
+from medsr_monai.weights.stated import MAIN_WEIGHTS, METADATA, examine, file_hash
 
 USABLE = ("verified", "own", "unverified")
 
 
 def models(json: bool = False) -> None:
-    """List the bundles, whether their weights are here and verified, and where missing ones belong.
+    """List the bundles, whether their weights are here and verified, and where missing weights belong.
 
-    The state of a bundle's weights: verified (their checksum is the one that the bundle states), own (complete, but
-    not the published file: trained here, or another version), unverified (the bundle states no checksum), mismatch
-    (damaged, or not the stated file in the folder MEDSR_WEIGHTS: refused) or missing.
+    The weights of a bundle are in one of these states. They are verified if they have the checksum that the bundle
+    states; own if they are complete but not the published file, as those that were trained here; unverified if the
+    bundle states no checksum; mismatch, and refused, if they are damaged or not the stated file in the folder
+    MEDSR_WEIGHTS; or missing.
 
     Args:
         json: print JSON.
@@ -24,15 +26,15 @@ def models(json: bool = False) -> None:
 
     rows = []
     for name, folder in bundle_folders().items():
-        metadata = jsonlib.loads((folder / "configs" / "metadata.json").read_text())
+        metadata = read_json(folder / METADATA, "a bundle's metadata")
         found = examine(folder / MAIN_WEIGHTS)
         sha256 = file_hash(found.file) if found.file else None
         described = find_training_data(folder, found.file, sha256) if found.file else None
         rows.append(
             {
                 "bundle": name,
-                "version": metadata["version"],
-                "task": metadata["task"],
+                "version": metadata.get("version"),
+                "task": metadata.get("task"),
                 "folder": str(folder),
                 "weights": str(found.file or folder / MAIN_WEIGHTS),
                 "trained": found.state in USABLE,

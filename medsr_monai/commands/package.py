@@ -15,23 +15,23 @@ def package(
     trust_code: bool = False,
     overwrite: bool = False,
 ) -> None:
-    """Write a bundle as <name>_v<version>.zip, the Model Zoo's form, with its checksums.
+    """Pack a bundle into one zip as MONAI's Model Zoo does, <name>_v<version>.zip, with checksums.
 
-    The zip holds the code that the bundle needs, in scripts/, so that it runs where medsr_monai is not installed: from
-    its own folder, or with it on PYTHONPATH. The same bundle gives the same bytes. Beside it are written
-    <...>.zip.sha256 and <...>.json, the entry for the Zoo's models/model_info.json, with sha1 as checksum and sha256;
-    its source is for whoever hosts the zip.
+    The zip holds the code that the bundle needs, in its folder scripts, so that it runs where medsr_monai is not
+    installed, from the bundle's own folder or with that folder on PYTHONPATH. The same bundle always gives the same
+    bytes. Two files are written beside it, <...>.zip.sha256 and <...>.json. The latter is the entry for the Zoo's
+    models/model_info.json, with its checksum sha1 and also sha256; whoever hosts the zip adds its address.
 
     Args:
-        bundle: name of a bundle (see `medsr models`) or path of its folder.
-        output: folder, made if missing.
-        thin: leave the code out; medsr_monai of this version has to be installed then.
-        weights: other weights than the bundle's models/model.pt, such as your own; they have to fit its inference.json.
-        keep_large_files: leave out the files that large_files.yml lists and keep the list, as in a pull request to the
-            Zoo. Without it they are fetched, as for the Zoo's releases.
+        bundle: the name of a bundle (see `medsr models`) or the path of its folder.
+        output: the folder to write to, made if missing.
+        thin: leave the code out. The zip then needs an installed medsr_monai of this version.
+        weights: weights of your own to pack in place of the bundle's models/model.pt. They have to fit its
+            inference.json.
+        keep_large_files: leave out the files that large_files.yml lists and keep the list, as pull requests to the Zoo
+            want it. Without this option they are fetched and packed, as in the Zoo's releases.
         black: format the code with isort and black as the Zoo's checks want it (pip install "medsr_monai[zoo]").
-        trust_code: with --weights, build the network of a bundle whose configuration holds code that no installed
-            bundle has.
+        trust_code: with --weights, accept a bundle whose configuration holds code that no installed bundle has.
         overwrite: replace existing outputs.
     """
     folder = bundle_folder(bundle)

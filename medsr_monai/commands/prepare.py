@@ -18,17 +18,17 @@ def prepare(
 ) -> None:
     """Write a MONAI datalist for your own volumes, or for your copy of a public dataset as its paper used it.
 
-    Of your own volumes all are listed, and 70 % of the subjects drawn for training, 15 % each for validation and test;
-    of a public dataset, the list has its paper's slices, crops, labels and subject split.
-    Train with it by --datalist and, as --dataset_dir, the same root. Images are read, none is copied or changed.
+    Your own volumes are all listed. 70 % of the subjects are drawn for training, and 15 % each for validation and test.
+    For a public dataset the list has the slices, crops, labels and subjects of the paper. Images are read, and none is
+    copied or changed. To train with the list, give its file as --datalist and the same root as --dataset_dir.
 
     Args:
-        dataset: own, or oasis, brats, acdc, covid_ct or ixi.
-        root: folder of your volumes (NIfTI, DICOM folders), or of the dataset in its official structure.
-        output: JSON file to write, with paths relative to root.
-        seed: of the split of subjects.
-        contrast: of ixi, T1 or T2; default both. The split does not depend on it.
-        all_subjects: use more subjects than the paper did, in its proportions.
+        dataset: own for your own volumes, or oasis, brats, acdc, covid_ct or ixi.
+        root: the folder of your volumes (NIfTI files, DICOM folders), or of the dataset in its official structure.
+        output: the JSON file to write, in which paths are relative to root.
+        seed: the seed by which subjects are drawn.
+        contrast: for ixi, T1 or T2; by default both. The split of subjects is the same with all.
+        all_subjects: for public datasets, use all subjects that are there, in the proportions of the paper.
         overwrite: replace an existing output.
     """
     out = Path(output)

@@ -42,67 +42,81 @@ def upscale(
     trust_code: bool = False,
     overwrite: bool = False,
 ) -> int:
-    """Super-resolve a volume or a picture, or all of a folder, with a bundle.
+    """Super-resolve a volume or a picture, or everything in a folder, with a bundle (a trained network).
 
-    Of a volume it writes float32 NIfTI in the input's units, of a picture (grey or RGB, 8 or 16 bits) a picture of the
-    same kind, whose pixel size, where the input states it, is divided too.
+    A volume becomes a NIfTI file, float32, in the input's units and at the same place in space. A picture (grey or RGB,
+    8 or 16 bits) becomes a picture of the same kind; where the input states the size of its pixels, the output does
+    too.
 
-    Most bundles enlarge the slices of one plane; a bundle for thick slices, such as rdst_e_thick, makes them thin.
+    Most bundles enlarge the slices of one plane. A bundle for thick slices, such as rdst_e_thick, makes the slices
+    thinner instead. `medsr inspect INPUT` says which bundle fits.
 
-    Beside every output stands a JSON file of the same name: what it was made of, with what and how.
+    Beside every output stands a JSON file of the same name, which records the input, the weights and the options.
 
-    A folder goes on after a bad case and where an earlier run has stopped: an output that is complete and that this run
-    would make again is kept. The output folder's status.csv says what became of every case. The exit code is 0 if all
-    cases are done or kept, 1 if some are, 2 if none is; of a single input 0 or 1. torchrun shares a folder out, too:
-    torchrun --nproc_per_node 2 -m medsr_monai upscale FOLDER OUT
+    In a folder, a case that fails does not stop the others. The same command, typed again, goes on where it has
+    stopped: outputs that are complete and were made in the same way are kept. The output folder's status.csv lists what
+    became of every case. The exit code is 0 if all cases are done or kept, 1 if only some are, and 2 if none is; for a
+    single input it is 0 or 1.
+
+    Several GPUs or machines share a folder with torchrun, such as for two processes `torchrun --nproc_per_node 2 -m
+    medsr_monai upscale FOLDER OUT`.
 
     Args:
-        input: NIfTI file (.nii, .nii.gz), FreeSurfer file (.mgz), folder of such files, or DICOM study (a folder with
-            those below it, or a zip); PNG, TIFF, JPEG or single DICOM file, or a folder of these without volumes.
-        output: NIfTI file, or PNG, TIFF or JPEG file for a picture (of a DICOM file either), or a folder (made if
-            missing), in which pictures are written as PNG, those of TIFF files as TIFF. With --output-format dicom a
-            new or empty folder for the series, or for several series a folder with one for each.
-        bundle: name of a bundle (see `medsr models`) or path of its folder.
-        plane: axial, coronal or sagittal: the plane whose slices are enlarged; auto is the one with the finest pixels.
-        device: auto, cpu, cuda:0; auto gives each process of several the next GPU.
-        weights: another weights file than the bundle's models/model.pt, or a network that `medsr export` wrote.
-        frame: of a 4D file, counted from 0.
-        nan_value: what takes the place of NaN, as registrations leave it outside of the scan, such as 0; without it
-            NaN is refused.
-        slice_batch: slices computed at a time; auto is 4 on a CPU, on CUDA as many as fit into its free memory.
-        precision: float32, bfloat16, float16 (autocast: convolutions and matrix products) or auto, which is float32 on
-            a CPU and float16 on CUDA. On the sample volume the largest error is 1 % of the range with bfloat16, 0.2 %
-            with float16.
-        compile: compile the network (torch.compile) for the slices' size and number: minutes at first, less when the
-            same has been compiled before; worth it on CUDA and for folders of volumes of one size.
-        tile: side in pixels of tiles, to save memory; leaves faint seams. Default: whole slices.
-        thick_axis: of thick slices, the direction across them: left-right (sagittal slices), posterior-anterior
-            (coronal) or inferior-superior (axial); auto is that of the longest voxel edge.
-        target_spacing: of thick slices: the thickness in mm to be reached, as nearly as whole slices within the same
-            outer corners allow; by default the smaller edge of the pixels.
-        refine: of thick slices: both planes that contain the thick axis, averaged, or one of them, in half the time:
-            axial, coronal or sagittal.
-        force: of thick slices: refine voxels that are nearly isotropic, too.
-        psf: point spread of the scanner, for networks that are told it, as KIND or KIND:FWHM_MM, such as box:4.5: of
-            thick slices their profile, else that of the pixels. KIND is one of those of `medsr degrade --psf`. auto
-            finds it in the header and in the volume, unknown tells nothing.
-        series: of a DICOM study: number or SeriesInstanceUID of the series to take, several behind commas. Default:
-            all but localisers, derived series and secondary captures, which are named and left out.
-        all_series: of a DICOM study: take those too.
-        jobs: processes on this machine that share a folder's cases, each with its share of the cores.
-        max_memory: keep the main memory of the process below this, such as 4GiB or 500MiB: take fewer slices at a time,
-            then make the output slab by slab through a file on its disk, as large as the uncompressed output. Of
-            volumes on the CPU; each of several --jobs gets its share.
-        output_format: nifti, or dicom for a derived series (MR or CT) in the study of a DICOM input.
-        picture: write a quality picture beside each output, NAME.quality.png, and of a folder index.html with all of
-            them. It shows planes of input and output, and what the output, degraded again, differs from the input.
-        enforce_consistency: change the output as little as possible so that, degraded again, it equals the input up to
-            the bound or the input's noise, whichever is larger.
-        consistency_bound: for the RMS of this difference, in parts of the input's intensity range. Default: 0.001.
-        noise: standard deviation of the input's noise, in its units, where it is known, 0 for none; by default it is
-            estimated.
-        trust_code: run TorchScript (.ts), and a bundle whose configuration holds code that no installed bundle has.
-        overwrite: replace existing outputs, also those that medsr has not written; of a folder, make all of them anew.
+        input: a NIfTI file (.nii, .nii.gz), a FreeSurfer file (.mgz), a folder of such files, or a DICOM study (a
+            folder with its files at any depth, or a zip). Also a picture (PNG, TIFF, JPEG) or a single DICOM file, or a
+            folder of these that holds no volumes.
+        output: the NIfTI file to write; of a picture or a single DICOM file, a PNG, TIFF or JPEG file. Of several
+            inputs a folder, made if missing, in which pictures become PNG files and TIFF pictures TIFF files. With
+            --output-format dicom a new or empty folder for the series, or for several series a folder with one for
+            each.
+        bundle: the name of a bundle (see `medsr models`) or the path of its folder.
+        plane: axial, coronal or sagittal, the plane whose slices are enlarged. auto takes the one with the finest
+            pixels.
+        device: where the network runs, such as cpu or cuda:0. auto takes a GPU where there is one, and gives each of
+            several processes the next GPU.
+        weights: a weights file to use in place of the bundle's models/model.pt, or a network that `medsr export` wrote.
+        frame: which frame of a 4D file to take, counted from 0.
+        nan_value: a number, such as 0, to put in place of voxels that are NaN, as registrations leave them outside of
+            the scan. Without it a volume with NaN is refused.
+        slice_batch: how many slices are computed at a time. auto is 4 on a CPU, and on a GPU as many as fit into its
+            free memory.
+        precision: float32, or for more speed bfloat16 or float16 in convolutions and matrix products (autocast). auto
+            is float32 on a CPU and float16 on a GPU. On the sample volume the largest error is 1 % of the intensity
+            range with bfloat16 and 0.2 % with float16.
+        compile: compile the network with torch.compile. This takes minutes the first time that slices of a size are
+            met; it pays on a GPU, for folders of volumes of one size.
+        tile: cut the slices into tiles whose sides have this many pixels, at least 32, to save memory. Tiles leave
+            faint seams. By default slices are computed whole.
+        thick_axis: with a bundle for thick slices, the direction across the slices, left-right for sagittal slices,
+            posterior-anterior for coronal or inferior-superior for axial ones. auto is that of the longest voxel edge.
+        target_spacing: with a bundle for thick slices, the slice thickness in mm to reach. The nearest one is taken
+            with which whole slices fill the same space. By default it is the shorter edge of the pixels.
+        refine: with a bundle for thick slices, the plane in which the network works. Two planes contain the direction
+            across the slices. both averages their results; axial, coronal or sagittal takes one, in half the time.
+        force: with a bundle for thick slices, also refine voxels that are nearly cubic already.
+        psf: KIND or KIND:FWHM_MM, such as box:4.5, for how the scanner blurs (its point spread). Some networks can be
+            told this, of thick slices their profile, else the profile of the pixels. `medsr degrade --help` lists the
+            kinds. auto finds it in the header and in the volume, and unknown tells the network nothing.
+        series: which series of a DICOM study to take, by number or SeriesInstanceUID, several with commas between them.
+            By default all but localisers, derived series and secondary captures, which are named and left out.
+        all_series: take all series of a DICOM study, also localisers, derived series and secondary captures.
+        jobs: how many processes on this machine share the cases of a folder, each with its share of the cores.
+        picture: write a quality picture beside each output, NAME.quality.png, and for a folder index.html with all of
+            them. It shows slices of the input and of the output, and how far the output, made coarse again, differs
+            from the input.
+        enforce_consistency: change the output as little as possible so that, made coarse again, it equals the input
+            within --consistency-bound or the input's noise, whichever is larger.
+        consistency_bound: the largest root mean square of that difference, as a part of the input's intensity range. By
+            default 0.001.
+        noise: the standard deviation of the input's noise in the input's units, if it is known, or 0 for none. By
+            default it is estimated.
+        output_format: nifti, or dicom to write an MR or CT series into the study of a DICOM input, marked as derived.
+        max_memory: a limit for the main memory of the process, such as 4GiB or 500MiB. To stay below it, fewer slices
+            are computed at a time, and then the output is made in slabs, through a file on the output's disk that is as
+            large as the uncompressed output. It is for volumes on a CPU; several --jobs share it.
+        trust_code: run TorchScript files, and bundles whose configuration holds code that no installed bundle has.
+        overwrite: replace existing outputs, also those that medsr has not written. In a folder all of them are made
+            anew.
     """
     bundle_folder(bundle)
     if output_format not in OUTPUT_FORMATS:

@@ -55,7 +55,7 @@ class SliceDataset(Dataset):
         slices_per_volume: as many evenly spread usable slices per plane of a volume, None for all.
         keys: volumes and what their slices are called. By default the image is the high-resolution truth; for
             segmentation take ``{"image": "image", "label": "label"}``, with ``label`` in the grid of ``image``.
-        seed: of the random transforms.
+        seed: the seed of the random transforms.
         num_workers: threads that read the volumes.
         device: where a transform that makes whole batches (:class:`medsr_monai.transforms.PatchBatches`) makes them,
             and where the slices of all others go. On a GPU the volumes are kept there too if they take no more than a
@@ -268,7 +268,7 @@ class SliceSampler(DistributedSampler):
         dataset: a :class:`SliceDataset`.
         shuffle: True for training: shuffled, and each process draws equally many items. False for validation: natural
             order, always pass 0, and every item exactly once over all processes.
-        seed: of the shuffling.
+        seed: the seed of the shuffling.
         balance: "modality" or "contrast" draws equally many slices of each one that the items state, with ``shuffle``
             only. An epoch is as long as without it, rounded up; each goes through its own slices, shuffled pass after
             pass, across epochs, so that few slices of one come again sooner, in other patches. None draws every slice

@@ -30,7 +30,7 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 NAMED = 10
-"""Of the files that a search leaves out for one reason, so many are named and the others counted."""
+"""Of the files that a search leaves out for one reason, this many are named and the others are counted."""
 
 
 def volume_name(path: str | os.PathLike) -> str:
@@ -61,7 +61,7 @@ class _Search:
     pictures: list[str] = field(default_factory=list)
     dicom: list[str] = field(default_factory=list)
     left_out: dict[str, list[str]] = field(default_factory=dict)
-    """Other images, and what may hold some, by the reason."""
+    """Files that may be images and are left out, by the reason."""
 
     def all_pictures(self) -> list[str]:
         """Give the pictures with the DICOM files that are some, which are no longer listed as DICOM."""

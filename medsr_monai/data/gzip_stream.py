@@ -19,7 +19,7 @@ LEVEL = 1
 Files of float32 voxels were 0.2 to 0.6 % larger with it than nibabel's, and were written in a third of the time.
 """
 CHUNK_BYTES = 2**20
-"""So many bytes of content are checked at a time."""
+"""The number of bytes of content that are checked at a time."""
 MAX_THREADS = 8
 """More threads than these do not help, since then the disk, or what makes the bytes, is slower."""
 
@@ -71,13 +71,13 @@ def write_gzip(path: str | os.PathLike, threads: int | None = None) -> Iterator[
     the same bytes give the same file, whatever the number of threads.
 
     Args:
-        path: of the file, replaced if it is there.
-        threads: how many compress. By default these are as many as torch computes with, which processes that share a
-            machine have shared out, up to MAX_THREADS.
+        path: the file to write, which is replaced if it is there.
+        threads: how many threads compress. By default these are as many as torch computes with, of which processes
+            that share a machine have their share, up to MAX_THREADS.
 
     Raises:
-        OSError: as the disk tells it.
-        MemoryError: no room for another thread.
+        OSError: the disk refuses to take the file.
+        MemoryError: there is no memory for another thread.
     """
     threads = min(torch.get_num_threads(), MAX_THREADS) if threads is None else threads
     try:

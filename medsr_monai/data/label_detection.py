@@ -19,12 +19,12 @@ NAMED = re.compile(r"([_-](d?seg|mask|labels?|segmentation|parcellation)|^(aseg|
 """How names of label maps end in BIDS and elsewhere, and FreeSurfer's; an image may be called so, too."""
 LABEL_INTENT = int(nibabel.nifti1.intent_codes["label"])
 FEW = 8
-"""Labels of which an image that counts, such as one of few photons, may also have so few values."""
+"""Up to this many values are few: an image that counts, such as photons, may have no more either."""
 ALIKE, ALIKE_OF_FEW = 0.5, 0.3
-"""The share of neighbours with equal labels above which voxels are labels, of many and of few values.
+"""Voxels of many and of few values are labels if a larger share of neighbours than this are equal.
 
-Of neighbours that are not both background. It was 0.31 at most in 300 pictures and volumes of scanners, and 0.69 at
-least in label maps of more than two values.
+Neighbours that are both background are not counted. The share was 0.31 at most in 300 pictures and volumes of scanners,
+and 0.69 at least in label maps of more than two values.
 """
 REMEDY = (
     "put it on the result's grid by nearest neighbour (antsApplyTransforms -n GenericLabel, or SimpleITK's "
@@ -65,9 +65,9 @@ def check_no_label_map(name: str | os.PathLike, voxels: np.ndarray, intent: int 
     """Refuse a label map, of which a network would make numbers that are no labels.
 
     Args:
-        name: of the file, for the error and for what names tell.
-        voxels: of any number of axes.
-        intent: intent code of a NIfTI header.
+        name: the name of the file, for the error, and since names tell label maps too.
+        voxels: the voxels, of any number of axes.
+        intent: the intent code of a NIfTI header.
 
     Raises:
         ValueError: it is a label map; says what to do instead.

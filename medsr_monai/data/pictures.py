@@ -17,6 +17,7 @@ from PIL import Image
 
 from medsr_monai.atomic import written_atomically
 from medsr_monai.data.dicom.images import is_dicom_file, read_dicom_image
+from medsr_monai.data.dicom.slices import TooLargeError, check_unpacked
 from medsr_monai.suffixes import PICTURE_SUFFIXES, QUALITY_SUFFIX, READ_PICTURE_SUFFIXES
 from medsr_monai.transforms.geometry import spacing
 
@@ -35,9 +36,9 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 FIRST_ONLY = ("GIF", "WEBP", "MPO")
-"""Pillow's names of formats whose further images are frames of a film, or previews, and are left out with a line."""
+"""Pillow's names of formats of which the first image is read; the others are frames of a film, or previews."""
 CODESTREAM = b"\xff\x4f\xff\x51"
-"""How the part of a JPEG 2000 file begins that states the bits of its pixels."""
+"""The bytes with which the part of a JPEG 2000 file begins that states how many bits its pixels have."""
 DEPTHS = {"uint8": 255, "uint16": 65535}
 GREY_MODES = ("L", "I;16", "I;16B", "I;16L")
 ALPHA_MODES = {"LA": "L", "RGBA": "RGB"}
@@ -52,8 +53,11 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""What turns a picture upright, by its EXIF orientation."""
+"""The operation that turns a picture upright, by its EXIF orientation."""
 INCH = 25.4
+FLOAT = 4
+"""Bytes of a value as it is computed with."""
+Image.MAX_IMAGE_PIXELS = None  # what may be unpacked is checked here, by the memory that there is
 ORIENTATION_TAG, X_TAG, Y_TAG, UNIT_TAG, BITS_TAG, PHOTOMETRIC_TAG, FORMAT_TAG = 274, 282, 283, 296, 258, 262, 339
 PLANAR_TAG, TILE_TAG = 284, 322
 JPEG_DENSITY = 65535
@@ -95,7 +99,7 @@ def load_picture(path: str | os.PathLike, label: bool = False) -> MetaTensor:
     :func:`write_picture`.
 
     Args:
-        path: of the file.
+        path: the file.
         label: read a label map: bilevel pictures and the numbers of a palette are labels, colour is refused.
 
     Raises:
@@ -123,6 +127,7 @@ def _read(path: Path, label: bool) -> tuple[np.ndarray, tuple[float, float] | No
     """Pixels [rows, columns] or [rows, columns, 3] and their width and height in mm, if the file states them."""
     try:
         with Image.open(path) as picture:
+            check_unpacked(picture.width * picture.height * len(picture.getbands()) * FLOAT)
             frames = getattr(picture, "n_frames", 1)
             deep = _is_deep_colour(picture)
             surplus = 16 - _jpeg2000_bits(picture) if (picture.format, picture.mode) == ("JPEG2000", "I;16") else 0
@@ -135,6 +140,8 @@ def _read(path: Path, label: bool) -> tuple[np.ndarray, tuple[float, float] | No
             if (frames == 1 or kind in FIRST_ONLY) and not deep:
                 picture.load()
                 pixels = picture.transpose(TURNS[turned]) if turned != 1 and kind != "TIFF" else picture.copy()
+    except TooLargeError as error:
+        raise ValueError(f"{path}: {error}") from error
     except Exception as error:  # Pillow raises many kinds
         raise ValueError(f"{path}: cannot be read as a picture: damaged or misnamed?") from error
     if frames > 1 and kind in FIRST_ONLY:

@@ -43,19 +43,19 @@ class PublicDataset:
     """What differs between the datasets.
 
     Attributes:
-        title: name and edition.
-        scans: lists the scans below a folder, by the official names.
-        expected: what it looks for, for the error of a wrong folder.
-        modalities: of the image's channels; of ``contrasts``, each is an image of its own.
-        subjects: the paper's number of subjects in each list.
+        title: name and edition of the dataset.
+        scans: a function that lists the scans below a folder by their official names.
+        expected: the files that it looks for, for the error of a wrong folder.
+        modalities: the modalities of the image's channels, or with ``contrasts`` of one image each.
+        subjects: the number of subjects that the paper has in each list.
         source: where selection, crop and split were taken from.
-        labels: what the label map holds, after ``label_map``.
+        labels: what the labels of the label map mean, after ``label_map``.
         label_map: labels to be replaced.
-        crop: centre of a slice that is kept, in the order of the volume's array axes.
-        min_sum: slices are taken where the values of the label map (of the image where there is none, or where
-            ``select_by_image``) add up to more than this.
-        orientation: of Analyze files, see :class:`medsr_monai.data.LoadVolumed`.
-        contrasts: of a dataset whose images of one subject are used one by one.
+        crop: the size of the centre of a slice that is kept, in the order of the volume's array axes.
+        min_sum: slices are taken whose values in the label map add up to more than this, or whose values in the image,
+            where there is no label map or ``select_by_image`` is set.
+        orientation: the orientation of Analyze files, see :class:`medsr_monai.data.LoadVolumed`.
+        contrasts: the contrasts of a dataset whose images of one subject are used one by one.
     """
 
     title: str
@@ -311,8 +311,8 @@ def prepare_datalist(
     Args:
         dataset: name in :data:`PUBLIC_DATASETS`.
         root: folder of the dataset in its official structure.
-        seed: of the split, and of the choice where more subjects are found than the paper has.
-        contrast: of IXI, T1 or T2; None for both. The split does not depend on it.
+        seed: the seed of the split, and of the choice where more subjects are found than the paper has.
+        contrast: for IXI, T1 or T2; None for both. The split does not depend on it.
         all_subjects: use all, in the paper's proportions; for IXI, the prior gets those left over.
 
     Returns:

@@ -19,12 +19,12 @@ from monai.utils import SpaceKeys
 
 from medsr_monai.data.dicom.images import holds_dicom, is_dicom_file
 from medsr_monai.data.dicom.series import DicomSeries, one_series
-from medsr_monai.data.dicom.slices import is_zip
+from medsr_monai.data.dicom.slices import TooLargeError, check_unpacked, is_zip
 from medsr_monai.data.find import pair_of
 from medsr_monai.data.gzip_stream import check_gzip
 from medsr_monai.data.label_detection import check_no_label_map
 from medsr_monai.data.pictures import is_picture, load_picture
-from medsr_monai.errors import is_out_of_memory
+from medsr_monai.errors import first_line, is_out_of_memory
 from medsr_monai.suffixes import GZIP_SUFFIXES, UNREAD_SUFFIXES, VOLUME_SUFFIXES
 from medsr_monai.transforms.geometry import implausible_grid, outer_corners, spacing
 
@@ -55,9 +55,12 @@ MILLIMETRES = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}
 MAX_FORM_CODE = 5
 """The largest code of a qform or sform that the NIfTI standard defines."""
 MAX_STEP = 0.02
-"""Networks compute in float32, whose steps may be this share of a volume's range at most; a tenth of it is told."""
+"""The steps of float32, in which networks compute, may be this share of a volume's range at most.
+
+From a tenth of it on they are told as a warning.
+"""
 EXACT = 2**24
-"""Up to here float32 holds all whole numbers."""
+"""Up to this one float32 holds all whole numbers."""
 MAX_SHEAR = 0.01
 """Two voxel axes may have this cosine at most. Beyond it slices are skewed, and finer planes shift the anatomy."""
 
@@ -66,12 +69,12 @@ def check_nifti(path: str | os.PathLike, frame: int | None = None) -> None:
     """Refuse a file that is no 3D volume with a sound geometry; only its header is read.
 
     Args:
-        path: NIfTI or FreeSurfer file, or either file of an Analyze or NIfTI pair.
-        frame: taken from a 4D file, counted from 0; None for 3D files.
+        path: a NIfTI or FreeSurfer file, or either file of an Analyze or NIfTI pair.
+        frame: the frame that is taken from a 4D file, counted from 0; None for 3D files.
 
     Raises:
-        FileNotFoundError, ValueError: one line: what is wrong, where, what to do. What is only doubtful (units other
-            than mm, no stated orientation) is logged as a warning.
+        FileNotFoundError, ValueError: one line that says what is wrong, where, and what to do. What is only doubtful
+            (units other than mm, no stated orientation) is logged as a warning.
     """
     path = Path(path)
     if not path.exists():
@@ -95,8 +98,9 @@ def check_nifti(path: str | os.PathLike, frame: int | None = None) -> None:
     except Exception as error:  # nibabel, gzip and zlib raise many kinds
         if is_out_of_memory(error):
             raise
-        raise ValueError(f"{path}: cannot be read as a volume ({_first_line(error)}): damaged or misnamed?") from error
+        raise ValueError(f"{path}: cannot be read as a volume ({first_line(error)}): damaged or misnamed?") from error
     _check_size(path, image)
+    _check_memory(path, image)
     check_image(image, path, frame, _stored_header(image))
 
 
@@ -112,7 +116,7 @@ def check_image(
         image: NIfTI or FreeSurfer image.
         name: what messages call it.
         frame: see :func:`check_nifti`.
-        header: of a NIfTI file as it is on disk, before nibabel mends it; by default the image's.
+        header: the header of a NIfTI file as it is on disk, before nibabel mends it; by default the image's.
 
     Raises:
         ValueError: see :func:`check_nifti`, which also says what is logged as a warning.
@@ -154,6 +158,14 @@ def _check_size(path: Path, image: nibabel.spatialimages.SpatialImage) -> None:
         )
 
 
+def _check_memory(path: Path, image: nibabel.spatialimages.SpatialImage) -> None:
+    """Refuse a volume that takes too much memory as float32, of a 4D file one frame."""
+    try:
+        check_unpacked(math.prod(map(int, image.shape[:3])) * np.dtype(np.float32).itemsize)
+    except TooLargeError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
 def _stored_header(image: nibabel.spatialimages.SpatialImage) -> nibabel.Nifti1Header | None:
     """A NIfTI header as it is in the file: nibabel mends silently what other programs read in another way."""
     if not isinstance(image.header, nibabel.Nifti1Header):
@@ -187,7 +199,7 @@ def _warn_of_header(path: str | os.PathLike, header: nibabel.Nifti1Header) -> No
 
 
 def image_affine(image: nibabel.spatialimages.SpatialImage) -> np.ndarray:
-    """Affine of a nibabel image in millimetres, whatever the unit of a NIfTI header; nibabel leaves units alone."""
+    """Give a nibabel image's affine in mm, whatever the unit in a NIfTI header, which nibabel leaves alone."""
     affine = np.asarray(image.affine, dtype=float)
     if not isinstance(image.header, nibabel.Nifti1Header):
         return affine
@@ -198,12 +210,12 @@ def check_grid(affine: np.ndarray, shape: Sequence[int], name: str | os.PathLike
     """Refuse a grid in which voxels have no size, or are skewed, or lie where no patient is.
 
     Args:
-        affine: 4x4, voxel index to RAS millimetres.
-        shape: of the three spatial axes.
+        affine: 4x4, from voxel indices to RAS millimetres.
+        shape: the numbers of voxels along the three spatial axes.
         name: what messages call the volume.
 
     Raises:
-        ValueError: one line.
+        ValueError: the grid is such a one; one line.
     """
     columns, edges = affine[:3, :3], spacing(affine)
     if not np.isfinite(affine).all() or edges.min() < 1e-9 or abs(np.linalg.det(columns / edges)) < 1e-6:
@@ -230,7 +242,7 @@ def _check_forms(name: str | os.PathLike, image: nibabel.Nifti1Pair, shape: tupl
         try:
             distance = forms_apart(header, shape)
         except (ValueError, nibabel.spatialimages.HeaderDataError) as error:
-            raise ValueError(f"{name}: the qform cannot be read ({_first_line(error)}): set its code to 0") from error
+            raise ValueError(f"{name}: the qform cannot be read ({first_line(error)}): set its code to 0") from error
         apart = not distance <= MAX_FORMS_APART * spacing(image_affine(image)).min()
         spaces = [nibabel.nifti1.xform_codes.label[code] for code in codes.values()]
         if apart and codes["qform"] != codes["sform"]:
@@ -248,7 +260,7 @@ def _warn_once(text: str, *values: object) -> None:
 
 
 def forms_apart(header: nibabel.Nifti1Header, shape: tuple[int, ...]) -> float:
-    """Largest distance in mm between the corners by qform and by sform, beyond a qform's precision."""
+    """Measure how far apart, in mm, qform and sform place the corners at most, beyond a qform's precision."""
     by_qform, by_sform = (outer_corners(form, shape) for form in (header.get_qform(), header.get_sform()))
     diagonal = np.linalg.norm(by_sform[-1] - by_sform[0])
     apart = np.linalg.norm(by_qform - by_sform, axis=1).max() - QFORM_PRECISION * diagonal
@@ -285,10 +297,11 @@ def _oriented_affine(path: Path, shape: Sequence[int], edges: Sequence[float], o
 
 
 def read_grid(path: str | os.PathLike, orientation: str | None = None) -> tuple[tuple[int, int, int], np.ndarray]:
-    """Shape and affine of a volume file that :func:`check_nifti` accepts; only the header is read.
+    """Read the shape and affine of a volume file that :func:`check_nifti` accepts; only the header is read.
 
     Args:
-        orientation: of an Analyze file, which does not hold it, see :class:`LoadVolumed`.
+        path: the file.
+        orientation: that of an Analyze file, which does not hold it, see :class:`LoadVolumed`.
 
     Raises:
         ValueError: an Analyze file without a valid orientation.
@@ -316,10 +329,6 @@ def check_same_grid(path: str | os.PathLike, grid: tuple, ref_path: str | os.Pat
         raise ValueError(f"{path}: corners up to {distance:.2f} mm from those of {ref_path}: {remedy}")
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
-
-
 class LoadVolumed(MapTransform):
     """Read a volume, a NIfTI or FreeSurfer file or a DICOM series, as a float32 ``MetaTensor``.
 
@@ -334,8 +343,8 @@ class LoadVolumed(MapTransform):
     anterior, superior); the affine then follows from this, with the centre of the volume at the origin.
 
     Args:
-        keys: hold a path or a series each, or a list of paths.
-        frame: of a 4D file, counted from 0.
+        keys: the keys, each of a path, a series or a list of paths.
+        frame: the frame of a 4D file, counted from 0.
         pictures: read pictures too, as volumes of one slice (see :func:`medsr_monai.data.load_picture`); without it
             they are refused, since they hold no geometry, and a single DICOM file is read as a volume of one slice.
         label_maps: read label maps too, which are refused otherwise.
@@ -414,7 +423,7 @@ class LoadVolumed(MapTransform):
         except Exception as error:  # gzip, zlib and nibabel raise many kinds
             if is_out_of_memory(error):
                 raise
-            raise ValueError(f"{path}: cannot be read to its end ({_first_line(error)}): damaged file?") from error
+            raise ValueError(f"{path}: cannot be read to its end ({first_line(error)}): damaged file?") from error
         if self.frame is not None:
             volume = volume[self.frame : self.frame + 1]
         # of an Analyze file and of other units than mm the reader does not know it

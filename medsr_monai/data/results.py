@@ -54,7 +54,7 @@ def match_results(
                 raise ValueError(f"{path}: no file of this name, with or without a postfix, in {ref}")
             case = cases[max(fitting, key=len)]
             if kind in case:
-                raise ValueError(f"{path}: {case[kind]} fits {case['ref']} too, which of them is it?")
+                raise ValueError(f"{path}: {case[kind]} fits {case['ref']} too: move one of the two away")
             case[kind] = str(path)
         if alone := [case["ref"] for case in cases.values() if kind not in case]:
             raise FileNotFoundError(f"{folder}: has no file for {alone[0]} ({len(alone)} such): names must be equal")

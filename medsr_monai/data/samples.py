@@ -45,11 +45,11 @@ class SaveSampled(MapTransform):
     to right.
 
     Args:
-        keys: images [C, H, W].
-        output_dir: made if missing.
+        keys: the keys of the images [C, H, W].
+        output_dir: the folder to write to, made if missing.
         output_format: nii.gz or png.
         overwrite: replace existing files.
-        name_key: key of the file's name.
+        name_key: the key of the file's name.
 
     Raises:
         ValueError: another format.

@@ -13,7 +13,7 @@ from monai.data import MetaTensor
 __all__ = ["CHUNK_BYTES", "StoredVolume"]
 
 CHUNK_BYTES = 2**25
-"""So many bytes are read at a time to be written again."""
+"""The number of bytes that are read at a time, to be written again."""
 
 
 class StoredVolume:
@@ -27,13 +27,13 @@ class StoredVolume:
     Attributes:
         shape, ndim: as of a tensor.
         meta, affine: as of a ``MetaTensor``.
-        least, greatest: [C], of the voxels written.
-        broken: number of the voxels written that are NaN or infinite.
+        least, greatest: the extremes of the voxels that were written, [C] each.
+        broken: how many of the voxels that were written are NaN or infinite.
 
     Args:
-        folder: on whose disk the file lies.
-        like: the volume's shape and metadata; its voxels are not looked at.
-        axis: array axis, 0 to 2, along which slabs of it are written and read.
+        folder: the folder on whose disk the file lies.
+        like: a volume of the same shape and metadata; its voxels are not looked at.
+        axis: the array axis, 0 to 2, along which slabs are written and read.
     """
 
     def __init__(self, folder: str | os.PathLike, like: MetaTensor, axis: int) -> None:

@@ -29,7 +29,7 @@ from medsr_monai.transforms.geometry import describe_grid, format_edges, spacing
 __all__ = ["NiftiWriter", "SaveVolumed", "describe_volume", "write_stored", "write_volume", "write_voxels"]
 
 NIFTI1_LONGEST = 32767
-"""NIfTI-1 holds no side of more voxels."""
+"""The largest number of voxels along a side that NIfTI-1 holds."""
 
 
 class NiftiWriter(NibabelWriter):
@@ -92,12 +92,12 @@ class SaveVolumed(SaveImaged):
     as one, ``.png``, or ``.tif`` if it was TIFF.
 
     Args:
-        keys: ``MetaTensor`` volumes [C, X, Y, Z].
-        output_dir: made if missing.
-        output_postfix: appended to the input's name.
-        data_root_dir: folder below which the input's folders are kept in the output.
+        keys: the keys of ``MetaTensor`` volumes [C, X, Y, Z].
+        output_dir: the folder to write to, made if missing.
+        output_postfix: what is appended to the input's name.
+        data_root_dir: the folder below which the input's folders are kept in the output.
         overwrite: replace an existing file.
-        output_dtype: of the voxels in the file.
+        output_dtype: the type of the voxels in the file.
         pictures: write pictures by :func:`medsr_monai.data.write_picture`, in the type that their pixels had.
 
     Raises:

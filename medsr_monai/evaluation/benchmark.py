@@ -1,4 +1,4 @@
-"""Speed and memory of networks, one after the other: which ones, how they are built, what is measured of each."""
+"""The speed and the memory of networks, which are built and measured one after the other."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from medsr_monai.inferers import FastNetwork
 __all__ = ["bundle_network", "measure", "named_networks"]
 
 UNTRAINED = {"truncation": "none"}
-"""Arguments of a TransMRSR without its centroids, which come with trained weights only; they cost one small product."""
+"""Arguments of a TransMRSR without its centroids, which only trained weights have and which cost little time."""
 
 
 def bundle_network(folder: Path) -> dict[str, Any]:
-    """Arguments of a bundle's network, which is built without memory for its weights.
+    """Give the arguments of a bundle's network, which is built without memory for its weights.
 
     Raises:
         ValueError: the network takes no images.
@@ -36,13 +36,13 @@ def bundle_network(folder: Path) -> dict[str, Any]:
 
 
 def named_networks(names: str) -> tuple[dict[str, dict], dict[str, str]]:
-    """Networks that super-resolve, for one channel and x4.
+    """Give the arguments of networks that super-resolve, for one channel and x4.
 
     Args:
         names: all, or names with commas between them.
 
     Returns:
-        The arguments of each by its name; by name, too, why others cannot be built here.
+        The arguments of each network by its name, and by name the reason why others cannot be built here.
 
     Raises:
         ValueError: a name that no such network has.

@@ -1,4 +1,4 @@
-"""Low-resolution volumes made of high-resolution ones, to measure what a method makes of them."""
+"""Low-resolution volumes made of high-resolution ones, to test methods on."""
 
 from __future__ import annotations
 
@@ -40,23 +40,23 @@ def degrade(
         volume: path, nibabel image, MetaTensor or pair (array, affine), see :mod:`medsr_monai.upscaling.kinds`.
         scale: integer factor of at least 2.
         direction: in-plane (larger pixels) or through-plane (thicker slices).
-        plane: axial, coronal or sagittal, auto for the one with the finest pixels.
+        plane: axial, coronal or sagittal, the plane of the slices; auto for the one with the finest pixels.
         method: bicubic (default in-plane), gaussian (default through-plane), box or kspace, see
             :func:`medsr_monai.transforms.sampling_matrix`.
         fwhm: full width at half maximum of the Gaussian slice profile in voxels of the input, by default the scale.
         psf: point spread of the scanner in place of method and fwhm, as KIND or KIND:FWHM_MM, see
             :func:`medsr_monai.transforms.parse_point_spread`.
         noise: standard deviation of Gaussian noise as a fraction of the intensity range.
-        seed: of the noise: the same seed gives the same noise.
-        frame: of a path or nibabel image with four axes, counted from 0.
-        nan_value: what takes the place of NaN; None refuses it.
+        seed: the seed of the noise; the same seed gives the same noise.
+        frame: the frame of a path or nibabel image with four axes, counted from 0.
+        nan_value: a number to put in place of NaN; None refuses NaN.
 
     Returns:
         The same kind as ``volume``, float32; a path gives a nibabel image, equal to the file that the command
         ``medsr degrade`` writes.
 
     Raises:
-        MedsrError: one line: what is wrong with an option or with the volume.
+        MedsrError: an option or the volume is wrong; one line.
     """
     if direction not in DIRECTIONS:
         raise MedsrError(f"direction is {direction!r}, expected {' or '.join(DIRECTIONS)}")
@@ -66,7 +66,7 @@ def degrade(
         raise MedsrError(f"noise is {noise}, expected a fraction of the intensity range such as 0.02")
     if psf is not None:
         if method is not None or fwhm is not None:
-            raise MedsrError("psf states the point spread alone: drop method and fwhm")
+            raise MedsrError("psf takes the place of method and fwhm: leave those out")
         with naming():
             parse_point_spread(psf, 1.0)  # before anything is read
     image = to_volume(volume, frame, nan_value=nan_value)

@@ -30,13 +30,13 @@ RESULT = "pred"
 
 @dataclass(frozen=True)
 class Evaluated:
-    """Figures of results against their references, as rows with the names of :class:`SliceEvaluation`'s columns.
+    """Figures of results against their references, as rows whose keys are the columns of :class:`SliceEvaluation`.
 
     Attributes:
-        slices: one row per slice; with a U-Net also one for each slice of the references, the method "HR".
-        volumes: one row per volume, plane and method: means and standard deviations over its slices; of the results
-            also ``psnr_volume``, the PSNR of the whole volume in dB.
-        pooled: one row per method, over all slices; with the FID where it was asked for.
+        slices: a row for each slice; with a U-Net also one for each slice of the references, by the method "HR".
+        volumes: a row for each volume, plane and method, with means and standard deviations over the slices. Rows of
+            results also have ``psnr_volume``, the PSNR of the whole volume in dB.
+        pooled: a row for each method over all slices, with the FID where it was asked for.
     """
 
     slices: list[dict[str, Any]]

@@ -1,19 +1,15 @@
-"""The systems that are compared, as a command line names them; light, since names are checked before anything loads."""
+"""The systems that are compared, as a command line names them. It imports little: names are checked first."""
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from medsr_monai.errors import naming
-from medsr_monai.upscaling.bundles import BundleRunner, bundle_folder, bundle_folders
-
-if TYPE_CHECKING:
-    from medsr_monai.evaluation.tables import Runner
+from medsr_monai.upscaling.bundles import BundleRunner, bundle_folders, read_inference
 
 __all__ = ["System", "load_systems", "named_systems"]
 
@@ -23,9 +19,9 @@ class System:
     """A bundle or a network that is to be compared.
 
     Attributes:
-        name: in tables; None for that of the network's class, which its weights file tells.
-        bundle: name or folder; None for a network without one.
-        weights: file; None for the bundle's own.
+        name: the name in tables; None for that of the network's class, which its weights file states.
+        bundle: name or folder of the bundle; None for a network without one.
+        weights: the weights file; None for the bundle's own.
     """
 
     name: str | None
@@ -34,7 +30,7 @@ class System:
 
 
 def named_systems(names: str) -> list[System]:
-    """Systems by names with commas between them: of bundles, of their folders, of weights files, ``NAME=FILE``.
+    """Find systems by names with commas between them: bundles, their folders, weights files, or ``NAME=FILE``.
 
     Nothing is loaded. ``Bicubic`` is passed over, since it is always compared.
 
@@ -66,35 +62,33 @@ def named_systems(names: str) -> list[System]:
     return chosen
 
 
-def load_systems(chosen: Sequence[System], trust_code: bool = False, **options: Any) -> dict[str, Runner]:
-    """Load systems; returns what runs them, by name.
+def load_systems(chosen: Sequence[System], trust_code: bool = False, **overrides: Any) -> dict[str, BundleRunner]:
+    """Load systems, and return what runs each, by its name.
 
     Args:
         chosen: from :func:`named_systems`.
         trust_code: see :class:`medsr_monai.upscaling.bundles.BundleRunner`.
-        options: of a :class:`medsr_monai.evaluation.tables.NetworkRunner`: plane, device, slice_batch and frame too.
+        overrides: see :class:`medsr_monai.upscaling.bundles.BundleRunner`.
 
     Raises:
         FileNotFoundError, ValueError: weights that do not load, a bundle that compare cannot run, two of one name.
     """
     from medsr_monai.evaluation.tables import load_runner
 
-    device = f"$torch.device('{options['device']}')"
-    overrides = {"plane": options["plane"], "frame": options["frame"], "sw_batch_size": options["slice_batch"]}
-    systems: dict[str, Runner] = {}
+    systems: dict[str, BundleRunner] = {}
     for system in chosen:
         name, bundle, file = system.name, system.bundle, system.weights
         if bundle is None:
             with naming(file):
-                runner = load_runner(file, name, **options)
+                runner = load_runner(file, name, **overrides)
             name = name or type(runner.network).__name__
         else:
-            if "thick_axis" in json.loads((bundle_folder(bundle) / "configs" / "inference.json").read_text()):
+            if "thick_axis" in read_inference(bundle, trust_code):
                 raise ValueError(
                     f"bundle {bundle} makes thick slices thin, compare enlarges slices: compare it by "
                     "`medsr degrade --direction through-plane`, `medsr upscale` and `medsr evaluate`"
                 )
-            runner = BundleRunner(bundle, file, trust_code=trust_code, device=device, **overrides)
+            runner = BundleRunner(bundle, file, trust_code=trust_code, **overrides)
             if not runner.weights:
                 raise ValueError(f"bundle {bundle} names no weights: give {bundle}=path/to/model.pt")
         if name in (*systems, "Bicubic", "input", "reference"):

@@ -9,7 +9,7 @@ import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -18,7 +18,6 @@ from torch import nn
 
 from medsr_monai import __version__
 from medsr_monai.atomic import written_together
-from medsr_monai.inferers import PlaneInferer
 from medsr_monai.metrics import (
     SliceEvaluation,
     busiest_crop,
@@ -28,7 +27,7 @@ from medsr_monai.metrics import (
     psnr,
     write_rows,
 )
-from medsr_monai.recipes import inference_postprocessing, load_volume
+from medsr_monai.networks import NETWORKS
 from medsr_monai.transforms import (
     EDGES,
     axis_factors,
@@ -42,14 +41,16 @@ from medsr_monai.transforms import (
     sharp_plane,
     spacing,
 )
+from medsr_monai.upscaling.bundles import BundleRunner
+from medsr_monai.weights.load import load_network
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["FILES", "Comparison", "NetworkRunner", "Runner", "common_scale", "compare_volumes", "load_runner"]
+__all__ = ["FILES", "Comparison", "NetworkRunner", "common_scale", "compare_volumes", "load_runner"]
 
 FILES = ("compare.md", "compare.csv", "compare.json", "slices.csv", "compare.png")
-"""What `Comparison.write` writes."""
+"""The names of the files that `Comparison.write` writes."""
 
 SLICE_COLUMNS = ("plane", "slice", "psnr", "ssim", "psnr_monai", "ssim_monai")
 
@@ -68,92 +69,47 @@ def _mean_and_deviation(row: dict, name: str, digits: int) -> str:
     return f"{row[name]:.{digits}f}" + (f" ({deviation:.{digits}f})" if math.isfinite(deviation) else "")
 
 
-class Runner(Protocol):
-    """What super-resolves a volume: `NetworkRunner`, or a bundle's pipeline."""
-
-    network: nn.Module
-    weights: str | os.PathLike | None
-    """File that they were loaded from, for its checksum; None for a network without."""
-    scale_factors: tuple[int, int]
-
-    def read(self, path: str | Path) -> dict[str, MetaTensor]:
-        """Preprocessed input."""
-
-    def run(self, item: dict[str, MetaTensor]) -> MetaTensor:
-        """Super-resolved volume [1, X, Y, Z] of a preprocessed input, on the CPU, in the input's units."""
-
-
-class NetworkRunner:
-    """A network of one channel without a bundle, between what bundles put before and behind theirs.
-
-    Intensities are scaled by percentiles and restored, slices are cut in one plane, the outer corners are kept.
+class NetworkRunner(BundleRunner):
+    """A network of one channel without a bundle, between the pre- and postprocessing of the bundle ``comparison``.
 
     Args:
-        network: with its weights.
-        weights: file that they were loaded from, None for a network without.
-        plane: see :class:`medsr_monai.inferers.PlaneInferer`.
-        device: cpu or cuda.
-        slice_batch: slices computed at a time.
-        frame: of a 4D file, counted from 0.
-        progress: show a progress bar.
+        network: the network with its weights.
+        weights: the file that they were loaded from, None for a network without weights.
+        overrides: see :class:`medsr_monai.upscaling.bundles.BundleRunner`.
 
     Raises:
         ValueError: a network that does not enlarge images, or has several channels.
     """
 
-    def __init__(
-        self,
-        network: nn.Module,
-        weights: str | os.PathLike | None = None,
-        plane: str = "auto",
-        device: str = "cpu",
-        slice_batch: int = 4,
-        frame: int | None = None,
-        progress: bool = False,
-    ) -> None:
+    def __init__(self, network: nn.Module, weights: str | os.PathLike | None = None, **overrides: Any) -> None:
         name = type(network).__name__
         if not hasattr(network, "scale_factors"):
             raise ValueError(f"{name} does not super-resolve: give the weights of a network that does")
         channels = [network.arguments[side] for side in ("in_channels", "out_channels")]
         if channels != [1, 1]:
-            raise ValueError(f"{name} takes {channels[0]} channels to {channels[1]}: a volume has one")
-        self.network = network.eval().to(device)
+            raise ValueError(
+                f"{name} takes {channels[0]} channels to {channels[1]}: a volume has one, choose another network"
+            )
+        scale = list(network.scale_factors)
+        super().__init__("comparison", trained=False, scale=scale, precision="float32", **overrides)
+        self.network = network.to(self["device"]).eval()
         self.weights = weights
-        self.device = device
-        self.scale_factors = tuple(network.scale_factors)
-        self.preprocessing = load_volume(frame=frame)
-        self.inferer = PlaneInferer(plane, slice_batch, progress=progress)
-        self.postprocessing = inference_postprocessing()
-
-    def read(self, path: str | Path) -> dict[str, MetaTensor]:
-        """Preprocessed input."""
-        return self.preprocessing({"image": str(path)})
-
-    def run(self, item: dict[str, MetaTensor]) -> MetaTensor:
-        """Super-resolved volume [1, X, Y, Z] of a preprocessed input."""
-        with torch.inference_mode():
-            pred = self.inferer(item["image"][None].to(self.device), self.network)[0].cpu()
-        return self.postprocessing(item | {"pred": pred})["pred"]
 
 
-def load_runner(path: str | os.PathLike, name: str | None = None, **options: Any) -> NetworkRunner:
-    """Runner of the network that a weights file of this package holds.
+def load_runner(path: str | os.PathLike, name: str | None = None, **overrides: Any) -> NetworkRunner:
+    """Load the network that a weights file of this package holds.
 
     Args:
-        path: {"model", "network"} file.
+        path: a file with the dictionary {"model", "network"}.
         name: what the network is said to be. Where it is the name of a network in `NETWORKS`, the file must hold one of
             that class.
-        options: of `NetworkRunner`.
+        overrides: see `NetworkRunner`.
 
     Raises:
         FileNotFoundError, ValueError: no weights file, another network than its name says, or what `NetworkRunner`
             refuses.
         RuntimeError: the network needs a library that is not installed.
     """
-    # here, since `evaluate` needs neither
-    from medsr_monai.networks import NETWORKS
-    from medsr_monai.weights.load import load_network
-
     try:
         network = load_network(path)
     except ImportError as error:
@@ -161,11 +117,11 @@ def load_runner(path: str | os.PathLike, name: str | None = None, **options: Any
     registered = NETWORKS[name] if name in NETWORKS.names else type(network)
     if not isinstance(network, getattr(registered, "func", registered)):
         raise ValueError(f"{path}: the weights are of {type(network).__name__}, not of {name}: correct the name")
-    return NetworkRunner(network, path, **options)
+    return NetworkRunner(network, path, **overrides)
 
 
-def common_scale(systems: Mapping[str, Runner], scale: int | None = None) -> int:
-    """By which all systems enlarge both axes of a slice: ``scale`` if given, else the first one's, x4 without any.
+def common_scale(systems: Mapping[str, BundleRunner], scale: int | None = None) -> int:
+    """Find the factor by which all systems enlarge both axes of a slice: ``scale``, or that of the systems, or 4.
 
     Raises:
         ValueError: a system has another scale, or two, or there is nothing to enlarge.
@@ -216,19 +172,20 @@ def compare_volumes(
     intensity: str = "minmax",
     segmentation: MetaTensor | None = None,
 ) -> dict[str, float]:
-    """Add every slice of a result to an evaluation; returns ``psnr_volume``, the PSNR of the whole volume in dB.
+    """Add every slice of a result to an evaluation, and return ``psnr_volume``, the PSNR of the whole volume in dB.
 
     Both volumes are scaled by the reference's range, each channel by its own. Slices whose standard deviation is at
     most a quarter of the volume's (air) are left out.
 
     Args:
-        pred: [C, X, Y, Z].
-        ref: in the same grid; where `degrade` has cropped its far end, the rest is compared.
-        evaluation: gets the slices.
-        plane: whose slices are compared; auto is the one with the finest pixels of the reference.
-        case, method: the evaluation's names for the volume and for what made the result.
+        pred: the result [C, X, Y, Z].
+        ref: the reference in the same grid; where `degrade` has cropped its far end, the rest is compared.
+        evaluation: the evaluation that the slices are added to.
+        plane: the plane whose slices are compared; auto is the one with the finest pixels of the reference.
+        case: the evaluation's name for the volume.
+        method: the evaluation's name for what made the result.
         intensity: see :func:`medsr_monai.transforms.intensity_range`.
-        segmentation: label map [1, X, Y, Z] in the reference's grid.
+        segmentation: a label map [1, X, Y, Z] in the reference's grid, for Dice.
 
     Raises:
         ValueError: other grids or channels, a plane without contrast, slices smaller than the border and SSIM's window.
@@ -237,7 +194,9 @@ def compare_volumes(
     stated = all(volume.meta.get("picture_spacing") != "none" for volume in (pred, ref))
     ref_part = _covered(pred.affine if stated else ref.affine, tuple(pred.shape[1:]), ref)
     if pred.shape[0] != ref.shape[0]:
-        raise ValueError(f"the result has {pred.shape[0]} channels, the reference {ref.shape[0]}")
+        raise ValueError(
+            f"the result has {pred.shape[0]} channels, the reference {ref.shape[0]}: compare images of one kind"
+        )
     chosen = sharp_plane(ref.affine, ref.shape[1:]) if plane == "auto" else plane
     axis = plane_axis(ref.affine, chosen) + 1
     ranges = torch.tensor([intensity_range(channel, intensity) for channel in ref], dtype=torch.float64)
@@ -260,16 +219,16 @@ class Comparison:
     Only one slice of each result is kept, for the picture.
 
     Args:
-        source: file or DICOM folder of the low-resolution volume, which every system reads itself, first in `add`.
-        image: the same volume, or the one that will be there, [1, X, Y, Z].
-        ref: [1, X', Y', Z'], the same space at ``scale`` times the pixels; up to ``scale - 1`` more at the far end, as
-            `degrade` crops them.
-        plane: sagittal, coronal or axial: whose slices are enlarged and compared.
-        scale: of the slices' two axes.
+        source: file or DICOM folder of the low-resolution volume, which every system reads by itself, first in `add`.
+        image: the volume [1, X, Y, Z] that is there, or will be there.
+        ref: the reference [1, X', Y', Z'], the same space at ``scale`` times the pixels. It may have up to
+            ``scale - 1`` more at the far end, which `degrade` crops.
+        plane: sagittal, coronal or axial, the plane whose slices are enlarged and compared.
+        scale: the factor of the slices' two axes.
         border: pixels left out at each side of a slice.
-        slice_number: of the picture, counted from 0 along the array's axis as in `slices.csv`; by default the middle
-            one of those that are compared.
-        device: that the systems run on, for the table's caption.
+        slice_number: the slice of the picture, counted from 0 along the array's axis as in `slices.csv`; by default the
+            middle one of those that are compared.
+        device: the device that the systems run on, for the table's caption.
         note: what the volume is and how it was made, for the table's caption and the picture.
 
     Raises:
@@ -319,7 +278,7 @@ class Comparison:
         self.rows: list[dict[str, Any]] = []
         self.slice_rows: list[dict[str, Any]] = []
 
-    def add(self, name: str, runner: Runner) -> MetaTensor:
+    def add(self, name: str, runner: BundleRunner) -> MetaTensor:
         """Run a system, measure it and return its result; its row is the last of `rows`.
 
         The seconds are those of the enlargement, without reading the file.
@@ -328,8 +287,6 @@ class Comparison:
         start = time.perf_counter()
         result = runner.run(item)
         seconds = time.perf_counter() - start
-        if not result.isfinite().all():
-            raise RuntimeError("its result has voxels that are NaN or infinite, which cannot be compared")
         evaluation = SliceEvaluation(self.border)
         volume = compare_volumes(result, self.full_ref, evaluation, self.plane, method=name)
         self.slice_rows.extend({"system": name} | {k: row[k] for k in SLICE_COLUMNS} for row in evaluation.rows)
@@ -342,15 +299,15 @@ class Comparison:
         return result
 
     def header(self) -> str:
-        """The two lines above the lines of the Markdown table."""
+        """Give the two lines of the Markdown table that stand above its rows."""
         return f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}"
 
     def line(self, row: dict[str, Any]) -> str:
-        """One of `rows` as a line of the Markdown table."""
+        """Write one of `rows` as a line of the Markdown table."""
         return f"| {' | '.join(cell(row) for cell in COLUMNS.values())} |"
 
     def caption(self) -> str:
-        """What the table shows."""
+        """Say what the table shows."""
         return (
             f"{self.note}, x{self.scale} in the {self.plane} plane. PSNR and SSIM by the reference's range: mean "
             f"(standard deviation) over {self.rows[0]['slices']} slices, {self.border} pixels left out at each side. "
@@ -358,7 +315,7 @@ class Comparison:
         )
 
     def report(self, crop: tuple[int, int, int, int]) -> dict[str, Any]:
-        """All figures and choices, for JSON: what is infinite or NaN becomes None."""
+        """Give all figures and choices for JSON, in which None stands for what is infinite or NaN."""
         choices = {name: getattr(self, name) for name in ("plane", "scale", "border", "device")}
         choices |= {"slice": self.slice_number, "crop": list(crop)}
         return {"medsr_monai": __version__, "caption": self.caption()} | choices | {"systems": json_values(self.rows)}
@@ -379,7 +336,7 @@ class Comparison:
         return report
 
     def draw(self, crop: tuple[int, int, int, int] | None = None) -> Figure:
-        """The picture: every system's slice, a crop of it and its errors, with its PSNR and SSIM of this slice.
+        """Draw the picture: the slice of every system, a crop of it and its errors, with the slice's PSNR and SSIM.
 
         Args:
             crop: (top, left, height, width) in pixels of the reference's slice as the picture shows it; by default the
@@ -408,7 +365,7 @@ class Comparison:
         )
 
     def checked_crop(self, crop: tuple[int, int, int, int] | None = None) -> tuple[int, int, int, int]:
-        """The picture's crop, see `draw`."""
+        """Choose or check the crop of the picture, see `draw`."""
         rows, columns = self.ref_slice.shape
         if crop is None:
             return busiest_crop(self.ref_slice, (max(2, rows // 4), max(2, columns // 4)))

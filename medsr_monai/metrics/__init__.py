@@ -8,7 +8,6 @@ from .benchmark import (
     matmul_rate,
     network_figures,
     peak_resident_mib,
-    write_benchmark,
 )
 from .complexity import (
     count_macs,

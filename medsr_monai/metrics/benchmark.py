@@ -21,7 +21,6 @@ from monai.networks import eval_mode
 from torch import nn
 
 from .complexity import count_macs, count_macs_as_published, count_parameters, count_parameters_as_published
-from .report import write_rows
 
 __all__ = [
     "benchmark_beside",
@@ -31,7 +30,6 @@ __all__ = [
     "matmul_rate",
     "network_figures",
     "peak_resident_mib",
-    "write_benchmark",
 ]
 
 WARM_UP = 2
@@ -373,8 +371,3 @@ def benchmark_line(row: dict) -> str:
     """Return a row of `benchmark_network` as a line of a Markdown table; what was not measured is a dash."""
     cells = ("-" if row[key] is None else text(row[key]) for key, (_, text) in COLUMNS.items())
     return f"| {' | '.join(cells)} |"
-
-
-def write_benchmark(rows: Sequence[dict], path: str | Path) -> None:
-    """Write rows of `benchmark_network` as CSV with all digits; what was not measured is empty."""
-    write_rows(rows, path, list(COLUMNS))

@@ -1,6 +1,6 @@
 from .augmentation import AugmentImages
 from .colour import MergeChromad, SplitLumad
-from .degradation import RandDegraded, degradation_matrix, degrade, describe_degradation
+from .degradation import RandDegraded, degrade, describe_degradation
 from .display import EDGES, displayed_slice, pixel_edges
 from .geometry import (
     AXES,

@@ -1,5 +1,4 @@
-"""Low-resolution volumes from high-resolution ones, along any axes, with the corners kept; see also
-:mod:`medsr_monai.transforms.point_spread`."""
+"""Low-resolution volumes from high-resolution ones, along any axes, with the outer corners kept."""
 
 from __future__ import annotations
 
@@ -19,13 +18,11 @@ from medsr_monai.transforms.point_spread import (
     encode_point_spread,
     point_spread_of,
     sampling_matrices,
-    sampling_matrix,
 )
 from medsr_monai.transforms.windows import to_device
 
 __all__ = [
     "RandDegraded",
-    "degradation_matrix",
     "degrade",
     "degrade_batch",
     "describe_degradation",
@@ -34,20 +31,6 @@ __all__ = [
 
 Method = str | PointSpread | Mapping[str, object]
 """A point spread, its kind, or the keyword arguments of a :class:`medsr_monai.transforms.RandPointSpread`."""
-
-
-def degradation_matrix(size: int, factor: int, method: str | PointSpread, fwhm: float | None = None) -> torch.Tensor:
-    """:func:`sampling_matrix` [size // factor, size] of a whole factor, whose errors it raises.
-
-    Args:
-        size: a multiple of ``factor``.
-
-    Raises:
-        ValueError: ``size`` is no multiple of ``factor``.
-    """
-    if factor < 1 or size < factor or size % factor:
-        raise ValueError(f"size {size} is no multiple of the factor {factor}: crop it first")
-    return sampling_matrix(size, size // factor, method, fwhm)
 
 
 def degrade(
@@ -59,7 +42,7 @@ def degrade(
     noise_std: float = 0.0,
     noise_seed: int = 0,
 ) -> torch.Tensor:
-    """Low-resolution version of an image or volume.
+    """Make a low-resolution version of an image or volume.
 
     Args:
         image: [C, *spatial], float. A ``MetaTensor`` gets the affine that keeps its outer corners.
@@ -67,7 +50,7 @@ def degrade(
             the far end is cropped to one; the corners are then those of the cropped image, and the spacing is exactly
             ``factor`` times the original one.
         method: a :class:`medsr_monai.transforms.PointSpread` or its kind, for all axes or one for each spatial axis.
-        fwhm: of the kind "gaussian", its width in fine samples; None for the factor.
+        fwhm: the full width at half maximum of the kind "gaussian", in fine samples; None for the factor.
         noise_std: standard deviation of additive white Gaussian noise, in the image's units.
         noise_seed: the same seed gives the same noise.
 
@@ -89,7 +72,7 @@ def degrade(
 def degrade_batch(
     images: torch.Tensor, factors: int | Sequence[int], drawn: Sequence[Mapping[str, object]]
 ) -> torch.Tensor:
-    """Low-resolution versions of a batch of images, each degraded in its own way.
+    """Make low-resolution versions of a batch of images, each degraded in its own way.
 
     Args:
         images: [B, C, *spatial], float, on any device, where the result is made.
@@ -133,7 +116,7 @@ def _kept(sizes: Sequence[int], factors: Sequence[int]) -> list[int]:
 
 
 def white_noise(drawn: Mapping[str, object], shape: Sequence[int]) -> torch.Tensor:
-    """Gaussian noise (float64, on the CPU) of the ``noise_std`` and ``noise_seed`` that were drawn."""
+    """Make Gaussian noise (float64, on the CPU) by the ``noise_std`` and ``noise_seed`` that were drawn."""
     generator = torch.Generator().manual_seed(drawn["noise_seed"])
     return drawn["noise_std"] * torch.randn(tuple(shape), generator=generator, dtype=torch.float64)
 
@@ -143,7 +126,7 @@ def describe_degradation(
     fwhm: float | Sequence[float] | None = None,
     noise_std: float | Sequence[float] = 0.0,
 ) -> str:
-    """A degradation as a table names it, such as "gaussian, fwhm 5, noise 0.02"; ranges: "3 to 5", "box or bicubic"."""
+    """Name a degradation for a table, such as "gaussian, fwhm 5, noise 0.02" or "box or bicubic, noise 0 to 0.02"."""
     one = RandPointSpread(**method) if isinstance(method, Mapping) else method
     parts = [" or ".join(map(str, ensure_tuple(one)))]
     for name, value in (("fwhm", fwhm), ("noise", noise_std)):
@@ -167,15 +150,15 @@ class RandDegraded(Randomizable, MapTransform):
 
     Args:
         keys: the high-resolution image (one key), [C, *spatial].
-        image_key: where the low-resolution image goes.
+        image_key: the key that the low-resolution image is written to.
         factors: see :func:`degrade`.
         method: the keyword arguments of a :class:`medsr_monai.transforms.RandPointSpread`, which draws a point spread
             for each image and may leave it untold; a :class:`medsr_monai.transforms.PointSpread`; or its kind, and of
             several kinds, one is drawn for each image.
-        fwhm: with kinds only: range (low, high) in samples that the Gaussian's width is drawn from, or None for the
-            factor; of several kinds, only "gaussian" has it.
+        fwhm: range (low, high), in samples, that the width of the kind "gaussian" is drawn from; None for the factor.
+            It is given with kinds only.
         noise_std: range (low, high) that the noise level is drawn from.
-        psf_key: where the vector of the point spread goes.
+        psf_key: the key that the vector of the point spread is written to.
 
     Raises:
         ValueError: a ``fwhm`` beside what is drawn, or what RandPointSpread refuses.
@@ -243,7 +226,7 @@ class RandDegraded(Randomizable, MapTransform):
         return d | {self.key: labels[0], self.image_key: images[0], self.psf_key: self.psf}
 
     def pairs(self, labels: torch.Tensor, drawn: Sequence[dict]) -> tuple[torch.Tensor, torch.Tensor]:
-        """High-resolution images [B, C, *spatial], cropped, and their degraded versions, by the ``params`` of each."""
+        """Crop high-resolution images [B, C, *spatial], and degrade each by its ``params``; both are returned."""
         images = degrade_batch(labels, self.factors, drawn)
         for axis, size in enumerate(_kept(labels.shape[2:], ensure_tuple_rep(self.factors, labels.ndim - 2)), start=2):
             labels = labels.narrow(axis, 0, size)

@@ -36,7 +36,7 @@ def _basis(size: int, positions: np.ndarray) -> np.ndarray:
 
 @lru_cache(maxsize=64)
 def spline_matrix(size_in: int, size_out: int) -> torch.Tensor:
-    """Matrix [size_out, size_in] (float64) that interpolates ``size_in`` samples at ``size_out`` places.
+    """Make the matrix [size_out, size_in], float64, that interpolates ``size_in`` samples at ``size_out`` places.
 
     Samples are centres of equal voxels, and both rows of voxels have the same outer faces: output ``j`` lies at
     ``(j + 0.5) * size_in / size_out - 0.5``, so that for an integer factor k sample ``i`` lies at
@@ -60,7 +60,7 @@ def spline_matrix(size_in: int, size_out: int) -> torch.Tensor:
 
 
 def resample(image: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor:
-    """Image on a grid of another size with the same outer corners, interpolated by :func:`spline_matrix`.
+    """Bring an image to a grid of another size with the same outer corners, interpolated by :func:`spline_matrix`.
 
     Args:
         image: [..., *spatial], float, with as many spatial axes as there are sizes. A ``MetaTensor`` [C, *spatial] gets

@@ -24,15 +24,15 @@ class Draw(NamedTuple):
     """What is drawn for one item."""
 
     degradation: dict | None
-    """``params`` of the transform that makes its pair."""
+    """The ``params`` of the transform that makes its pair; None where no pair is made."""
     psf: torch.Tensor | None
-    """What is told of its point spread."""
+    """The vector of what a network is told of its point spread; None where no pair is made."""
     corner: tuple[int, int]
-    """First row and column of its patch in the slice, below 0 where padding begins."""
+    """The first row and column of its patch in the slice; below 0 the patch begins with padding."""
     pose: tuple[bool, ...]
     """Whether it is mirrored along its rows' axis, along its columns' axis, and turned by a quarter."""
     brightness: float
-    """By which its intensities are multiplied."""
+    """The factor by which its intensities are multiplied."""
 
 
 class PatchBatches(Randomizable, Transform):
@@ -44,17 +44,17 @@ class PatchBatches(Randomizable, Transform):
 
     Args:
         keys: slices [C, H, W] of one size, of which the same patch is cut.
-        patch_size: of the patch: a number, or rows and columns.
+        patch_size: the size of the patch, as one number or as rows and columns.
         padding: what is put on both sides of smaller slices: "constant" for zeros, "replicate" for their border; None
             refuses such slices.
         poses: in how many ways a patch may lie: 1 as it is, 4 mirrored along both axes, 8 turned by a quarter as well,
             which only square patches are.
         intensity_factor: intensities are multiplied by 1 + u, u uniform in [-intensity_factor, 0.2]; 0 turns this off.
-        brightened: the keys whose intensities are, by default all.
+        brightened: the keys whose intensities are multiplied, by default all.
         pairs: makes ``image`` of ``label``: a :class:`medsr_monai.transforms.RandDegraded` works on the patches in the
             end, a :class:`medsr_monai.transforms.RandThickSliced` on the slices first, and the patches are cut out of
             both. None leaves the slices as they are.
-        dtypes: of the patches in the end, by key; others stay as they are.
+        dtypes: the types that patches are converted to in the end, by key; others stay as they are.
     """
 
     def __init__(
@@ -91,12 +91,12 @@ class PatchBatches(Randomizable, Transform):
         return self._made([item], [draw], item[self.keys[0]].device)[0]
 
     def batch(self, items: Sequence[Mapping], seeds: Sequence[int], device: torch.device | str) -> list[Item]:
-        """What ``set_random_state(seed)`` and a call make of each item, with the patches on ``device``.
+        """Make of each item what ``set_random_state(seed)`` and a call would, with the patches on ``device``.
 
         Args:
-            items: slices [C, H, W], anywhere, beside other keys; they are not changed.
-            seeds: one for each item, below 2**32.
-            device: where the patches are degraded; they are cut out where the slices are.
+            items: items with slices [C, H, W], on any device, and other keys; they are not changed.
+            seeds: one seed for each item, below 2**32.
+            device: the device on which patches are degraded; they are cut out where the slices are.
         """
         pairs = zip(items, seeds, strict=True)
         turned, drawn = zip(*(self.set_random_state(seed)._drawn(item) for item, seed in pairs), strict=True)

@@ -32,20 +32,22 @@ __all__ = [
 ]
 
 METHODS = ("bicubic", "gaussian", "box", "kspace", "kspace_hamming", "kspace_fermi", "rounded", "ct")
-"""Kinds of a :class:`PointSpread`. The order is that of their vector's entries, and is never changed."""
+"""The kinds of a :class:`PointSpread`. Their order is that of the entries of ENCODING and is never changed."""
 SLICE_KINDS = ("gaussian", "box", "rounded", "ct")
-"""Kinds that are profiles in space, between which there may be a gap."""
+"""The kinds that are profiles in space: between the slices of these there may be a gap."""
 ENCODING = (*METHODS, "width", "gap", "sharpness")
-"""What the entries of the vector of :func:`encode_point_spread` are."""
+"""The names of the entries of the vector that :func:`encode_point_spread` makes."""
 
 FWHM_TO_SIGMA = 1 / math.sqrt(8 * math.log(2))
 ROUNDING = 0.1
-"""Of ``rounded``: standard deviation of its edges over its width."""
+"""The standard deviation of the edges of the kind ``rounded``, as a fraction of its width."""
 BAND = math.sqrt(2 * math.log(2)) / math.pi
-"""Of ``ct``: standard deviation of its narrower Gaussian over its width, by which the band-pass is strongest at half a
-cycle a width."""
+"""The standard deviation of the narrower Gaussian of the kind ``ct``, as a fraction of its width.
+
+With this value the band-pass is strongest at half a cycle per width.
+"""
 FERMI_RADIUS, FERMI_WIDTH = 0.9, 0.05
-"""Of ``kspace_fermi``: where the window is one half, and how wide it falls off, over the largest frequency."""
+"""Where the window of ``kspace_fermi`` is one half, and how wide it falls, as fractions of the largest frequency."""
 
 
 @dataclass(frozen=True)
@@ -113,10 +115,10 @@ class PointSpread:
 
 
 def encode_point_spread(point_spread: PointSpread | None) -> Tensor:
-    """What a network is told of a point spread: a vector [len(ENCODING)], float32.
+    """Encode what a network is told of a point spread as a vector [len(ENCODING)], float32.
 
-    First one entry for each of METHODS, 1 for the kind and 0 for all others, then ``width_over_spacing``, ``gap`` and
-    ``sharpness`` as they are. None, unknown, is all zeros.
+    First comes one entry for each of METHODS, 1 for the kind and 0 for all others, then ``width_over_spacing``, ``gap``
+    and ``sharpness`` as they are. None, an unknown point spread, is all zeros.
     """
     if point_spread is None:
         return torch.zeros(len(ENCODING))
@@ -125,11 +127,11 @@ def encode_point_spread(point_spread: PointSpread | None) -> Tensor:
 
 
 def parse_point_spread(text: str, spacing: float) -> PointSpread:
-    """A point spread as a command has it, ``KIND[:FWHM_MM[:SHARPNESS]]``, such as "box:4.5" or "ct:0.7:0.5".
+    """Read a point spread as commands write it, ``KIND[:FWHM_MM[:SHARPNESS]]``, such as "box:4.5" or "ct:0.7:0.5".
 
     Args:
-        text: the width is the spacing where it is left out or empty; the sharpness is of the kind ``ct`` only.
-        spacing: of the coarse samples, in mm.
+        text: the point spread. Where the width is left out or empty it is the spacing; only ``ct`` has a sharpness.
+        spacing: the spacing of the coarse samples in mm.
 
     Raises:
         ValueError: anything else, see :class:`PointSpread`.
@@ -149,12 +151,12 @@ def parse_point_spread(text: str, spacing: float) -> PointSpread:
 
 
 def point_spread_of(method: str | PointSpread, fwhm: float | None, factor: float) -> PointSpread:
-    """The point spread that a bundle's JSON names by its kind and, of a Gaussian, its width in fine samples.
+    """Make the point spread that a bundle's JSON names by its kind and, for a Gaussian, its width in fine samples.
 
     Args:
         method: a kind, or a point spread, which is returned as it is.
-        fwhm: of the Gaussian, in fine samples; None for the factor.
-        factor: fine samples a coarse one.
+        fwhm: full width at half maximum of the Gaussian in fine samples; None for the factor.
+        factor: how many fine samples make a coarse one.
 
     Raises:
         ValueError: unknown method, or ``fwhm`` not positive or given to a method other than ``gaussian``.
@@ -171,9 +173,13 @@ def point_spread_of(method: str | PointSpread, fwhm: float | None, factor: float
 
 
 def sampling_matrix(size: int, small: int, method: str | PointSpread, fwhm: float | None = None) -> Tensor:
-    """Matrix [small, size] (float64) that turns ``size`` samples into ``small`` coarse ones of the same outer faces.
+    """Make the matrix [small, size], float64, that turns ``size`` samples into ``small`` coarse ones.
+
+    Both have the same outer faces, see :func:`sampling_matrices`.
 
     Args:
+        size: number of fine samples.
+        small: number of coarse samples.
         method, fwhm: see :func:`point_spread_of`, whose errors it raises.
 
     Raises:
@@ -185,7 +191,7 @@ def sampling_matrix(size: int, small: int, method: str | PointSpread, fwhm: floa
 def sampling_matrices(
     size: int, small: int, point_spreads: Sequence[PointSpread], device: torch.device | str = "cpu"
 ) -> Tensor:
-    """The matrices of a batch: [B, small, size], float64; [1, small, size] if all point spreads are alike.
+    """Make the matrices of a batch: [B, small, size], float64; [1, small, size] if all point spreads are alike.
 
     Borders are mirrors (half-sample symmetric), but for the k-space kinds, which are periodic, and ``bicubic``, which
     repeats the outermost sample. Rows sum to one. They are made on the CPU, and are the same on every device.
@@ -303,7 +309,7 @@ def _spectra(size: int, small: int, kind: str, acquired: Tensor) -> Tensor:
 
 
 def window_of(kind: str, part: Tensor) -> Tensor:
-    """Window of a k-space kind at frequencies that are given in parts of the largest acquired one."""
+    """Give the window of a k-space kind at frequencies that are parts of the largest acquired one."""
     if kind == "kspace_hamming":
         return 0.54 + 0.46 * torch.cos(math.pi * part)
     if kind == "kspace_fermi":

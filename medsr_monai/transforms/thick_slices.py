@@ -36,7 +36,7 @@ class RandThickSliced(RandDegraded):
 
     Args:
         keys: the high-resolution slice (one key), [C, H, W].
-        image_key: where the interpolated slice goes.
+        image_key: the key that the interpolated slice is written to.
         factor: slice thickness, in pixels of the label.
         thick_axis: left-right, posterior-anterior or inferior-superior, one of the two that the item's ``axes`` name
             (see :class:`medsr_monai.data.SliceDataset`); None draws one of the two for each item.
@@ -82,7 +82,7 @@ class RandThickSliced(RandDegraded):
         return d | {self.image_key: image, self.psf_key: self.psf}
 
     def turned(self, data: Mapping[Hashable, object]) -> dict[Hashable, object]:
-        """An item whose slices are turned by the ``axis`` that was drawn, cropped and described."""
+        """Turn the slices of an item by the ``axis`` that was drawn, crop them, and describe both in the item."""
         d = dict(data)
         axes = tuple(d["axes"])
         if self.thick_axis is not None and self.thick_axis not in axes:
@@ -107,15 +107,17 @@ class RandThickSliced(RandDegraded):
         size: Sequence[int],
         device: torch.device | str,
     ) -> torch.Tensor:
-        """Windows [B, C, *size] of what thick slices show of each turned slice [C, H, W], on a device.
+        """Make windows [B, C, *size] of what thick slices show of each turned slice [C, H, W], on a device.
 
         The rows of a window are degraded over their whole length, and interpolated at its columns: what the window of
         the whole slice would show, for less. Shorter slices than the longest, and windows that reach beyond a slice,
         get zeros.
 
         Args:
+            labels: the turned slices, of any heights and widths.
             drawn: the ``params`` of each slice.
             corners, size: see :func:`medsr_monai.transforms.windows.cut_windows`.
+            device: the device on which the windows are made.
         """
         widths = [label.shape[2] for label in labels]
         width = max(widths)

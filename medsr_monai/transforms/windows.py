@@ -1,4 +1,4 @@
-"""Windows of slices, which may reach beyond them, stacked to a batch."""
+"""Windows cut out of slices, beyond whose borders they may reach, stacked to a batch."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ __all__ = ["cut_windows", "to_device"]
 
 
 def cut_windows(images: Sequence[Tensor], corners: Sequence[tuple[int, int]], size: Sequence[int], mode: str) -> Tensor:
-    """Windows [B, C, *size] of images [C, H, W].
+    """Cut windows [B, C, *size] out of images [C, H, W].
 
     Args:
         images: of any heights and widths; each window overlaps its image.
         corners: first row and column of each window, below 0 where padding begins.
-        size: rows and columns.
-        mode: of ``torch.nn.functional.pad``, for what lies beyond an image.
+        size: rows and columns of the windows.
+        mode: how ``torch.nn.functional.pad`` fills what lies beyond an image.
     """
     windows = []
     for image, corner in zip(images, corners, strict=True):
@@ -34,7 +34,7 @@ def cut_windows(images: Sequence[Tensor], corners: Sequence[tuple[int, int]], si
 
 
 def to_device(batch: Tensor, device: torch.device | str) -> Tensor:
-    """The batch on a device; to a GPU it goes from pinned memory, so that nothing waits for the copy."""
+    """Move a batch to a device; to a GPU it goes from pinned memory, so that nothing waits for the copy."""
     device = torch.device(device)
     if device.type == "cuda" and batch.device.type == "cpu":
         batch = batch.pin_memory()

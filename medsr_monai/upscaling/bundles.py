@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import json
 import pydoc
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,6 +11,7 @@ from pathlib import Path
 from types import NoneType
 from typing import TYPE_CHECKING, Any
 
+from medsr_monai.atomic import read_json
 from medsr_monai.errors import reason_of
 
 if TYPE_CHECKING:
@@ -28,21 +28,25 @@ HARMLESS = (
     *("medsr_monai.", "torch.nn.", "monai.data.", "monai.engines.", "monai.handlers.", "monai.inferers."),
     *("monai.losses.", "monai.metrics.", "monai.networks.", "monai.transforms."),
 )
-"""Packages whose classes a bundle may name without being trusted."""
+"""The packages whose classes a bundle may name without being trusted."""
 RECIPES = "medsr_monai.recipes."
 PIPELINE = ("in_channels", "out_channels", "scale")
-"""Arguments of a network that what is around it depends on."""
+"""Arguments of a network that must stay the bundle's, since its data and its inferer depend on them."""
 
 
 def bundle_folders() -> dict[str, Path]:
-    """Bundles by name: those inside an installed package, or beside it in a checkout."""
+    """Find the bundles: the folder of each by its name, inside an installed package or beside it in a checkout."""
     package = Path(__file__).resolve().parents[1]
     root = next((r for r in (package / "bundles", package.parent / "bundles") if r.is_dir()), None)
     return {p.parent.parent.name: p.parent.parent for p in sorted(root.glob("*/configs/metadata.json"))} if root else {}
 
 
 def bundle_folder(bundle: str) -> Path:
-    """Folder of a bundle, given by name or by path."""
+    """Give the folder of a bundle, which is named or given as a path.
+
+    Raises:
+        FileNotFoundError: no such bundle; the line names those that there are.
+    """
     known = bundle_folders()
     folder = known.get(bundle, Path(bundle))
     if not (folder / "configs" / "inference.json").is_file():
@@ -51,7 +55,15 @@ def bundle_folder(bundle: str) -> Path:
 
 
 def choose_device(device: str, local_rank: int = 0) -> str:
-    """A device that is here; auto is the GPU of a process, by its rank on this machine, or the CPU."""
+    """Check that a device is available, or choose one.
+
+    Args:
+        device: auto, cpu, or a GPU such as cuda:0. auto is a GPU where there is one, else the CPU.
+        local_rank: the number of this process on its machine, by which auto shares out the GPUs.
+
+    Raises:
+        ValueError: the device is not available here; the line names those that are.
+    """
     import torch
 
     if device == "auto":
@@ -65,15 +77,15 @@ def choose_device(device: str, local_rank: int = 0) -> str:
 
 
 def read_inference(bundle: str | Path, trust_code: bool = False) -> ConfigParser:
-    """A bundle's inference.json, not yet parsed.
+    """Read a bundle's inference.json, and refuse code in it that is not trusted; nothing is parsed yet.
 
     MONAI evaluates strings that begin with ``$`` as Python and calls what ``_target_`` names. Without ``trust_code``
     nothing runs but what installed bundles run: each expression has to be one of theirs, each target one of theirs or
     a class that does no more than a network or a transform does.
 
     Args:
-        bundle: name or folder.
-        trust_code: take anything.
+        bundle: name or folder of the bundle.
+        trust_code: take a configuration with any code.
 
     Raises:
         FileNotFoundError: there is no such bundle.
@@ -83,6 +95,7 @@ def read_inference(bundle: str | Path, trust_code: bool = False) -> ConfigParser
 
     file = bundle_folder(str(bundle)) / "configs" / "inference.json"
     parser = ConfigParser()
+    read_json(file, "the configuration of a bundle")  # with bounds, which MONAI's reader has not
     try:
         parser.read_config(file)
         unknown = None if trust_code else next(_foreign_code(parser), None)
@@ -100,7 +113,7 @@ def _installed_code() -> tuple[frozenset[str], frozenset[str]]:
     """The expressions and the targets of the inference.json of all installed bundles."""
     expressions, targets = set(), set()
     for folder in bundle_folders().values():
-        for _, value in _items(json.loads((folder / "configs" / "inference.json").read_text())):
+        for _, value in _items(read_json(folder / "configs" / "inference.json")):
             if isinstance(value, dict):
                 targets |= {value["_target_"]} if "_target_" in value else set()
             elif isinstance(value, str) and value.startswith("$"):
@@ -149,16 +162,20 @@ def _literal(path: str | Path) -> str:
 
 
 class BundleRunner:
-    """A bundle's inference pipeline on single volumes: configuration parsed and weights loaded once.
+    """A bundle's inference pipeline for single volumes, with its configuration parsed and its weights loaded once.
 
     Args:
-        bundle: name or folder.
-        weights: file, or None for the bundle's own; one that `medsr export` wrote takes the place of the network. The
-            network gets the arguments that another file states, such as a converted one of the authors, but for its
-            channels and scale.
-        trained: load weights; without them the network's grid, memory and time are the same.
-        trust_code: run what else than installed bundles' code the bundle holds, and TorchScript.
-        overrides: ids of the bundle's inference.json and their values.
+        bundle: name or folder of the bundle.
+        weights: a weights file to use in place of the bundle's own, or None. A network that `medsr export` wrote
+            replaces the bundle's network. Other files may state their network's arguments, which then replace the
+            bundle's, but for the channels and the scale.
+        trained: whether weights are loaded. Without them the network's grid, memory and time are the same.
+        trust_code: run TorchScript files, and code in the bundle's configuration that no installed bundle has.
+        overrides: values that replace those of the bundle's inference.json, by their ids there.
+
+    Raises:
+        FileNotFoundError: no such bundle or weights file.
+        ValueError: the bundle does not super-resolve or has no such id, or the weights do not fit or are not finite.
     """
 
     def __init__(
@@ -217,9 +234,7 @@ class BundleRunner:
 
     def _stated_arguments(self, file: Path, content: Mapping) -> dict[str, Any]:
         """Ids of the network's arguments, of a weights file; none if it is of another class, which loading refuses."""
-        import torch
-
-        from medsr_monai.networks import build_network
+        from medsr_monai.networks.arguments import check_size
 
         stated = content["network"]
         if not isinstance(stated, dict) or stated.get("_target_") != self.parser["network_def"]["_target_"]:
@@ -231,10 +246,9 @@ class BundleRunner:
             if not all(isinstance(v, (bool, int, float, NoneType)) or str(v).isidentifier() for v in words):
                 raise ValueError(f"{file}: {name} is {value!r}: expected a number, a name or a list of them")
         try:
-            with torch.device("meta"):
-                build_network(stated)
+            check_size(stated, content["model"])
         except (AttributeError, TypeError, ValueError) as error:
-            raise ValueError(f"{file}: {' '.join(str(error).split())}") from error
+            raise ValueError(f"{file}: {reason_of(error)}") from error
         return {f"network_def#{name}": value for name, value in arguments.items()}
 
     def _use(self) -> str:
@@ -247,38 +261,42 @@ class BundleRunner:
 
     @property
     def scale_factors(self) -> tuple[int, int]:
-        """By which the rows and the columns of a slice grow."""
+        """The factors by which the rows and the columns of a slice grow."""
         from monai.utils import ensure_tuple_rep
 
         return ensure_tuple_rep(self["scale"], 2)
 
     @property
     def exported(self) -> Mapping[str, Any] | None:
-        """What an exported network tells of itself, see `medsr_monai.exchange.run.ExportedNetwork`; None for others."""
+        """What an exported network states, see `medsr_monai.exchange.run.ExportedNetwork`; None for other networks."""
         from medsr_monai.exchange.run import ExportedNetwork
 
         return self.network.information if isinstance(self.network, ExportedNetwork) else None
 
     def plan(self, affine: np.ndarray | torch.Tensor, shape: Sequence[int]) -> InferencePlan:
-        """What the bundle does to a volume with this 4x4 affine and shape (X, Y, Z); raises what its inferer does."""
+        """Plan what is done to a volume with this 4x4 affine and shape (X, Y, Z); errors are those of the inferer."""
         return self["inferer"].plan(affine, shape, self.scale_factors)
 
     @property
     def degradation(self) -> str | None:
-        """That the network was trained for; None where the bundle does not say."""
+        """The degradation that the network was trained for; None where the bundle does not state it."""
         return self["degradation"] if "degradation" in self.parser else None
 
     @property
     def takes_pictures(self) -> bool:
-        """Whether 2D images can be enlarged: not by a bundle for thick slices."""
+        """Whether the bundle can enlarge 2D images, which one for thick slices cannot."""
         return self["inferer"].takes_pictures
 
     def read(self, source: str | Path | DicomSeries | MetaTensor) -> dict[str, MetaTensor]:
-        """Preprocessed input; a volume [C, X, Y, Z] with its affine is taken as it was read."""
+        """Read and preprocess an input; a volume [C, X, Y, Z] with its affine has been read already."""
         return self["preprocessing"]({"image": str(source) if isinstance(source, Path) else source})
 
     def run(self, item: dict[str, MetaTensor], network: torch.nn.Module | None = None) -> MetaTensor:
-        """Super-resolved volume [C, X, Y, Z] of a preprocessed input, with another network if one is given."""
+        """Super-resolve a preprocessed input, with another network if one is given, to a volume [C, X, Y, Z].
+
+        Raises:
+            ValueError: the output has voxels that are NaN or infinite.
+        """
         import torch
 
         from medsr_monai.inferers import to_device
@@ -296,7 +314,7 @@ class BundleRunner:
 
     @staticmethod
     def broken(count: int, voxels: int) -> str:
-        """What is said of an output with NaN or infinite voxels."""
+        """Say that an output has NaN or infinite voxels, and what to do."""
         return (
             f"{count} of {voxels} voxels of the output are NaN or infinite: intensities too large for the network's "
             "numbers, rescale the volume first"

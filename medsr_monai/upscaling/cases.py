@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from medsr_monai.atomic import check_input, check_output
+from medsr_monai.atomic import check_input, check_output, read_json
 from medsr_monai.suffixes import NIFTI_SUFFIXES, PICTURE_SUFFIXES, VOLUME_SUFFIXES
 
 if TYPE_CHECKING:
@@ -17,17 +16,18 @@ if TYPE_CHECKING:
     from medsr_monai.data import DicomSeries
 
 STATED = ("SliceThickness", "SpacingBetweenSlices", "MRAcquisitionType", "ConvolutionKernel", "Modality")
-"""What is taken from a header, under the same names in DICOM and in BIDS."""
+"""The attributes that are taken from a header; DICOM and BIDS have the same names for them."""
 
 
 class Case(NamedTuple):
-    """What a command reads and the file that it makes of it."""
+    """An input of a command, and the file that it makes of it."""
 
     source: str
-    """What messages call it; the path, unless it is one series of several."""
+    """What messages call the input: its path, and of one series of several also the series."""
     output: Path
+    """The file or, of a DICOM output, the folder to write."""
     series: DicomSeries | None = None
-    """Of what was found as a DICOM series."""
+    """The DICOM series that is read; None for files of other kinds."""
 
     @property
     def input(self) -> str | DicomSeries:
@@ -36,13 +36,14 @@ class Case(NamedTuple):
 
     @property
     def files(self) -> list[Path]:
-        """Paths on disk of what is read; of a series in a zip, the zip."""
+        """The files on disk that are read; of a series in a zip it is the zip."""
         from medsr_monai.records.sidecar import source_files
 
         return source_files(self.source) if self.series is None else [Path(f) for f in self.series.disk_files]
 
 
 def nifti_output(path: str, overwrite: bool, source: str) -> Path:
+    """Check the name of a NIfTI file that is to be written, see :func:`medsr_monai.atomic.check_output`."""
     out = Path(path)
     if not out.name.endswith(NIFTI_SUFFIXES):
         raise ValueError(f"{out}: the output is written as NIfTI, give a name that ends in .nii.gz")
@@ -51,7 +52,7 @@ def nifti_output(path: str, overwrite: bool, source: str) -> Path:
 
 
 def output_file(path: str, overwrite: bool, source: str) -> Path:
-    """Output file of an input file: NIfTI for a volume, a picture for a picture."""
+    """Check the name of the file that is made of one input file: NIfTI of a volume, a picture of a picture."""
     # whether it is one is asked where the names do not say it, since that imports monai
     if Path(source).name.lower().endswith(VOLUME_SUFFIXES) or not Path(source).is_file():
         return nifti_output(path, overwrite, source)
@@ -72,14 +73,18 @@ def output_file(path: str, overwrite: bool, source: str) -> Path:
 def find_cases(
     source: str, target: str, overwrite: bool, series: str | None = None, all_series: bool = False
 ) -> list[Case]:
-    """A file, what a folder holds, or the series of a DICOM study; outputs are checked, no voxels are read.
+    """Find the inputs that a command line names, and the output of each. Outputs are checked; no voxels are read.
 
     Args:
-        source: file, folder, or zip with DICOM files.
-        target: file, or folder for several.
+        source: a file, a folder of volumes or pictures, or a DICOM study (a folder or zip).
+        target: the output file, or the folder for several outputs.
         overwrite: accept outputs that exist.
-        series: of a DICOM study, see :func:`medsr_monai.data.dicom.studies.choose_series`.
-        all_series: likewise.
+        series, all_series: which series of a DICOM study are taken, see
+            :func:`medsr_monai.data.dicom.studies.choose_series`.
+
+    Raises:
+        ValueError, OSError: nothing to read, an output that may not be written, or two inputs with one output; one
+            line.
     """
     check_input(source)
     path, out = Path(source), Path(target)
@@ -161,23 +166,22 @@ def _suffix(source: str) -> str:
 
 
 def bids_sidecar(path: str | os.PathLike) -> dict[str, Any]:
-    """What the JSON beside a volume says, as dcm2niix writes it; empty where there is none."""
+    """Read the JSON file beside a volume, as dcm2niix writes it; an empty dictionary where there is none."""
     from medsr_monai.data import volume_name
 
     file = Path(path).with_name(f"{volume_name(path)}.json")
     try:
-        content = json.loads(file.read_text())
+        return read_json(file)
     except (OSError, ValueError):
         return {}
-    return content if isinstance(content, dict) else {}
 
 
 def header_of(case: Case) -> dict[str, Any]:
-    """What the DICOM header, or the BIDS sidecar, of a case says of how its slices were made; only what it states.
+    """Read what the DICOM header, or the BIDS sidecar, of a case states about how its slices were made.
 
     Returns:
-        Entries of :data:`STATED`, lengths in mm; and ``AcquisitionShares``, the acquired part of the matrix along one
-        axis of the slices or along both, where it is stated.
+        Those of :data:`STATED` that are there, lengths in mm; where it is stated, also ``AcquisitionShares``, the
+        acquired part of the matrix along one axis of the slices or along both.
     """
     from medsr_monai.data import find_series, is_dicom_file, is_zip
 
@@ -197,7 +201,7 @@ def header_of(case: Case) -> dict[str, Any]:
 
 
 def acquisition_matrix(header: pydicom.Dataset) -> list[int] | None:
-    """Samples acquired along the volume's first and second axis (columns, rows), as a DICOM header states them."""
+    """Give the samples acquired along the volume's first two axes (columns, rows), as a DICOM header states them."""
     numbers = [int(n) for n in header.get("AcquisitionMatrix") or []]
     if len(numbers) != 4 or header.get("InPlanePhaseEncodingDirection") not in ("ROW", "COL", "COLUMN"):
         return None

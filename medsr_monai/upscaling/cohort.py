@@ -16,9 +16,9 @@ from typing import Any
 
 from tqdm import tqdm
 
-from medsr_monai.command_line import quiet_libraries
+from medsr_monai.command_line import is_verbose, quiet_libraries
 from medsr_monai.data import is_dicom_file, volume_name
-from medsr_monai.errors import ERRORS, MedsrError, naming, reason_of
+from medsr_monai.errors import MedsrError, line_of, naming
 from medsr_monai.records.sidecar import (
     check_sidecar,
     remove_partial,
@@ -53,13 +53,13 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Job:
-    """What is to be done, checked: the same in all processes.
+    """What is to be done, checked before any work; it is the same in all processes.
 
     Attributes:
-        cases: inputs and outputs.
-        source: file or folder that was given.
-        folder: of a cohort's outputs; None for a single case.
-        options: of :class:`medsr_monai.upscaling.upscaler.Options`.
+        cases: the inputs and outputs.
+        source: the file or folder that was given as input.
+        folder: the folder of a cohort's outputs; None for a single case.
+        options: the arguments of :class:`medsr_monai.upscaling.upscaler.Options`.
         picture: whether quality pictures are drawn.
         dicom: whether outputs are DICOM series.
         overwrite: whether complete outputs are made anew.
@@ -74,13 +74,13 @@ class Job:
     overwrite: bool
 
     def upscaler(self, **others: Any) -> Upscaler:
-        """A process's network; other options take the place of the job's."""
+        """Load the network of a process; ``others`` take the place of the job's options."""
         single = self.folder is None and sys.stderr.isatty()  # a cohort has a bar of its cases
         shown = {"draws": self.picture, "dicom": self.dicom, "shows_progress": single}
         return Upscaler(**self.options | shown | others)
 
     def row(self, case: Case) -> dict[str, str]:
-        """Start of a case's row in the status table: paths below the folders that were given."""
+        """Begin a case's row in the status table; its paths are relative to the folders that were given."""
         output = case.output.relative_to(self.folder).as_posix()
         if case.series is not None:  # named as the output, which leaves the patient's name out
             name = output.removesuffix(".nii.gz").removesuffix("_sr")
@@ -103,23 +103,24 @@ def upscale_files(
     dicom: bool = False,
     overwrite: bool = False,
 ) -> int:
-    """Super-resolve a file, or all of a folder or study, each output with its sidecar and picture.
+    """Super-resolve a file, or all of a folder or DICOM study, each output with its sidecar and its quality picture.
 
     Args:
-        source: file, folder or zip.
-        output: file, or folder for several.
-        options: how.
-        series, all_series: of a DICOM study, see :func:`medsr_monai.data.dicom.studies.choose_series`.
-        jobs: processes that share the cases of a folder.
-        picture: draw a quality picture beside each output, and a page of all of them.
-        dicom: write derived DICOM series instead of NIfTI.
+        source: a file, folder or zip.
+        output: the output file, or the folder for several.
+        options: how volumes are super-resolved.
+        series, all_series: which series of a DICOM study are taken, see
+            :func:`medsr_monai.data.dicom.studies.choose_series`.
+        jobs: how many processes share the cases of a folder.
+        picture: draw a quality picture beside each output, and for a folder a page with all of them.
+        dicom: write derived DICOM series instead of NIfTI files.
         overwrite: replace existing outputs.
 
     Returns:
-        The command's exit code: 0 if all cases are done or kept, 1 if some are, 2 if none is; of a single one 0.
+        The command's exit code: 0 if all cases are done or kept, 1 if only some are, 2 if none is; 0 for a single one.
 
     Raises:
-        ValueError, OSError: what is wrong before any work; of a single case also what it cannot be; one line.
+        ValueError, OSError: what is wrong before any work begins, or with a single case; one line.
     """
     if jobs < 1:
         raise ValueError(f"jobs is {jobs}, expected at least 1")
@@ -188,7 +189,7 @@ def _in_processes(job: Job, jobs: int) -> int:
     table = StatusTable(job.folder)
     _begin(job, table)
     with _progress_bar(job) as progress:
-        ranks, died = run_processes(_process, (job,), min(jobs, len(job.cases)), progress)
+        ranks, died = run_processes(_process, (job, is_verbose()), min(jobs, len(job.cases)), progress)
     if ranks.store.check(["refused"]):
         raise MedsrError(ranks.store.get("refused").decode())
     lost = [row for row in _rows(job, table) if row["status"] == PENDING and ranks.claimed(row["output"])]
@@ -201,17 +202,16 @@ def _in_processes(job: Job, jobs: int) -> int:
     return _sum_up(job, upscaler, table, start)
 
 
-def _process(rank: int, processes: int, port: int, job: Job) -> None:
+def _process(rank: int, processes: int, port: int, job: Job, verbose: bool) -> None:
     """One of the processes of `_in_processes`."""
-    quiet_libraries()
+    quiet_libraries(verbose)
     ranks = join_processes(rank, processes, port)
     try:
         _work_off(job, ranks, job.upscaler(local_rank=ranks.local_rank), StatusTable(job.folder))
-    except ERRORS as error:
-        ranks.store.set("refused", reason_of(error))
-        sys.exit(1)
-    except Exception:
-        traceback.print_exc()
+    except Exception as error:
+        if verbose:
+            traceback.print_exc()
+        ranks.store.set("refused", line_of(error))
         sys.exit(1)
 
 
@@ -238,15 +238,11 @@ def _work_off(job: Job, ranks: Ranks, upscaler: Upscaler, table: StatusTable, pr
             if "status" not in row:
                 row = job.row(case) | {"status": KEPT, "reason": ""}  # with the figures of when it was made
                 say(f"{case.output}: kept, complete and made by the same settings")
-        except ValueError as error:
-            reason = reason_of(error)
-            row |= {"status": FAILED, "reason": without_folders(reason)}
-            complain(reason)
-        except Exception as error:
-            # a bug of ours: it must not stop the others, and must be seen
-            traceback.print_exc()
-            row |= {"status": FAILED, "reason": without_folders(f"unexpected {type(error).__name__}: {error}")}
-            complain(f"{case.source}: unexpected {type(error).__name__}, please report it")
+        except MedsrError as error:
+            if is_verbose():
+                traceback.print_exc()
+            row |= {"status": FAILED, "reason": without_folders(str(error))}
+            complain(str(error))
         table.update([row])
         progress(ranks.count())
 

@@ -3,37 +3,35 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import pydicom
 
 from medsr_monai.atomic import check_input
+from medsr_monai.data import check_series_folder, check_sources, is_dicom_file, is_zip
+from medsr_monai.data.dicom.studies import find_study
+from medsr_monai.records.sidecar import is_ours
 from medsr_monai.suffixes import NIFTI_SUFFIXES
 from medsr_monai.upscaling.cases import Case
-
-if TYPE_CHECKING:
-    import pydicom
 
 
 def find_dicom_cases(
     source: str, target: str, overwrite: bool, series: str | None = None, all_series: bool = False
 ) -> list[Case]:
-    """The series of a DICOM study and the folder that each is written to; outputs are checked, no voxels are read.
+    """Find the series of a DICOM study that are taken, and the folder that each is written to. No voxels are read.
 
-    One series is written to the folder ``target`` itself, of several each to a folder in it.
+    A single series is written to the folder ``target`` itself, and of several each to a folder in it.
 
     Args:
-        source: file, folder or zip with DICOM images.
-        target: folder, see :func:`medsr_monai.data.check_series_folder`.
+        source: a file, folder or zip with DICOM images.
+        target: the output folder, see :func:`medsr_monai.data.check_series_folder`.
         overwrite: replace series that were written before.
-        series, all_series: see :func:`medsr_monai.data.dicom.studies.choose_series`.
+        series, all_series: which series are taken, see :func:`medsr_monai.data.dicom.studies.choose_series`.
 
     Raises:
-        ValueError: the source is no DICOM study, which a derived series would belong to; see also what is named above.
+        ValueError: the source is no DICOM study, which a derived series has to belong to, or an output folder may not
+            be written; one line.
     """
     check_input(source)
-    from medsr_monai.data import check_series_folder, is_dicom_file, is_zip
-    from medsr_monai.data.dicom.studies import find_study
-    from medsr_monai.records.sidecar import is_ours
-
     path, out = Path(source), Path(target)
     if out.name.endswith(NIFTI_SUFFIXES):
         raise ValueError(f"{out}: a DICOM series is written to a folder, give its name, or leave --output-format out")
@@ -52,9 +50,7 @@ def find_dicom_cases(
 
 
 def source_headers(case: Case) -> list[pydicom.Dataset]:
-    """Of the slices that a case's output is derived from, checked before any work is put into it."""
-    from medsr_monai.data import check_sources
-
+    """The headers of the slices that a case's output is derived from, checked before any work is put into it."""
     headers = case.series.headers()
     check_sources(headers)
     return headers

@@ -33,7 +33,7 @@ def to_volume(
     label_maps: bool = False,
     nan_value: float | None = None,
 ) -> MetaTensor:
-    """A volume of any kind as a ``MetaTensor`` [1, X, Y, Z], float32, on the CPU, with its affine in RAS millimetres.
+    """Make a ``MetaTensor`` [1, X, Y, Z] of a volume of any kind: float32, on the CPU, with its affine in RAS mm.
 
     The caller's volume is never changed. What a path and the nibabel image of the same file give is equal bit by bit.
 
@@ -45,13 +45,13 @@ def to_volume(
             - a ``MetaTensor`` [X, Y, Z] or [1, X, Y, Z];
             - a pair (array, affine): a NumPy array or tensor of real numbers [X, Y, Z] or [1, X, Y, Z], and 4x4, from
               voxel indices to millimetres in RAS+ (as nibabel has it).
-        frame: of a path or nibabel image with four axes, counted from 0.
+        frame: the frame of a path or nibabel image with four axes, counted from 0.
         pictures: read the paths of pictures too, as volumes [C, X, Y, 1].
         label_maps: take label maps too, which are refused otherwise.
-        nan_value: what takes the place of NaN; None leaves it.
+        nan_value: a number to put in place of NaN; None leaves NaN.
 
     Raises:
-        MedsrError: one line: another kind, no 3D volume, or a geometry that no scan has.
+        MedsrError: a volume of another kind or number of axes, or a geometry that no scan has; one line.
     """
     name = name_of(volume)
     with naming(name):
@@ -82,7 +82,7 @@ def to_volume(
 
 
 def name_of(volume: Volume) -> str:
-    """What messages call a volume: its path, that of the file that it was read from, or "the volume"."""
+    """Give what messages call a volume: its path, the path of the file that it was read from, or "the volume"."""
     if isinstance(volume, (str, os.PathLike)):
         return os.fspath(volume)
     if isinstance(volume, nibabel.spatialimages.SpatialImage):
@@ -91,14 +91,14 @@ def name_of(volume: Volume) -> str:
 
 
 def like(result: MetaTensor, volume: Volume) -> Any:
-    """A result [C, X, Y, Z] as the kind of volume that it was made of.
+    """Turn a result [C, X, Y, Z] into the kind of volume that it was made of.
 
     A path gives a nibabel image, equal to the file that the command would write; so does a nibabel image. A
     ``MetaTensor`` and a pair get what they came as: with or without the channel, tensor or NumPy array, on its device.
 
     Args:
-        result: float32, with its affine.
-        volume: what :func:`to_volume` was given.
+        result: the result, float32, with its affine.
+        volume: the volume that :func:`to_volume` was given.
     """
     if isinstance(volume, MetaTensor):
         made = result if volume.ndim == 4 else result[0]

@@ -1,4 +1,4 @@
-"""Main memory of `upscale`: estimated before a run, and kept below a limit."""
+"""The main memory that `medsr upscale` takes: estimated before a run, and kept below a limit."""
 
 from __future__ import annotations
 
@@ -8,32 +8,47 @@ import dataclasses
 import gc
 import math
 import re
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
+import nibabel
+import numpy as np
+import torch
+from monai.data import MetaTensor
+
+from medsr_monai.data import StoredVolume, check_nifti, read_grid
+from medsr_monai.inferers import InferencePlan, PlaneInferer, Slab, slab_passes
 from medsr_monai.suffixes import VOLUME_SUFFIXES
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
-
-    import torch
-    from monai.data import MetaTensor
-
-    from medsr_monai.data import StoredVolume
-    from medsr_monai.inferers import InferencePlan, PlaneInferer, Slab
-    from medsr_monai.upscaling.bundles import BundleRunner
-    from medsr_monai.upscaling.cases import Case
+from medsr_monai.transforms import with_corners_of
+from medsr_monai.upscaling.bundles import BundleRunner
+from medsr_monai.upscaling.cases import Case
+from medsr_monai.upscaling.plan import (
+    HEAP,
+    MOST_SLICES,
+    activation_bytes,
+    free_gpu_bytes,
+    peak_memory,
+    resident_bytes,
+    slices_that_fit,
+)
 
 UNITS = {"MiB": 2**20, "GiB": 2**30, "TiB": 2**40, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 MARGIN = 1.05
-"""By which a limit must exceed the estimate: what the estimate may be wrong by, and a bit."""
+"""A limit must be at least this factor above the estimate, which covers the error of the estimate."""
 M_MMAP_THRESHOLD = -3
 MMAP_BYTES = 2**20
-"""Buffers from this size on are given back to the system at once under a limit."""
+"""Under a limit the C library gives buffers of this many bytes or more back to the system as soon as they are freed."""
 
 
 class Way(NamedTuple):
-    """How a volume is made, and the bytes of memory that this takes at most."""
+    """How a volume is made, and the largest number of bytes of memory that this takes.
+
+    Attributes:
+        estimate: bytes; None where they are not known.
+        slice_batch: slices computed at a time.
+        slabs: whether the output is made slab by slab, through a file.
+    """
 
     estimate: int | None
     slice_batch: int
@@ -46,10 +61,10 @@ class Way(NamedTuple):
 
 
 def parse_size(text: str) -> int:
-    """Bytes of a size such as 4GiB.
+    """Give the number of bytes of a size such as 4GiB.
 
     Raises:
-        ValueError: another spelling, or nothing.
+        ValueError: another spelling, or a size of 0.
     """
     match = re.fullmatch(rf"(\d+(?:\.\d+)?)({'|'.join(UNITS)})", text)
     size = int(float(match[1]) * UNITS[match[2]]) if match else 0
@@ -59,7 +74,7 @@ def parse_size(text: str) -> int:
 
 
 def format_size(size: float) -> str:
-    """In MiB, or GiB from ten of them on a thousand."""
+    """Write a number of bytes in MiB, from 10 GiB on in GiB."""
     return f"{size / 2**30:.1f} GiB" if size >= 10 * 2**30 else f"{size / 2**20:.0f} MiB"
 
 
@@ -69,8 +84,6 @@ def load_libraries(picture: bool) -> None:
     Args:
         picture: whether it will draw.
     """
-    import torch
-
     from medsr_monai.upscaling import quality  # noqa: F401
 
     if picture:
@@ -84,16 +97,18 @@ def load_libraries(picture: bool) -> None:
 
 
 class Memory:
-    """What the volumes of one process take, and how many slices at a time fit.
+    """Estimates the memory that volumes take in this process, and sets how many slices are computed at a time.
 
     The number of slices is the inferer's own ``sw_batch_size``: it is set here before a volume where there is a limit
     or a GPU to fill, and the inferer lowers it where memory runs out.
 
     Args:
-        runner: of the bundle, loaded; its inferer's slices at a time are the most that are taken.
-        limit: bytes for the process; None for no limit.
-        automatic: take as many slices at a time as a GPU has room for; this is unmeasured on a GPU.
-        picture, enforced, dicom: whether a quality picture is drawn, consistency enforced, the output a DICOM series.
+        runner: the loaded bundle. No more slices at a time are taken than its inferer was given.
+        limit: the bytes that the process may take; None for no limit.
+        automatic: take as many slices at a time as a GPU has room for.
+        picture: whether a quality picture is drawn.
+        enforced: whether consistency with the input is enforced.
+        dicom: whether the output is a DICOM series.
 
     Raises:
         ValueError: a limit on a GPU, or together with compiling.
@@ -127,9 +142,9 @@ class Memory:
         self.resident = self._resident()
 
     def before_reading(self, case: Case) -> Way | None:
-        """The way that fits the limit: the output in memory, else fewer slices at a time, else slab by slab.
+        """Choose the way that fits the limit: the output in memory, or fewer slices at a time, or slab by slab.
 
-        Only headers are read. Without a limit None: the way is that of :meth:`of` when the volume has been read.
+        Only headers are read. Without a limit it is None, and :meth:`of` chooses when the volume has been read.
 
         Raises:
             ValueError: nothing fits, or what is read is no volume; one line.
@@ -159,7 +174,7 @@ class Memory:
         return [(batch, slabs) for slabs in ((False,) if self._why_whole() else (False, True)) for batch in batches]
 
     def of(self, plan: InferencePlan, channels: int = 1) -> Way:
-        """The way of a volume where there is no limit."""
+        """Choose the way in which a volume is made where there is no limit."""
         if self.automatic:
             self._fill_gpu(plan, channels)
         batch = self.slices.sw_batch_size
@@ -172,8 +187,6 @@ class Memory:
         which takes minutes for every number of slices, keeps to that of the first volume as long as it fits; where a
         volume has fewer slices, its batch is filled up.
         """
-        from medsr_monai.upscaling.plan import MOST_SLICES, free_gpu_bytes, slices_that_fit
-
         if self.runner.exported is not None:
             return  # its activations are not to be seen
         compiled = self.slices.compile
@@ -197,9 +210,7 @@ class Memory:
         read: float | None = None,
         channels: int = 1,
     ) -> int | None:
-        """Bytes of the process at most; None where they cannot be told: an exported network, another system."""
-        from medsr_monai.upscaling.plan import HEAP, peak_memory
-
+        """Estimate the peak memory of the process in bytes; None for exported networks and on systems without /proc."""
         found = self.activation_bytes(plan, slice_batch)
         if self.resident is None or found is None:
             return None
@@ -216,7 +227,7 @@ class Memory:
         )
 
     def activation_bytes(self, plan: InferencePlan, slice_batch: int) -> int | None:
-        """Of the network, for the largest batch; None of an exported network, 0 where it runs on a GPU."""
+        """Count the bytes of main memory that the largest batch takes in the network; None for exported networks."""
         if self.runner["device"].type != "cpu":
             return 0
         tile = self.slices.orig_roi_size  # below 1 for whole slices
@@ -232,7 +243,7 @@ class Memory:
 
     @contextlib.contextmanager
     def run(self, way: Way, item: dict[str, MetaTensor], out: Path | None) -> Iterator[MetaTensor | StoredVolume]:
-        """Output of a preprocessed input, made in a way, in memory or on the disk of the output file ``out``."""
+        """Make the output of a preprocessed input in a way, in memory or on the disk of the output file ``out``."""
         if not way.slabs:
             yield self.runner.run(item)
             return
@@ -242,14 +253,12 @@ class Memory:
             yield result
 
     def record(self, way: Way) -> dict[str, Any]:
-        """A way, for the sidecar of its output."""
+        """Describe a way for the sidecar of its output."""
         mib = [None if size is None else round(size / 2**20) for size in (way.estimate, self.limit)]
         return {"EstimateMiB": mib[0], "LimitMiB": mib[1], "Slabs": way.slabs}
 
     def _resident(self) -> int | None:
         """Of the process now, what it does not need any more given back; None where the system does not tell."""
-        from medsr_monai.upscaling.plan import resident_bytes
-
         if self.limit is not None:
             gc.collect()
             if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
@@ -258,8 +267,6 @@ class Memory:
 
     def _activations(self, *batch: int) -> int | None:
         """Of a batch of slices with rows and columns."""
-        from medsr_monai.upscaling.plan import activation_bytes
-
         if batch not in self.activations:
             count, rows, columns = batch
             network = self.runner.network
@@ -282,11 +289,6 @@ class Memory:
             return shape, case.series.affine, 12 * math.prod(shape)
         if not Path(case.source).name.lower().endswith(VOLUME_SUFFIXES):
             raise ValueError("max_memory is for volumes, pictures are made whole: leave it out")
-        import nibabel
-        import numpy as np
-
-        from medsr_monai.data import check_nifti, read_grid
-
         frame = self.runner["frame"] if "frame" in self.runner.parser else None
         check_nifti(case.source, frame)
         shape, affine = read_grid(case.source)
@@ -297,18 +299,11 @@ class Memory:
 
 
 def run_in_slabs(runner: BundleRunner, item: dict[str, MetaTensor], folder: Path) -> StoredVolume:
-    """What :meth:`BundleRunner.run` returns, in a temporary file in ``folder``: slab by slab.
+    """Make what :meth:`BundleRunner.run` returns slab by slab, in a temporary file in ``folder``.
 
     Raises:
         ValueError: as `run` does, and where the bundle's postprocessing changes more than intensities.
     """
-    import torch
-    from monai.data import MetaTensor
-
-    from medsr_monai.data import StoredVolume
-    from medsr_monai.inferers import slab_passes
-    from medsr_monai.transforms import with_corners_of
-
     image = item["image"]
     plan = runner.plan(image.affine, image.shape[1:])
     like = with_corners_of(image, torch.zeros(()).expand(1, *plan.new_shape))
@@ -348,8 +343,6 @@ def _merge(
     result: StoredVolume,
 ) -> None:
     """The mean of the planes, each of which goes through a file of its own, since its slabs lie across the others'."""
-    from medsr_monai.data import StoredVolume
-
     with contextlib.ExitStack() as files:
         made = []
         for slabs, axis in zip(passes, planes, strict=True):

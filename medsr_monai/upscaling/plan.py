@@ -1,4 +1,4 @@
-"""What super-resolving a volume will take, before it is done: memory and time, of any inferer's plan."""
+"""The memory and the time that super-resolving a volume will take, by any inferer's plan."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from medsr_monai.data.stored_volume import CHUNK_BYTES
 from medsr_monai.inferers import InferencePlan
 from medsr_monai.inferers.slice_batches import RESULTS
 
@@ -27,33 +28,37 @@ __all__ = [
 ]
 
 FLOAT = 4
-"""Bytes of a voxel; all volumes are float32."""
+"""The bytes of a voxel: all volumes are float32."""
 READ = 3.5
-"""Volumes of the input's size while it is read, where its type is not known: scaled by float64, then converted."""
+"""While an input of unknown type is read and scaled in float64, this many float32 volumes of its size are held."""
 SLAB_BUFFERS = 5
-"""Of a slab's size: the network's output, as gathered, restored and written; the count map of tiles besides."""
+"""This many copies of a slab are held at most, among them the gathered, the restored and the written one.
+
+Tiles need one more, in which overlaps are counted.
+"""
 PART_BUFFERS = 3
-"""Of the size of what is read from disk to be written again, besides the one that is read (of each plane)."""
-CHUNK = 2**25
-"""Bytes of such a part, at least a plane: :data:`medsr_monai.data.CHUNK_BYTES`."""
+"""While an output on disk is read part by part and written again, this many copies of a part are held beside it."""
 NOISE_BYTES, NOISE_SLICES = 36, 64
-"""For each voxel of the slices by which the noise is estimated, and how many slices these are at most."""
+"""The bytes that estimating the noise takes for a voxel of the slices it uses, and how many slices it uses at most."""
 RESIDUAL_BYTES, RESIDUAL_VOXELS = 20, 2**22
-"""For each voxel of a slab that is degraded again, float64, and how many voxels it has, or a slice's."""
+"""The bytes that the residual takes for each voxel of a slab, in float64, and the voxels of a slab.
+
+A slab has at least one slice, which may be larger.
+"""
 PICTURE = 64 * 2**20
-"""Bytes for drawing the quality picture."""
+"""The bytes that drawing the quality picture takes."""
 KERNELS = 8 * 2**20
-"""Bytes of libraries' code that is loaded when it is first used."""
+"""The bytes of libraries' code that is loaded only when it is first used."""
 HEAP = 128 * 2**20
-"""Bytes that the C library keeps for later once they have been used, at most."""
+"""The C library keeps at most this many bytes that were used, instead of giving them back to the system."""
 GPU_SHARE = 0.8
-"""Of the free memory of a GPU, the part that is planned for; operators' scratch takes some more."""
+"""The part of a GPU's free memory that is planned for, since the operators' own scratch is not counted."""
 MOST_SLICES = 64
-"""Slices at a time on a GPU: more leave it no less idle."""
+"""The largest number of slices at a time on a GPU; more make it no faster."""
 COUNTED_SIDE = 64
-"""Pixels along the sides of the smaller slice whose activations are counted for larger ones, at least."""
+"""Activations of large slices are extrapolated from smaller ones, whose sides have at least this many pixels."""
 TIMED_SIDE = 32
-"""Pixels along the sides of the slice that is timed, at least."""
+"""The slice that is timed has sides of at least this many pixels."""
 
 
 def peak_memory(
@@ -68,19 +73,20 @@ def peak_memory(
     enforced: bool = False,
     picture: bool = True,
 ) -> int:
-    """Bytes of main memory that the process holds at most, on the CPU.
+    """Estimate the largest number of bytes of main memory that the process holds on a CPU.
 
-    That of the step which takes most: reading and scaling the input, the network, its output's intensities, noise and
-    residual, the picture. Each is a sum of volumes of float32 of the input's size and of the output's.
+    It is that of the step that takes most: reading and scaling the input, the network, the output's intensities, the
+    noise, the residual or the picture. Each step is a sum of float32 volumes of the input's size and of the output's.
 
     Args:
-        resident: of a process that has loaded the same libraries and the network, see :func:`resident_bytes`.
-        activations: of one batch of slices, see :func:`activation_bytes`.
-        channels: of the volume.
+        resident: bytes of a process that has loaded the same libraries and the network, see :func:`resident_bytes`.
+        plan: the inferer's plan of the volume.
+        activations: bytes of one batch of slices, see :func:`activation_bytes`.
+        channels: channels of the volume.
         slab_batch: slices at a time, where the output is made slab by slab in a file; None where it is in memory.
-        heap: bytes that the C library keeps of the activations, at most; 0 where it was told to keep none.
+        heap: bytes of the activations that the C library keeps at most; 0 where it was told to keep none.
         read: bytes held while the input is read, where they are known.
-        enforced: whether consistency with the input is, which makes a second output.
+        enforced: whether consistency with the input is enforced, which makes a second output.
         picture: whether a quality picture is drawn.
     """
     inputs = FLOAT * channels * math.prod(plan.shape)
@@ -97,7 +103,7 @@ def peak_memory(
         slices = max(output // plan.new_shape[one.axis] for one in plan.passes)
         made, kept = (SLAB_BUFFERS + plan.tiled) * slab_batch * slices, 0
         read_again = 1 if plan.in_one_go else len(plan.passes)
-        steps = [(read_again + PART_BUFFERS) * min(max(CHUNK, plane), output)]
+        steps = [(read_again + PART_BUFFERS) * min(max(CHUNK_BYTES, plane), output)]
     needs = [
         READ * inputs if read is None else max(read, 2 * inputs),
         inputs + made + activations,
@@ -109,7 +115,7 @@ def peak_memory(
 
 
 def resident_bytes() -> int | None:
-    """Main memory that this process holds now; None where the system does not tell (it is read from /proc)."""
+    """Read the bytes of main memory that this process holds now; None on systems without /proc."""
     status = Path("/proc/self/status")
     if not status.is_file():
         return None
@@ -144,16 +150,16 @@ class _LiveTensors(TorchDispatchMode):
 
 
 def activation_bytes(network: nn.Module, shape: Sequence[int], device: torch.device | str = "cpu") -> int:
-    """Bytes that a network's forward pass holds at most, the input included, its weights and operators' scratch not.
+    """Count the bytes that a network's forward pass holds at most: its input and activations, not its weights.
 
     Nothing is computed: a copy of the network runs on the meta device, and every tensor is counted as long as it lives.
     Of large slices this is done for three smaller ones, and what their pixels and what their sides take is carried on:
     all networks here work in windows, tiles or pixel by pixel, some with strips along the borders.
 
     Args:
-        network: in eval mode.
-        shape: [B, C, H, W] of the input.
-        device: on which it would be; on a CPU some networks work on less at a time, the more threads, the more.
+        network: the network, in eval mode.
+        shape: the shape [B, C, H, W] of the input.
+        device: where it would run. On a CPU some networks work on a part at a time, which grows with the threads.
     """
     shadow = copy.deepcopy(network).to("meta")
     if torch.device(device).type != "cpu":
@@ -178,16 +184,16 @@ def _live_bytes(network: nn.Module, shape: Sequence[int]) -> int:
 
 
 def slices_that_fit(network: nn.Module, plan: InferencePlan, free: int, channels: int = 1) -> int:
-    """Slices that a GPU takes at a time, of all that the network sees at most, MOST_SLICES at most, one at least.
+    """Count the slices that a GPU takes at a time: at least one, at most MOST_SLICES and all that a pass has.
 
-    A part GPU_SHARE of the free memory is filled: with the output, unless it is gathered elsewhere since there is no
-    room for it, and with the activations of the slices, counted in float32.
+    The part GPU_SHARE of the free memory is filled with the activations of the slices, counted in float32, and with the
+    output, unless that is gathered elsewhere for lack of room.
 
     Args:
-        network: in eval mode.
-        plan: of the volume.
+        network: the network, in eval mode.
+        plan: the inferer's plan of the volume.
         free: bytes of the GPU's memory that are free.
-        channels: of the volume.
+        channels: channels of the volume.
     """
     output = RESULTS * FLOAT * channels * math.prod(plan.new_shape)
     room = GPU_SHARE * free - (output if output <= free else 0)
@@ -197,17 +203,17 @@ def slices_that_fit(network: nn.Module, plan: InferencePlan, free: int, channels
 
 
 def free_gpu_bytes(device: torch.device | str) -> int:
-    """Of a GPU: what nobody holds, and what this process's torch holds for later."""
+    """Count the bytes of a GPU that are free: those that nobody holds, and those that torch holds for later use."""
     unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return torch.cuda.mem_get_info(device)[0] + unused
 
 
 def seconds_per_pixel(network: nn.Module, channels: int = 1, batch: int = 1) -> float:
-    """Time the network takes for an input pixel, measured on a small slice, on its device, after a run to warm up.
+    """Time the network on a small slice, on its device, after a run to warm up; the result is for one input pixel.
 
     Args:
-        network: in eval mode.
-        channels: of the input.
+        network: the network, in eval mode.
+        channels: channels of the input.
         batch: slices at a time.
     """
     side = _up(TIMED_SIDE, getattr(network, "size_multiple", 1))

@@ -47,61 +47,73 @@ ANATOMY = (
     (0.0105, 0.0208, 0.0281, 0.0331, 0.0363),
     (0.0099, 0.0212, 0.0299, 0.0363, 0.0409),
 )
-"""Covariance of the logarithms of the ratios of orders 2 to 6 under the true profile. Measured along all axes of six
-volumes (five T1 brains and a cardiac CT angiography), Gaussian and box of 0.7, 1 and 1.3 of the spacing, with 3 and 5
-fine samples a slice."""
-WIDTHS = np.round(np.arange(0.65, 1.401, 0.025), 3)
-"""The widths that are tried, over the spacing; each is as probable as the others beforehand."""
+"""The covariance of the logarithms of the ratios of orders 2 to 6 under the true profile.
+
+It was measured along all axes of six volumes (five T1 brains and a cardiac CT angiography) that were made coarse by
+Gaussians and boxes of 0.7, 1 and 1.3 of the spacing, with 3 and 5 fine samples in a slice.
+"""
+WIDTHS = np.round(np.arange(0.5, 1.401, 0.025), 3)
+"""The widths that are tried, as multiples of the spacing; beforehand all are equally probable."""
+NARROWEST = 0.65
+"""Scanners make no narrower profiles; a Gaussian below it stands for a box of equal second moment only."""
 KINDS = ("gaussian", "box")
 """The profiles that are tried."""
+EQUAL = 1.4
+"""A box leaves nearly what a Gaussian does that is narrower by this factor: their second moments are equal."""
 SURE = 0.8
 """A kind is known if its probability is at least this."""
 DOUBTFUL = 0.15
 """A width is known if its standard deviation is at most this part of it."""
 TELLING = 0.2
-"""The same of a box that is told: boxes of 0.7 to 1 of the spacing are nearly alike in what they leave."""
+"""Up to here it is told, and said to be in doubt: on made scans that gained more than telling nothing (the table)."""
 AGREES = 0.15
-"""A header agrees with a measurement up to this part of the width, or its standard deviation where that is larger."""
+"""A header and a measurement agree if they differ by at most this part of the width, or by its standard deviation."""
 UNLIKE = 0.6
 """Logarithm of the ratio of order 1 from which on the anatomy is too different across slices and in their plane."""
+FITS = 11.0
+"""The squared distance from likeness, in units of ANATOMY, up to which a profile is believed: 95 of 100 lie below."""
 LEAST_SAMPLES = 12
-"""Slices, and samples of their distance within them, below which there is no measurement."""
+"""At least this many slices, and samples at the same distance within them, are needed for a measurement."""
 LEAST_RATIO = 2.0
 """Slices are measured if they lie this many times as far apart as the pixels in them."""
 LINES = 64
-"""Of the axis that is not compared at most about this many layers are looked at."""
+"""About this many layers at most are used along the axis that is not compared."""
 WINDOWS = ("kspace", "kspace_hamming", "kspace_fermi")
-"""The kinds that are told apart in the plane."""
+"""The kinds that are told apart in the plane of the slices."""
 FITTED = (0.2, 0.95)
-"""The part of the acquired spectrum that power law and window are fitted to."""
+"""Between these parts of the largest acquired frequency, a power law and a window are fitted to the spectrum."""
 STEEPEST = 4.5
-"""The largest exponent of that power law, of the power."""
+"""The largest exponent of this power law, for the power spectrum."""
 MISFIT = 2.0
-"""Root mean square in dB up to which a window fits."""
+"""A window fits if the root mean square of what remains is at most this, in dB."""
 CLEARLY = 1.6
-"""The next best window must fit this many times worse."""
+"""A window is only told if what remains with the next best one is at least this many times larger."""
 HOUNSFIELD_AIR = -900.0
 """A volume that goes down to this is CT, whose kernels are no windows in k-space."""
 
 
 @dataclass(frozen=True)
 class SliceProfile:
-    """What was measured across slices, in parts of their distance.
+    """The profile that was measured across slices, with widths as parts of the slices' distance.
 
     Attributes:
         gaussian, box: width of the profile if it is of this kind, and its standard deviation.
+        equal: the same of a Gaussian of equal second moment, whatever the kind.
         probability: of the Gaussian; 1 minus it of the box.
         asymmetry: logarithm of the ratio of order 1, of the axis of the slices where it is larger; see :data:`UNLIKE`.
+        misfit: squared distance from likeness under the best profile, see :data:`FITS`.
     """
 
     gaussian: tuple[float, float]
     box: tuple[float, float]
+    equal: tuple[float, float]
     probability: float
     asymmetry: float
+    misfit: float
 
     @property
     def kind(self) -> str:
-        """The more probable one."""
+        """The more probable kind."""
         return "gaussian" if self.probability >= 0.5 else "box"
 
     @property
@@ -110,10 +122,10 @@ class SliceProfile:
         return max(self.probability, 1 - self.probability) >= SURE
 
     def __str__(self) -> str:
-        widths = {kind: "{:.2f} +- {:.2f}".format(*getattr(self, kind)) for kind in KINDS}
         if self.is_sure:
-            return f"{self.kind} of {widths[self.kind]}"
-        return f"gaussian of {widths['gaussian']} or box of {widths['box']}"
+            return "{} of {:.2f} +- {:.2f}".format(self.kind, *getattr(self, self.kind))
+        width, deviation = self.equal
+        return f"gaussian of {width:.2f} +- {deviation:.2f}, or a box of equal second moment, {EQUAL * width:.2f}"
 
 
 @dataclass(frozen=True)
@@ -123,8 +135,8 @@ class FoundPointSpread:
     Attributes:
         point_spread: what the network is told; None, unknown, if that is in doubt.
         source: ``header``, ``measured``, ``header and measured`` or ``nothing``.
-        doubt: standard deviation of the width in parts of it; None where none was estimated.
-        kind_is_known: False where a point spread of equal second moment is told.
+        doubt: the standard deviation of the width as a part of the width; None where it was not estimated.
+        kind_is_known: False where the point spread that is told has only the right second moment.
         reason: what was seen, in words.
     """
 
@@ -139,7 +151,7 @@ class FoundPointSpread:
         return f"{told} ({self.source}): {self.reason}"
 
     def record(self) -> dict[str, Any]:
-        """For a sidecar."""
+        """Describe it for a sidecar."""
         return {
             "Source": self.source,
             "Doubt": None if self.doubt is None else round(self.doubt, 3),
@@ -151,10 +163,10 @@ class FoundPointSpread:
 def find_point_spread(
     volume: MetaTensor, axes: Sequence[int], stated: Mapping[str, Any] | None = None
 ) -> FoundPointSpread:
-    """The point spread of a volume along the axes that a network enlarges.
+    """Find the point spread of a volume along the axes that a network enlarges.
 
     Args:
-        volume: [C, X, Y, Z], with its affine; of several channels the mean is looked at.
+        volume: the volume [C, X, Y, Z] with its affine; of several channels the mean is used.
         axes: the array axis across thick slices, or both axes of the slices, 0 to 2.
         stated: what the header says, in the words of BIDS: SliceThickness and SpacingBetweenSlices in mm,
             MRAcquisitionType, Modality, ConvolutionKernel, AcquisitionShares (see
@@ -169,7 +181,7 @@ def find_point_spread(
 
 
 def measure_point_spread(volume: MetaTensor, axes: Sequence[int]) -> PointSpread | None:
-    """What inferers call that are told ``auto``: the point spread that is measured, without a header; it is logged.
+    """Measure the point spread of a volume without a header, and log it, for inferers whose ``psf`` is auto.
 
     Args:
         volume, axes: see :func:`find_point_spread`.
@@ -184,11 +196,11 @@ def measure_slice_profile(image: torch.Tensor, edges: Sequence[float], axis: int
 
     Args:
         image: voxels [X, Y, Z].
-        edges: of a voxel, in mm.
-        axis: across the slices.
+        edges: the edges of a voxel in mm.
+        axis: the axis across the slices.
 
     Returns:
-        The profile, or in words why there is none.
+        The profile, or in words the reason why there is none.
     """
     if image.shape[axis] < LEAST_SAMPLES:
         return f"{image.shape[axis]} slices are too few to be measured"
@@ -245,21 +257,26 @@ def _profile(ratios: np.ndarray) -> SliceProfile:
     shapes = ratios[..., 1:] - ratios[..., :1]
     mean = shapes.mean(0)
     apart = (shapes[0] - shapes[-1]) / 2
-    likelihood = np.empty(len(mean))
+    likelihood, misfits = np.empty(len(mean)), np.empty(len(mean))
     for candidate, (shape, half) in enumerate(zip(mean, apart, strict=True)):
         covariance = np.array(ANATOMY) + np.outer(half, half) + 1e-4 * np.eye(len(shape))
-        likelihood[candidate] = -(shape @ np.linalg.solve(covariance, shape) + np.linalg.slogdet(covariance)[1]) / 2
-    shares = np.exp(likelihood - likelihood.max()).reshape(len(KINDS), len(WIDTHS))
-    shares /= shares.sum()
-    found = {}
-    for kind, share in zip(KINDS, shares, strict=True):
-        share = share / max(share.sum(), np.finfo(float).tiny)
-        width = float(share @ WIDTHS)
-        found[kind] = width, math.sqrt(share @ (WIDTHS - width) ** 2)
+        misfits[candidate] = shape @ np.linalg.solve(covariance, shape)
+        likelihood[candidate] = -(misfits[candidate] + np.linalg.slogdet(covariance)[1]) / 2
+    shares = np.exp(np.maximum(likelihood - likelihood.max(), -600)).reshape(len(KINDS), len(WIDTHS))
+    plausible = shares * (WIDTHS >= NARROWEST)
+    widths = [_mean(share) for share in (*plausible, shares[0])]
     best = np.unravel_index(shares.argmax(), shares.shape)
     edges = ratios.reshape(len(ratios), *shares.shape, -1)[:, *best, 0]
     asymmetry = float(edges[np.abs(edges).argmax()])
-    return SliceProfile(found["gaussian"], found["box"], float(shares[0].sum()), asymmetry)
+    probability = float(plausible[0].sum() / plausible.sum())
+    return SliceProfile(*widths, probability, asymmetry, float(misfits[likelihood.argmax()]))
+
+
+def _mean(shares: np.ndarray) -> tuple[float, float]:
+    """Mean and standard deviation of the widths."""
+    shares = shares / shares.sum()
+    width = float(shares @ WIDTHS)
+    return width, math.sqrt(shares @ (WIDTHS - width) ** 2)
 
 
 def _across_slices(
@@ -275,26 +292,29 @@ def _across_slices(
         known = "" if thickness is None else f"{header}, its kind is not known; "
         return FoundPointSpread(None, "header" if known else "nothing", None, False, known + profile)
     seen = f"measured {profile} of the spacing"
-    if abs(profile.asymmetry) > UNLIKE:
-        reason = f"{seen}, but the anatomy is too different across the slices and in them"
+    if abs(profile.asymmetry) > UNLIKE or profile.misfit > FITS:
+        reason = f"{seen}, but the volume is too different across the slices and in them"
         return FoundPointSpread(None, "measured", None, False, reason)
     if thickness is not None:
         return _agreed(profile, thickness, distance, f"{header}, {seen}")
-    kind = profile.kind if profile.is_sure else "gaussian"
-    width, deviation = getattr(profile, kind)
+    kind, (width, deviation) = "gaussian", profile.equal
+    if profile.is_sure:
+        kind, (width, deviation) = profile.kind, getattr(profile, profile.kind)
+    else:
+        seen += ": which kind is not known"
     doubt = deviation / width
-    if doubt > (TELLING if kind == "box" else DOUBTFUL):
-        return FoundPointSpread(None, "measured", doubt, profile.is_sure, f"{seen}, which is in doubt")
-    reason = seen if profile.is_sure else f"{seen}, of equal second moment: which kind is not known"
-    return FoundPointSpread(PointSpread(kind, width), "measured", doubt, profile.is_sure, reason)
+    if doubt > DOUBTFUL:
+        seen += "; the width is in doubt"
+    told = PointSpread(kind, width) if doubt <= TELLING else None
+    return FoundPointSpread(told, "measured", doubt, profile.is_sure, seen)
 
 
 def _agreed(profile: SliceProfile, thickness: float, distance: float, reason: str) -> FoundPointSpread:
     """Of the kinds whose measured width the header's thickness agrees with, the one that comes closest."""
     stated = thickness / distance
     apart = {}
-    for kind in KINDS:
-        width, deviation = getattr(profile, kind)
+    for kind, factor in zip(KINDS, (1, EQUAL), strict=True):
+        width, deviation = (factor * value for value in profile.equal)
         if abs(stated - width) <= max(AGREES * width, deviation):
             apart[kind] = abs(math.log(stated / width))
     source = "header and measured"

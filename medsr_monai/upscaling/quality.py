@@ -1,4 +1,4 @@
-"""What tells at a glance whether an output can be trusted: its consistency with the input, in figures and a picture."""
+"""The consistency of an output with its input, in figures and in a picture: whether the output can be trusted."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 __all__ = ["BOUND", "RESEARCH_USE", "QualityCheck", "check_pictures", "check_quality", "quality_path", "sentence"]
 
 BOUND = 0.001
-"""Of the residual's RMS after the projection, by default, in parts of the input's intensity range."""
+"""By default, enforced consistency leaves a residual of this RMS at most, as a part of the input's intensity range."""
 RESEARCH_USE = "Research use only, not for clinical use."
 
 
@@ -50,11 +50,15 @@ class QualityCheck:
     """Compare outputs of one input with it, project them onto it, and draw them beside it.
 
     Args:
-        image: input [C, X, Y, Z] in its own units, with its affine.
-        degradation: that the network was trained for, see :func:`medsr_monai.transforms.sampling_matrix`; None if
-            unknown: no residual then, and nothing can be enforced.
-        noise: standard deviation of the input's noise, in its units, 0 for none; None estimates it (see
-            :func:`medsr_monai.metrics.estimate_noise`).
+        image: the input [C, X, Y, Z] in its own units, with its affine.
+        degradation: how the network's training made volumes coarse, see
+            :func:`medsr_monai.transforms.sampling_matrix`; None if it is unknown. Then there is no residual, and
+            nothing can be enforced.
+        noise: the standard deviation of the input's noise in its units, 0 for none; None estimates it, see
+            :func:`medsr_monai.metrics.estimate_noise`.
+
+    Raises:
+        ValueError: a noise that is negative or not finite.
     """
 
     def __init__(self, image: MetaTensor, degradation: str | PointSpread | None, *, noise: float | None = None) -> None:
@@ -68,13 +72,15 @@ class QualityCheck:
         self.noise = noise
 
     def check(self, pred: MetaTensor, bound: float | None = None) -> tuple[MetaTensor, dict[str, Any] | None]:
-        """Measure an output's residual, and before this project the output if a bound is given.
+        """Measure the residual of an output, which is first made consistent with the input if a bound is given.
+
+        The residual is the difference of the input from the output that is made coarse again.
 
         Args:
             pred: output [C, X, Y, Z] in the input's units. It may be on disk, with ``shape``, ``ndim``, ``numel``,
                 ``narrow`` and slices as a tensor has them (:class:`medsr_monai.data.StoredVolume`), without a bound.
-            bound: for the RMS of the residual, in parts of the input's intensity range. The residual is never made
-                smaller than the noise: where that is larger, it is the bound.
+            bound: the largest RMS that the residual may have, as a part of the input's intensity range. Where the noise
+                is larger, the noise is the bound. None leaves the output as it is.
 
         Returns:
             The output, ``pred`` itself where nothing had to be done, and its figures, ready for JSON: ``degradation``,
@@ -138,17 +144,17 @@ class QualityCheck:
         }
 
     def draw(self, pred: MetaTensor, name: str, figures: dict[str, Any] | None, method: str = "") -> Figure:
-        """The quality picture: through the centre of what the input shows, three planes of input, output, difference.
+        """Draw the quality picture: input, output and residual in three planes through the centre of the object.
 
         The input is interpolated to the output's grid by cubic B-splines; the difference is that of the output,
         degraded again, from the input, on the input's grid. Planes in which the input has a single sample are left
         out, so that a picture has one row.
 
         Args:
-            pred: output, see `check`.
-            name: of the case.
-            figures: from `check`.
-            method: what made the output.
+            pred: the output, see `check`.
+            name: the name of the case.
+            figures: the figures that `check` returned.
+            method: what made the output, such as the bundle.
         """
         rows = [self._row(pred, plane) for plane in ("axial", "coronal", "sagittal") if self._has(plane)]
         flat = "picture" in self.image.meta
@@ -220,12 +226,12 @@ class QualityCheck:
 
 
 def quality_path(output: str | os.PathLike) -> Path:
-    """Of an output's picture: ``sr.nii.gz`` has ``sr.quality.png``, which no search takes for an input."""
+    """Name an output's picture: that of ``sr.nii.gz`` is ``sr.quality.png``, which no search takes for an input."""
     return Path(output).with_name(volume_name(output) + QUALITY_SUFFIX)
 
 
 def check_pictures(cases: Iterable[Case], overwrite: bool) -> None:
-    """Refuse pictures that are there already; those of an output that is there, or was ours, are left to its check."""
+    """Refuse to replace pictures, but for those of an output that exists or was ours, whose own check decides."""
     for case in cases:
         if not case.output.exists() and not is_ours(case.output):
             check_output(quality_path(case.output), overwrite, case.source)
@@ -239,14 +245,15 @@ def check_quality(
     noise: float | None = None,
     point_spread: PointSpread | None = None,
 ) -> tuple[MetaTensor, dict[str, Any] | None, QualityCheck]:
-    """An output made consistent if a bound is given, its figures, and what draws it.
+    """Check an output: return it, made consistent if a bound is given, its figures, and the check, which draws it.
 
     Args:
-        runner: that made the output.
-        item: preprocessed input.
-        result: output.
-        bound, noise: see :meth:`QualityCheck.check` and :class:`QualityCheck`.
-        point_spread: of the input; if it is unknown, the degradation of the bundle's training takes its place.
+        runner: the bundle that made the output.
+        item: the preprocessed input.
+        result: the output.
+        bound: see :meth:`QualityCheck.check`.
+        noise: see :class:`QualityCheck`.
+        point_spread: that of the input; None takes the degradation of the bundle's training in its place.
     """
     image = Compose([RestoreIntensityd("image"), MergeChromad("image")])(dict(item))["image"]
     check = QualityCheck(image, point_spread or runner.degradation, noise=noise)
@@ -262,7 +269,7 @@ def check_quality(
 
 
 def sentence(figures: dict[str, Any] | None) -> str:
-    """The figures of `QualityCheck.check` for a log line or a picture."""
+    """Write the figures of `QualityCheck.check` as one line, for a log or a picture."""
     if figures is None:
         return "not known, the bundle does not name its degradation"
     span, noise = figures["intensity_range"], figures["noise_sigma"]

@@ -20,7 +20,7 @@ __all__ = ["INDEX_NAME", "PageRow", "check_index", "write_index", "write_page"]
 
 INDEX_NAME = "index.html"
 PICTURE_WIDTH = 1000
-"""Pixels of the pictures inside the page, at most; those beside the outputs are larger."""
+"""Pictures inside the page are at most this many pixels wide; those beside the outputs are larger."""
 JPEG_QUALITY = 85
 MARK = '<meta name="generator" content="medsr_monai">'
 
@@ -73,7 +73,7 @@ dialog img { width: auto; max-width: 98vw; max-height: 98vh; cursor: zoom-out; }
 <tr data-status="{{ row.status }}">
 <td class="text">{{ row.case }}</td><td class="status">{{ row.status }}</td><td class="text">{{ row.reason }}</td>
 <td class="text">{{ row.warnings }}</td>
-<td class="number">{{ row.percent|figure }}</td><td class="number">{{ row.per_noise|figure }}</td>
+<td class="number">{{ row.percent|figure }}</td><td class="number">{{ row.residual_per_noise|figure }}</td>
 <td class="number">{{ row.seconds|figure }}</td>
 <td class="picture">{% if row.picture %}<img src="{{ row|embedded }}" alt="quality picture of {{ row.case }}">
 {%- endif %}</td></tr>
@@ -127,17 +127,18 @@ filter();
 
 @dataclass(frozen=True)
 class PageRow:
-    """A case on the page; what is not known is None.
+    """A case on the page; None stands for what is not known.
 
     Attributes:
-        case: its name.
+        case: the name of the case.
         status: a word, such as done or failed; failed is shown in red.
         reason: why it failed.
-        warnings: of its sidecar, one after the other.
-        seconds: that it took.
-        residual: RMS of the re-degraded output's difference from the input, in parts of the input's intensity range.
-        residual_per_noise: the same in parts of the input's noise.
-        picture: file of its quality picture, copied into the page.
+        seconds: how long it took.
+        residual: RMS of the difference of the input from the output made coarse again, as a part of the intensity
+            range.
+        residual_per_noise: the same as a multiple of the input's noise.
+        picture: the file of its quality picture, which is copied into the page.
+        warnings: the warnings of its sidecar, one after the other.
     """
 
     case: str
@@ -152,10 +153,6 @@ class PageRow:
     @property
     def percent(self) -> float | None:
         return None if self.residual is None else 100 * self.residual
-
-    @property
-    def per_noise(self) -> float | None:
-        return self.residual_per_noise
 
 
 def check_index(path: str | os.PathLike, overwrite: bool = False) -> None:
@@ -177,10 +174,10 @@ def write_index(path: str | os.PathLike, rows: Iterable[PageRow], title: str, no
     One picture is in memory at a time. Texts are shown as they are, whatever their characters.
 
     Args:
-        path: of the file; see `check_index`.
-        rows: cases, in the order of the page.
-        title: of the page.
-        note: sentence below the title, such as how many cases succeeded, and what the results are for.
+        path: the file to write; see `check_index`.
+        rows: the cases, in the order of the page.
+        title: the title of the page.
+        note: a sentence below the title, such as how many cases succeeded, and what the results are for.
 
     Raises:
         FileNotFoundError: a row's picture is not there.
@@ -221,9 +218,9 @@ def write_page(folder: str | os.PathLike, rows: Sequence[Mapping[str, Any]], not
     """Write a cohort's page, ``index.html``, with every picture that is beside an output.
 
     Args:
-        folder: of the outputs.
+        folder: the folder of the outputs.
         rows: ``case``, ``output`` (below the folder), ``status``, ``reason`` and ``seconds``, as in the status table.
-        note: sentence below the title.
+        note: a sentence below the title.
     """
     page = []
     for row in rows:

@@ -23,18 +23,21 @@ __all__ = [
 ]
 
 LONG = datetime.timedelta(days=365)
-"""For which a process waits for the others; what ends one of them ends the waiting, too."""
+"""How long a process waits for the others, in effect for ever; what ends one of them ends the waiting too."""
 
 GRACE = 2.0
-"""Seconds that processes have to end by themselves after an interruption."""
+"""After an interruption processes have this many seconds to end by themselves."""
 
 
 def share_out(sizes: Sequence[int], parts: int) -> list[list[int]]:
-    """Indices of cases by part, the parts as equal in size as the largest cases first make them; always the same.
+    """Share cases out so that the parts are about equal in size; the same sizes always give the same parts.
 
     Args:
-        sizes: of the cases, in any unit.
-        parts: their number.
+        sizes: the size of each case, in any unit.
+        parts: the number of parts.
+
+    Returns:
+        The indices of the cases of each part, in rising order.
     """
     shares: list[list[int]] = [[] for _ in range(parts)]
     loads = [(0, part) for part in range(parts)]
@@ -52,9 +55,10 @@ class Ranks:
     case is claimed there before work begins, by an atomic counter, so none is done twice.
 
     Args:
-        store: of all processes of this run.
-        rank, size: this process and how many there are.
-        local_rank: this process on its machine.
+        store: the key-value store that all processes of this run share.
+        rank: the number of this process, from 0.
+        size: how many processes there are.
+        local_rank: the number of this process on its machine.
     """
 
     def __init__(self, store: dist.Store, rank: int = 0, size: int = 1, local_rank: int = 0) -> None:
@@ -62,7 +66,7 @@ class Ranks:
 
     @classmethod
     def from_environment(cls) -> Ranks:
-        """This process as torchrun has started it, else the only one."""
+        """Describe this process as torchrun has started it, or else as the only one."""
         if not dist.is_torchelastic_launched():
             return cls(dist.HashStore())
         store, rank, size = next(dist.rendezvous("env://"))
@@ -71,9 +75,9 @@ class Ranks:
         return cls(store, rank, size, int(os.environ["LOCAL_RANK"]))
 
     def order(self, sizes: Sequence[int]) -> list[int]:
-        """Indices of all cases: this process's share, then those of the others, from their ends.
+        """List the indices of all cases: the share of this process, then the shares of the others from their ends.
 
-        So what a slow or dead process leaves is done by the others.
+        By this order the others do what a slow or dead process leaves.
         """
         shares = share_out(sizes, self.size)
         others = (shares[(self.rank + step) % self.size] for step in range(1, self.size))
@@ -148,7 +152,7 @@ def run_processes(
 
 
 def join_processes(rank: int, processes: int, port: int) -> Ranks:
-    """Ranks of a process that :func:`run_processes` has started; its share of the cores is set.
+    """Join the others from a process that :func:`run_processes` has started, with its share of the cores.
 
     ``OMP_NUM_THREADS``, where it is set, counts for each process.
     """

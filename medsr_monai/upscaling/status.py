@@ -1,4 +1,4 @@
-"""What became of each case of a cohort: ``status.csv`` and ``status.json``."""
+"""What became of each case of a cohort, in ``status.csv`` and ``status.json``."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ DONE, KEPT, FAILED, PENDING = "done", "kept", "failed", "pending"
 
 
 class StatusTable:
-    """``status.csv``: a row a case, by its output, whole at any moment and shared by several processes.
+    """The file ``status.csv``, with a row for each case, by its output.
 
-    ``status.json`` sums a finished run up.
+    Several processes share it, and it is whole at any moment. ``status.json`` sums a finished run up.
 
     Args:
-        folder: that holds them, made if missing.
+        folder: the folder that holds both files, made if missing.
 
     Raises:
-        ValueError: there are such files of another kind.
+        ValueError: the folder has files of these names that medsr has not written.
     """
 
     def __init__(self, folder: str | os.PathLike) -> None:
@@ -45,14 +45,16 @@ class StatusTable:
             raise ValueError(f"{self.summary}: is no summary of medsr, without a table beside it: move it away")
 
     def read(self) -> dict[str, dict[str, str]]:
-        """Rows by output."""
+        """Read the rows, by their outputs."""
         if not self.path.exists():
             return {}
         try:
+            if not self.path.is_file():
+                raise ValueError("no regular file")
             with self.path.open(newline="") as file:
                 reader = csv.DictReader(file)
                 if tuple(reader.fieldnames or ()) != COLUMNS:
-                    raise ValueError("its columns are others")
+                    raise ValueError("it has other columns")
                 return {row["output"]: row for row in reader}
         except (ValueError, csv.Error) as error:
             raise ValueError(f"{self.path}: is no table of medsr ({error}): move it away") from error
@@ -74,8 +76,8 @@ class StatusTable:
         """Write the summary and remove the lock's file, once no process writes any more.
 
         Args:
-            rows: of the cases of this run.
-            facts: for the summary, beside the number of cases by status.
+            rows: the rows of this run's cases.
+            facts: what the summary says beside the number of cases by status.
         """
         counts = Counter(row["status"] for row in rows)
         numbers = {"Cases": counts.total()} | {s.capitalize(): counts[s] for s in (DONE, KEPT, FAILED, PENDING)}
@@ -86,10 +88,10 @@ class StatusTable:
 
 @contextlib.contextmanager
 def measured(row: dict, device: torch.device) -> Iterator[None]:
-    """Write the seconds and the peak memory of what happens inside to a row.
+    """Measure the seconds and the peak memory in MiB of what is done inside, and write them to a row.
 
-    The memory is this process's, resident, where the operating system can forget an earlier peak (Linux), else the peak
-    since the start; on CUDA it is what torch's allocator has handed out there.
+    On a CPU it is the peak of the process's resident memory, on Linux since this began, elsewhere since the process
+    began. On CUDA it is the peak of what torch has allocated on the GPU.
     """
     cuda = device.type == "cuda"
     if cuda:
@@ -106,13 +108,13 @@ def measured(row: dict, device: torch.device) -> Iterator[None]:
 
 
 def exit_code(rows: Iterable[dict]) -> int:
-    """0 if all cases are done or kept, 1 if some are, 2 if none is."""
+    """Give the exit code: 0 if all cases are done or kept, 1 if only some are, 2 if none is."""
     complete = [row["status"] in (DONE, KEPT) for row in rows]
     return 0 if all(complete) else 1 if any(complete) else 2
 
 
 def summary_line(rows: Iterable[dict]) -> str:
-    """How many cases have come to what: ``4 cases: 3 done, 1 failed``."""
+    """Count the cases by their status, as in ``4 cases: 3 done, 1 failed``."""
     counts = Counter(row["status"] for row in rows)
     parts = (f"{counts[status]} {status}" for status in (DONE, KEPT, FAILED, PENDING) if counts[status])
     return f"{counts.total()} case{'s' * (counts.total() != 1)}: {', '.join(parts)}"

@@ -1,4 +1,4 @@
-"""What a bundle's weights were trained on, for sidecars and log, and what an input is that they were not."""
+"""What a bundle's weights were trained on, and how an input differs from it."""
 
 from __future__ import annotations
 
@@ -25,17 +25,20 @@ __all__ = ["Known", "TrainedOn", "differences", "is_hounsfield", "known_of"]
 logger = logging.getLogger(__name__)
 
 MARGIN = 0.25
-"""By which an input may lie beyond the training data, as a part of the width of their range."""
+"""A figure of an input may lie outside of the training data's range by this part of the range's width."""
 LEAST_MARGIN = {"background": 0.15, "dark": 0.05, "median": 0.05, "bright": 0.05, "alike": 0.03, "edges": 0.05}
-"""The same for the narrow range of few volumes. How much of a picture is background is a matter of the crop."""
+"""By at least this much a figure may lie outside, since few training volumes have a narrow range.
+
+It is more for the background, whose share depends on how an image was cropped.
+"""
 PIXEL_MARGIN = 1.1
-"""Factor by which pixels may be smaller or larger than any of the training data."""
+"""Pixels may be smaller or larger than any of the training data by this factor."""
 THICKNESS_MARGIN = 1.5
-"""The same for the thickness of slices in parts of the target."""
+"""Slices may be thinner or thicker than in training by this factor, measured in multiples of the target's thickness."""
 HOUNSFIELD_AIR = (-3100.0, -900.0)
-"""Where the lower end of the intensities of a CT volume lies: air is -1000, what the scanner did not see is below."""
+"""The lowest intensity of a CT volume lies between these: air is -1000, and what the scanner did not see is below."""
 HOUNSFIELD_TISSUE = 100.0
-"""The upper end is above this."""
+"""The highest intensities of a CT volume are above this, in Hounsfield units."""
 
 BODY_PARTS = (
     {"brain", "head", "skull", "hippocampus"},
@@ -45,18 +48,18 @@ BODY_PARTS = (
     {"spine", "cspine", "tspine", "lspine", "neck", "cord"},
     {"pelvis", "prostate"},
 )
-"""Words that mean the same region."""
+"""Sets of words that mean the same region of the body."""
 
 
 @dataclass(frozen=True)
 class Known:
-    """What is known of an input besides its voxels; None for what is not.
+    """What is known of an input besides its voxels; None for what is not known.
 
     Attributes:
-        modality: DICOM's, such as MR or CT.
+        modality: DICOM's word for it, such as MR or CT.
         contrast: a name of CONTRASTS.
-        body_part: a word.
-        source: where this is from, for messages.
+        body_part: a word, such as brain.
+        source: where this was found, for messages.
     """
 
     modality: str | None = None
@@ -66,11 +69,11 @@ class Known:
 
 
 class TrainedOn:
-    """Record of the data behind a bundle's weights, if there is one.
+    """The record of the data behind a bundle's weights, if there is one.
 
     Args:
         runner: the bundle with its weights.
-        weights: their entry in a sidecar, with the sum; None for a network without.
+        weights: the weights' entry in a sidecar, with their checksum; None for a network without weights.
 
     Attributes:
         data: the record; None where nothing is known.
@@ -92,7 +95,7 @@ class TrainedOn:
         self.sentence = f"{self.name}: {f'{Path(runner.weights).name} claims: ' if self.claimed else ''}{known}"
 
     def record(self) -> dict[str, Any] | None:
-        """For a sidecar: what is known, without the figures of its intensities; None if that is nothing."""
+        """Give what is known for a sidecar, without the figures of the intensities; None if nothing is."""
         if self.data is None:
             return None
         groups = [
@@ -110,18 +113,18 @@ class TrainedOn:
         return {"Description": self.sentence, "Claimed": self.claimed, "Data": groups}
 
     def warn(self, image: MetaTensor, plan: InferencePlan, case: Case | None = None) -> None:
-        """Log a warning a line of how an input differs from the training data, see :meth:`differences`."""
+        """Log how an input differs from the training data, one warning for each line of :meth:`differences`."""
         for line in self.differences(image, plan, case):
             was = "claims to be trained on" if self.claimed else "was trained on"
             logger.warning("unlike what %s %s: %s", self.name, was, line)
 
     def differences(self, image: MetaTensor, plan: InferencePlan, case: Case | None = None) -> list[str]:
-        """How an input differs from the training data, one line each; none where nothing is known of these.
+        """Say how an input differs from the training data, one line each; none where nothing is known of these.
 
         Args:
-            image: preprocessed input.
-            plan: what is done to it.
-            case: that it was read from, if it was.
+            image: the preprocessed input.
+            plan: the inferer's plan of it.
+            case: the case that it was read from, if there is one.
         """
         if self.data is None:
             return []
@@ -132,7 +135,7 @@ class TrainedOn:
         return differences(self.data, self.seen(image, plan), known)
 
     def seen(self, image: MetaTensor, plan: InferencePlan) -> list[Seen]:
-        """What the network gets of an input, in every plane."""
+        """Measure what the network gets of an input, in every plane."""
         if plan.thickness is None:
             return [measured(image, plane) for plane in plan.planes]
         resized = resample if plan.interpolated else None
@@ -149,7 +152,7 @@ def _series(case: Case) -> DicomSeries | None:
 
 
 def is_hounsfield(low: float, high: float) -> bool:
-    """Whether intensities between these ends (percentiles 0.1 and 99.9) look like Hounsfield units with air.
+    """Say whether intensities between these ends (percentiles 0.1 and 99.9) look like Hounsfield units with air.
 
     CT that was cropped to tissue, clipped to a window or scaled is not recognised; magnetic resonance, also
     standardised to mean 0, has no such ends.
@@ -158,11 +161,11 @@ def is_hounsfield(low: float, high: float) -> bool:
 
 
 def known_of(path: str | os.PathLike, series: DicomSeries | None = None) -> Known:
-    """What a DICOM series, or the name and the BIDS sidecar of a volume (``Modality`` and so on), say of an input.
+    """Find what the DICOM header says of an input, or else its name and its BIDS sidecar (``Modality`` and so on).
 
     Args:
-        path: of the input.
-        series: that it is, if it is one.
+        path: the path of the input.
+        series: the DICOM series that the input is, if it is one.
     """
     if series is not None:
         header = series.slices[0].header
@@ -180,14 +183,14 @@ def known_of(path: str | os.PathLike, series: DicomSeries | None = None) -> Know
 
 
 def differences(trained: TrainingData, seen: Sequence[Seen], known: Known) -> list[str]:
-    """How an input differs from the training data, one line each; none if it lies within it.
+    """Say how an input differs from the training data, one line each; none if it lies within them.
 
     It is compared with the groups of its modality, and of these with the one that it differs from least.
 
     Args:
         trained: the training data.
-        seen: input, in every plane that the network gets.
-        known: of the input.
+        seen: the figures of the input in every plane that the network gets.
+        known: what is known of the input besides.
     """
     groups = trained.groups
     lines = []

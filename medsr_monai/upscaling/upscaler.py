@@ -16,7 +16,8 @@ import torch
 from monai.data import MetaTensor
 
 from medsr_monai.data import check_format, describe_volume, save_dicom_slices, write_voxels
-from medsr_monai.errors import ERRORS, MedsrError, naming, reason_of
+from medsr_monai.data.dicom.slices import limit_unpacking
+from medsr_monai.errors import naming
 from medsr_monai.inferers.fast_network import chosen_precision
 from medsr_monai.inferers.plane import AUTO, UNKNOWN
 from medsr_monai.metrics.report import json_values
@@ -44,43 +45,45 @@ from medsr_monai.upscaling.trained_on import TrainedOn
 __all__ = ["Options", "Upscaler", "upscale"]
 
 SLICE_BATCH = 4
-"""Slices computed at a time on a CPU by default; more are no faster there."""
+"""The number of slices computed at a time on a CPU by default; more are no faster there."""
 SMALLEST_TILE = 32
-"""Least side of a tile in pixels: below it seams outweigh what is saved."""
+"""The shortest side of a tile in pixels; with smaller tiles the seams outweigh the memory that is saved."""
 
 
 @dataclass(kw_only=True, eq=False)
 class Options:
-    """How volumes are super-resolved; the words are those of ``medsr upscale``.
+    """How volumes are super-resolved; the names are those of the options of ``medsr upscale``.
 
     Args:
-        bundle: name of a bundle (see ``medsr models``) or path of its folder.
-        weights: another weights file than the bundle's models/model.pt, or a network that ``medsr export`` wrote.
-        device: auto, cpu, cuda:0; auto is a GPU where there is one.
-        plane: axial, coronal or sagittal: the plane whose slices are enlarged; auto is the one with the finest pixels.
-        thick_axis: of thick slices, the direction across them: left-right, posterior-anterior or inferior-superior;
-            auto is that of the longest voxel edge.
-        target_spacing: of thick slices, the thickness in mm to be reached; None for the smaller edge of the pixels.
-        refine: of thick slices, both planes that contain the thick axis, averaged, or one of them by name.
-        force: of thick slices, refine voxels that are nearly isotropic, too.
-        psf: point spread of the scanner, which some networks are told: unknown, or KIND or KIND:FWHM_MM, see
+        bundle: the name of a bundle (see ``medsr models``) or the path of its folder.
+        weights: a weights file to use in place of the bundle's models/model.pt, or a network that ``medsr export``
+            wrote.
+        device: auto, cpu, or a GPU such as cuda:0; auto is a GPU where there is one.
+        plane: axial, coronal or sagittal, the plane whose slices are enlarged; auto is the one with the finest pixels.
+        thick_axis: the direction across thick slices: left-right, posterior-anterior or inferior-superior; auto is that
+            of the longest voxel edge.
+        target_spacing: the thickness in mm to which thick slices are refined; None for the shorter edge of the pixels.
+        refine: the plane in which thick slices are refined, by name; both averages the two that contain the thick axis.
+        force: refine voxels that are nearly isotropic, too, with a bundle for thick slices.
+        psf: the point spread of the scanner, which some networks are told: unknown, KIND or KIND:FWHM_MM, see
             :func:`medsr_monai.transforms.parse_point_spread`; auto finds it in the header and in the volume, see
-            :mod:`medsr_monai.upscaling.point_spread`. For networks that are not told auto does nothing.
-        frame: of a 4D volume, counted from 0.
-        nan_value: what takes the place of NaN, as registrations leave it outside of the scan; None refuses NaN.
-        slice_batch: slices computed at a time; auto is 4 on a CPU, on CUDA as many as fit into its free memory.
+            :mod:`medsr_monai.upscaling.point_spread`.
+        frame: the frame of a 4D volume, counted from 0.
+        nan_value: a number to put in place of NaN, as registrations leave it outside of the scan; None refuses NaN.
+        slice_batch: slices computed at a time; auto is 4 on a CPU, and on CUDA as many as fit into its free memory.
         precision: float32, bfloat16, float16 or auto, which is float32 on a CPU and float16 on CUDA.
-        compile: compile the network (torch.compile).
-        tile: side in pixels of tiles, to save memory, at least 32; None for whole slices.
+        compile: compile the network with torch.compile.
+        tile: side in pixels of tiles, at least 32, to save memory; None for whole slices.
         max_memory: limit of the process's main memory while files are written, such as 4GiB; None for none.
-        enforce_consistency: change the output as little as possible so that, degraded again, it equals the input.
-        consistency_bound: for the RMS of this difference, in parts of the input's intensity range; None for 0.001.
+        enforce_consistency: change the output as little as possible so that, made coarse again, it equals the input.
+        consistency_bound: the largest RMS of their difference, as a part of the input's intensity range; None for
+            0.001.
         noise: standard deviation of the input's noise in its units, where it is known; None estimates it.
-        pictures: read a single DICOM image as a 2D picture; False as a volume of one slice.
-        trust_code: run TorchScript, and bundles whose configuration holds code that no installed bundle has.
+        pictures: read a single DICOM image as a 2D picture; False reads it as a volume of one slice.
+        trust_code: run TorchScript files, and bundles whose configuration holds code that no installed bundle has.
 
     Raises:
-        ValueError, FileNotFoundError: an option that is wrong, before anything is loaded; one line.
+        ValueError, FileNotFoundError: a wrong option, before anything is loaded; one line.
     """
 
     bundle: str = field(default=DEFAULT_BUNDLE, kw_only=False)
@@ -111,12 +114,12 @@ class Options:
             raise ValueError(f"plane is {self.plane!r}, expected auto, {', '.join(PLANES)}")
         batch = str(self.slice_batch)
         if batch != "auto" and not (batch.isdecimal() and int(batch) > 0):
-            raise ValueError(f"slice_batch must be at least 1, or auto, not {self.slice_batch}")
+            raise ValueError(f"slice_batch is {self.slice_batch}, expected auto or at least 1")
         if self.tile is not None and self.tile < SMALLEST_TILE:
-            raise ValueError(f"tile must be at least {SMALLEST_TILE} pixels")
+            raise ValueError(f"tile is {self.tile}, expected at least {SMALLEST_TILE} pixels")
         bound = self.consistency_bound
         if bound is not None and not self.enforce_consistency:
-            raise ValueError("consistency_bound is of --enforce-consistency: add that, or drop it")
+            raise ValueError("consistency_bound is for --enforce-consistency: add that, or leave it out")
         if bound is not None and not 0 <= bound < 1:
             raise ValueError(f"consistency_bound is {bound}, expected a part of the intensity range such as 0.001")
         if self.noise is not None and not 0 <= self.noise < math.inf:
@@ -129,13 +132,13 @@ class Options:
 
     @property
     def bound(self) -> float | None:
-        """Bound of the residual's RMS, in parts of the input's intensity range; None leaves the output as it is."""
+        """The residual's largest RMS, as a part of the input's intensity range; None leaves the output as it is."""
         if not self.enforce_consistency:
             return None
         return BOUND if self.consistency_bound is None else self.consistency_bound
 
     def overrides(self, device: str) -> dict[str, Any]:
-        """Ids of the bundle's inference.json that the result depends on; what is not given is left to the bundle."""
+        """Give the ids of inference.json that the options replace, with their values; the bundle decides all others."""
         given = {
             "plane": (self.plane, "auto"),
             "thick_axis": (self.thick_axis, "auto"),
@@ -157,7 +160,7 @@ class Options:
         return options
 
     def recorded(self, device: str) -> dict[str, Any]:
-        """Those that the output depends on, for its sidecar; float32, which is so on every device, is not named."""
+        """Give the options that the output depends on, for its sidecar; float32, alike on all devices, is not named."""
         options = {name: value for name, value in self.overrides(device).items() if (name, value) != FLOAT32}
         if self.bound is not None:
             options["consistency_bound"] = self.bound
@@ -177,9 +180,11 @@ class Upscaler(Options):
     thread at a time is at work: a lock makes the others wait.
 
     Args:
-        progress: called with the slices that are done and how many there are in all, after every batch of slices.
+        progress: called after every batch of slices, with how many slices are done and how many there are in all.
         local_rank: number of this process on its machine, by which ``device="auto"`` chooses a GPU.
-        draws, dicom: whether quality pictures will be drawn and DICOM series written, for the estimate of memory.
+        draws: whether quality pictures will be drawn, for the estimate of the memory.
+        dicom: whether outputs are DICOM series.
+        shows_progress: show a progress bar of the slices.
 
     Raises:
         MedsrError: a wrong option, or weights that are missing or damaged; one line.
@@ -192,12 +197,14 @@ class Upscaler(Options):
     shows_progress: bool = False
 
     def __post_init__(self) -> None:
-        with _one_line():
+        with naming():
             super().__post_init__()
             self._load()
 
     def _load(self) -> None:
         device = choose_device(self.device, self.local_rank)
+        limit = None if self.max_memory is None else parse_size(self.max_memory)
+        limit_unpacking(limit)
         batch = SLICE_BATCH if self.slice_batch == "auto" else int(self.slice_batch)
         fixed = {
             "sw_batch_size": batch,
@@ -210,7 +217,7 @@ class Upscaler(Options):
         self.inferer = self.runner["inferer"]
         self.memory = Memory(
             self.runner,
-            None if self.max_memory is None else parse_size(self.max_memory),
+            limit,
             automatic=self.slice_batch == "auto" and device.startswith("cuda"),
             picture=self.draws,
             enforced=self.bound is not None,
@@ -235,20 +242,20 @@ class Upscaler(Options):
         self._lock = threading.Lock()
 
     def __call__(self, volume: Any, frame: int | None = None) -> Any:
-        """The finer volume, at the same place, in the input's units.
+        """Super-resolve a volume; the result lies at the same place, in the input's units.
 
         Args:
             volume: path of a NIfTI or FreeSurfer file, a DICOM folder or zip; nibabel image; ``MetaTensor``
                 [X, Y, Z] or [1, X, Y, Z]; or a pair (array [X, Y, Z], 4x4 affine to mm in RAS+).
-            frame: of a 4D volume, counted from 0; by default that of the options.
+            frame: the frame of a 4D volume, counted from 0; by default that of the options.
 
         Returns:
-            Of the same kind, a path gives a nibabel image; ``record`` of it is what a sidecar would hold.
+            A volume of the same kind; a path gives a nibabel image. Its attribute ``record`` is what a sidecar holds.
 
         Raises:
-            MedsrError: what cannot be super-resolved rightly; one line.
+            MedsrError: the volume cannot be super-resolved rightly; one line.
         """
-        with _one_line(), self._lock:
+        with naming(), self._lock:
             if self.max_memory is not None:
                 raise ValueError("max_memory is for files, which medsr upscale makes slab by slab: leave it out")
             lap = Laps()
@@ -278,9 +285,9 @@ class Upscaler(Options):
         """Read a case, super-resolve it, and write the output with its sidecar, and a quality picture.
 
         Args:
-            case: source and output.
-            inputs: the source's entry in the sidecar, if its sums are known already.
-            picture: whether to draw one beside the output.
+            case: the source and the output.
+            inputs: the source's entry in the sidecar, if its checksum is known already.
+            picture: draw a quality picture beside the output.
             say: called with the lines that tell what is done.
 
         Raises:
@@ -428,14 +435,3 @@ def _digest(image: MetaTensor) -> dict[str, Any]:
 def _tile(roi_size: Sequence[int]) -> list[int] | None:
     """Side lengths of tiles; None for whole slices."""
     return None if min(roi_size) < 1 else [int(n) for n in roi_size]
-
-
-@contextlib.contextmanager
-def _one_line() -> Iterator[None]:
-    """Whatever a caller can mend becomes a `MedsrError` with the one line that the command prints."""
-    try:
-        yield
-    except MedsrError:
-        raise
-    except ERRORS as error:
-        raise MedsrError(reason_of(error)) from error

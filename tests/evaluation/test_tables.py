@@ -247,7 +247,7 @@ def test_a_system_that_fails_is_left_out_and_told(medsr):
     save_weights(tiny_edsr(), "good.pt")
     code, _, err = medsr("compare", "hr.nii.gz", "out", "--networks", "broken=broken.pt,good=good.pt")
     assert code == 1
-    assert err == "medsr: error: broken: its result has voxels that are NaN or infinite, which cannot be compared\n"
+    assert re.fullmatch(r"medsr: error: broken: \d+ of \d+ voxels of the output are NaN or infinite: .*\n", err)
     assert [row["system"] for row in rows("out/compare.csv")] == ["Bicubic", "good"]
 
 
@@ -293,18 +293,15 @@ def test_existing_files_are_kept_unless_told(medsr):
         (["--bundles", "seg_unet"], "bundle seg_unet does not super-resolve"),
         (["--bundles", "transmrsr"], "bundle transmrsr makes thick slices thin, compare enlarges slices"),
         (["--networks", "Bicubic", "--plane", "x"], "plane is 'x', expected auto"),
-        (["--networks", "Bicubic", "--method", "cubic"], "method is 'cubic'"),
         (["--networks", "Bicubic", "--slice", "9"], "slice 9 is not among those compared: 0, 1, 2, 3"),
         (["--networks", "Bicubic", "--crop", "1,2,3"], "crop is '1,2,3', expected top,left,height,width"),
         (["--networks", "Bicubic", "--crop", "60,0,5,5"], "crop is 60,0,5,5, expected .* inside the slice of 64x64"),
         (["--networks", "Bicubic", "--border", "30"], "64x64 pixels is too small"),
         (["--networks", "Bicubic", "--border=-1"], "border is -1"),
-        (["--networks", "Bicubic", "--slice_batch", "0"], "slice_batch is 0"),
         (["--networks", "Bicubic", "--frame", "1"], "frame 1 asked for"),
         (["--networks", "Bicubic", "--reference", "missing.nii.gz"], "missing.nii.gz: no such file"),
         (["--networks", "Bicubic", "--reference", "hr.nii.gz"], "only volumes in the same grid"),
         (["--networks", "Bicubic", "--reference", "nan.nii.gz"], "nan.nii.gz: .*NaN"),
-        (["--networks", "Bicubic", "--reference", "hr.nii.gz", "--method", "box"], "nothing is degraded"),
     ],
 )
 def test_what_cannot_be_is_refused_before_any_work(medsr, bundle, options, reason):

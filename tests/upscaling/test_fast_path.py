@@ -78,8 +78,8 @@ def test_compiling_is_recorded_and_asked_of_the_inferer(medsr, monkeypatch):
     ("options", "reason"),
     [
         (["--precision", "half"], "precision is 'half', expected auto, float32, bfloat16, float16"),
-        (["--slice-batch", "0"], "slice_batch must be at least 1, or auto, not 0"),
-        (["--slice-batch", "many"], "slice_batch must be at least 1, or auto, not many"),
+        (["--slice-batch", "0"], "slice_batch is 0, expected auto or at least 1"),
+        (["--slice-batch", "many"], "slice_batch is many, expected auto or at least 1"),
         (["--weights", "net.ts", "--compile"], "a network exported as torchscript is run as it is: leave --compile"),
     ],
     ids=str,

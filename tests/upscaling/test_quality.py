@@ -328,7 +328,7 @@ def test_enforced_by_the_command_line(medsr, bicubic):
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        (["--consistency-bound", 0.01], "consistency_bound is of --enforce-consistency"),
+        (["--consistency-bound", 0.01], "consistency_bound is for --enforce-consistency"),
         (["--enforce-consistency", "--consistency-bound", 2], "consistency_bound is 2.0, expected a part"),
         (["--enforce-consistency", "--consistency-bound", "nan"], "consistency_bound is nan"),
         (["--noise", -3], "noise is -3.0, expected a standard deviation"),

@@ -82,11 +82,11 @@ def test_progress_counts_the_slices(bundle, volume):
     [
         (lambda bundle, volume: Upscaler("nope"), "no bundle 'nope': choose "),
         (lambda bundle, volume: Upscaler(bundle, plane="x"), "plane is 'x', expected auto, "),
-        (lambda bundle, volume: Upscaler(bundle, tile=8), "tile must be at least 32 pixels"),
-        (lambda bundle, volume: Upscaler(bundle, slice_batch=0), "slice_batch must be at least 1, or auto, not 0"),
+        (lambda bundle, volume: Upscaler(bundle, tile=8), "tile is 8, expected at least 32 pixels"),
+        (lambda bundle, volume: Upscaler(bundle, slice_batch=0), "slice_batch is 0, expected auto or at least 1"),
         (lambda bundle, volume: Upscaler(bundle, refine="axial"), "has no option --refine: it has --plane"),
         (lambda bundle, volume: Upscaler(bundle, weights="no.pt"), "no.pt: no such weights file"),
-        (lambda bundle, volume: Upscaler(bundle, consistency_bound=0.1), "consistency_bound is of --enforce-consist"),
+        (lambda bundle, volume: Upscaler(bundle, consistency_bound=0.1), "consistency_bound is for --enforce-consist"),
         (lambda bundle, volume: Upscaler(bundle, max_memory="4GiB")(volume), "max_memory is for files"),
         (lambda bundle, volume: Upscaler(bundle)("no.nii.gz"), "no.nii.gz"),
         (

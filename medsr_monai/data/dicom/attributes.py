@@ -40,13 +40,13 @@ CLASSES = {
     EnhancedCTImageStorage: CTImageStorage,
     LegacyConvertedEnhancedCTImageStorage: CTImageStorage,
 }
-"""SOP class of a source: that of the series derived from it, whose images are single frames."""
+"""The SOP class of a derived series, whose images are single frames, by the SOP class of its source."""
 
 HELD_GROUPS = (0x0008, 0x0010, 0x0012, 0x0018, 0x0032, 0x0038, 0x0040)
-"""Identification, patient, clinical trial, acquisition, request, visit and procedure step."""
+"""Groups that still hold: identification, patient, clinical trial, acquisition, request, visit and procedure step."""
 
 LAST_PROCEDURE_ELEMENT = 0x00403000
-"""From here on group 0040 describes pixels and reports."""
+"""From this tag on, group 0040 describes pixels and reports, which do not hold any more."""
 
 HELD = (
     "StudyInstanceUID",
@@ -62,7 +62,7 @@ HELD = (
     "RecognizableVisualFeatures",
     "LongitudinalTemporalInformationModified",
 )
-"""Of the groups 0020 and 0028, which for the rest number, place and encode the source's images."""
+"""Attributes of the groups 0020 and 0028 that still hold; the others number, place and encode the source's images."""
 
 NOT_HELD = (
     # the identity of the source's images, and when they and their series were made
@@ -83,7 +83,7 @@ NOT_HELD = (
     # units of the stored pixels
     "RealWorldValueMappingSequence",
 )  # fmt: skip
-"""Of the held groups."""
+"""Attributes of HELD_GROUPS that do not hold any more."""
 
 EMPTY = {
     "": (
@@ -93,7 +93,7 @@ EMPTY = {
     MRImageStorage: ("ScanOptions", "MRAcquisitionType", "EchoTime", "EchoTrainLength"),
     CTImageStorage: ("KVP", "AcquisitionNumber"),
 }  # fmt: skip
-"""Attributes of type 2, which must be there and may be empty, by SOP class; '' is all."""
+"""Attributes of type 2, which must be there and may be empty, by SOP class; those of '' belong to all classes."""
 
 FUNCTIONAL_GROUPS = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence", "NumberOfFrames")
 
@@ -108,7 +108,7 @@ CLASSIC_NAMES = {
     "ExposureTimeInms": "ExposureTime",
     "ExposureInmAs": "Exposure",
 }
-"""Enhanced attributes and those of the same meaning in single-frame images."""
+"""Attributes of enhanced images, and those of the same meaning in single-frame images."""
 
 
 LOSSY = (
@@ -116,7 +116,7 @@ LOSSY = (
     ([uid for uid in JPEGLSTransferSyntaxes if "Lossless" not in uid.name], "ISO_14495_1"),
     ([uid for uid in JPEG2000TransferSyntaxes if "Lossless" not in uid.name], "ISO_15444_1"),
 )
-"""Transfer syntaxes that may lose, and the names of their methods (PS3.3 C.7.6.1.1.5.1)."""
+"""Transfer syntaxes that may compress with loss, and the names of their methods (PS3.3 C.7.6.1.1.5.1)."""
 
 
 def derived_class(header: Dataset) -> str:

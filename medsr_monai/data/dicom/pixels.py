@@ -28,11 +28,12 @@ from pydicom.uid import (
 )
 
 from medsr_monai.data.dicom.slices import DicomFiles, DicomSlice, TooLargeError, check_unpacked
+from medsr_monai.errors import first_line
 
 __all__ = ["codec_problem", "decoded_pixels", "read_stack"]
 
 HTJ2K = "1.2.840.10008.1.2.4.20"
-"""How the transfer syntaxes of high-throughput JPEG 2000 begin."""
+"""The beginning of the UIDs of the transfer syntaxes of high-throughput JPEG 2000."""
 CODECS = 'pip install "medsr_monai[dicom]"'
 ITK_SYNTAXES = (
     JPEGBaseline8Bit,
@@ -45,7 +46,7 @@ ITK_SYNTAXES = (
     JPEG2000,
     RLELossless,
 )
-"""Compressed transfer syntaxes that ITK decodes."""
+"""The compressed transfer syntaxes that ITK decodes."""
 PIXEL_TAGS = (
     "SamplesPerPixel PlanarConfiguration NumberOfFrames Rows Columns BitsAllocated BitsStored HighBit "
     "PixelRepresentation PixelData"
@@ -134,7 +135,7 @@ def decoded_pixels(header: pydicom.Dataset, name: str | os.PathLike) -> np.ndarr
     except TooLargeError as error:
         raise ValueError(f"{name}: {error}") from error
     except Exception as error:  # codecs raise many kinds
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise ValueError(f"{name}: cannot be read to its end ({reason}): damaged file?") from error
 
 

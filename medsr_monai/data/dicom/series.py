@@ -18,6 +18,7 @@ from pydicom.uid import UID, SecondaryCaptureImageStorage
 from medsr_monai.data.dicom.attributes import frame_header
 from medsr_monai.data.dicom.pixels import codec_problem, read_stack
 from medsr_monai.data.dicom.slices import DicomFiles, DicomSlice, is_zip, read_slices
+from medsr_monai.errors import first_line
 from medsr_monai.transforms.geometry import implausible_grid
 
 __all__ = ["DicomSeries", "DicomStudy", "find_series", "one_series", "read_study"]
@@ -27,25 +28,25 @@ logger = logging.getLogger(__name__)
 SAME_PLACE = 0.01
 """Slices nearer to each other than this, in mm, lie at one position."""
 UNEVEN = 0.1
-"""Largest deviation of a slice from an even stack, as a fraction of the slice distance."""
+"""The largest deviation of a slice from an even stack, as a fraction of the distance between slices."""
 SAME_DIRECTION = 1e-3
-"""Largest difference of the direction cosines of slices in one stack."""
+"""The largest difference between the direction cosines of the slices of one stack."""
 MAX_SHEAR = 0.01
-"""Largest cosine between the stack's direction and the slices; smaller ones go into the affine, larger are refused."""
+"""The largest cosine between a stack's direction and its slices; larger ones are refused, others go into the affine."""
 THICKNESS_RANGE = 1.1
-"""Ratio of the thickest to the thinnest slice of a stack."""
+"""The largest ratio of the thickest to the thinnest slice of a stack."""
 WIDE = 1.5
 """Slices that lie farther apart than this times their stated distance or thickness may not be all there are."""
 SAME_SLICE = 0.6
 """Slices of two parts that lie farther apart than this share of their distance are not at one position."""
 SAME_SPAN = 0.4
-"""Share of the shorter of two stacks along which the other lies, from which on they take the same place."""
+"""Two stacks take the same place if they overlap along more than this share of the shorter one."""
 ACQUIRED_IN_TURNS = ("trigger", "acquisition", "acquisition time")
 """Marks that may differ between the slices of one volume that lie beside each other."""
 LOCALISER_SLICES = 5
-"""Slices of each plane that a localiser has at most; longer stacks are volumes."""
+"""A localiser has at most this many slices of each plane; longer stacks are volumes."""
 NAMED = 4
-"""Files or positions that a message names."""
+"""A message names at most this many files or positions."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,25 +57,25 @@ class DicomSeries:
     """
 
     root: str
-    """Folder, zip or file that was searched."""
+    """The folder, zip or file that was searched."""
     source: str
-    """What messages call it: ``root``, with number and description if it holds more than this."""
+    """What messages call the series: ``root``, and its number and description if the root holds several."""
     uid: str
     number: int | None
     description: str
     part: str
-    """``echo 2``, ``b-value 1000``, ``stack 2``; empty where the series is one stack."""
+    """Which stack of its DICOM series it is, such as ``echo 2`` or ``stack 2``; empty if that has only one."""
     modality: str
     study: str
-    """StudyInstanceUID."""
+    """Its StudyInstanceUID."""
     slices: tuple[DicomSlice, ...] = field(repr=False)
-    """In the order of the volume's last axis, along the cross product of the orientation's rows and columns."""
+    """In the order of the volume's last axis, which follows the cross product of the rows' and columns' directions."""
     derived: bool
-    """ImageType begins with DERIVED."""
+    """Whether its ImageType begins with DERIVED."""
     localiser: bool
     secondary_capture: bool
     problem: str | None
-    """One line: what keeps it from being a volume, where, and what to do."""
+    """One line that says why it is no volume, where the fault is and what to do; None if it is one."""
 
     @property
     def files(self) -> list[str]:
@@ -200,7 +201,7 @@ class DicomSeries:
                         with pydicom.config.disable_value_validation():  # a source's odd values are not ours to report
                             header.walk(lambda dataset, element: None)  # converts the values, which may be damaged
                     except Exception as error:  # pydicom meets damaged headers with many kinds
-                        reason = (str(error).splitlines() or [type(error).__name__])[0]
+                        reason = first_line(error)
                         raise ValueError(f"{self.source}: {item.file} has a damaged header ({reason})") from error
                 headers.append(whole[item.file] if item.frame is None else frame_header(whole[item.file], item.frame))
         return headers
@@ -212,11 +213,11 @@ class DicomStudy:
 
     root: str
     series: list[DicomSeries]
-    """By study, number and part."""
+    """The series, sorted by study, number and part."""
     damaged: dict[str, str]
-    """Files that cannot be read, and why, by name; they make the series of their folder refused."""
+    """The reasons why files cannot be read, by their names. All series in the folder of such a file are refused."""
     left_out: dict[str, str]
-    """Files that belong to no series, and what they are, by name."""
+    """What the files are that belong to no series, by their names."""
 
     @property
     def left_out_line(self) -> str | None:
@@ -681,7 +682,9 @@ def _problem_of_stack(slices: list[DicomSlice], siblings: list[DicomSlice]) -> s
     """
     units = Counter(item.units for item in slices)
     if len(units) > 1:
-        return f"DICOM slices in different units ({', '.join(name or 'none' for name in units)}): keep those of one"
+        return (
+            f"DICOM slices in different units ({', '.join(name or 'none' for name in units)}): keep those of one unit"
+        )
     if len(slices) > 1:
         slices = [slices[i] for i in np.argsort(_distances(slices), kind="stable")]
         distances, positions = _distances(slices), np.array([item.position for item in slices])
@@ -703,9 +706,8 @@ def _problem_of_stack(slices: list[DicomSlice], siblings: list[DicomSlice]) -> s
         return f"slices are missing that other parts of the series have, at {_some(lost)}"
     thicknesses = [item.thickness for item in slices if item.thickness]
     if thicknesses and max(thicknesses) > THICKNESS_RANGE * min(thicknesses):
-        return (
-            f"DICOM slices of different thickness ({min(thicknesses):g} to {max(thicknesses):g} mm), keep those of one"
-        )
+        span = f"{min(thicknesses):g} to {max(thicknesses):g} mm"
+        return f"DICOM slices of different thickness ({span}): keep those of one thickness"
     return None
 
 

@@ -30,25 +30,36 @@ from pydicom.uid import (
     MediaStorageDirectoryStorage,
 )
 
-__all__ = ["DicomFiles", "DicomSlice", "FoundSlices", "begins_as_dicom", "check_unpacked", "is_zip", "read_slices"]
+from medsr_monai.errors import first_line
+
+__all__ = [
+    "DicomFiles",
+    "DicomSlice",
+    "FoundSlices",
+    "begins_as_dicom",
+    "check_unpacked",
+    "is_zip",
+    "limit_unpacking",
+    "read_slices",
+]
 
 PREAMBLE = 132
 SLICE_SUFFIXES = (".dcm", ".dicom", ".ima")
-"""Files with these suffixes claim to be DICOM: one that cannot be read may be a slice that is lost."""
+"""Suffixes that claim a file to be DICOM: one that cannot be read may be a slice that is lost."""
 HEAD = 1024
-"""Bytes of a file in which its transfer syntax is looked for."""
+"""The transfer syntax is looked for in the first bytes of a file, this many."""
 CHUNK = 2**20
-"""Bytes that are inflated at a time while they are counted."""
+"""The number of bytes that are inflated at a time while they are counted."""
 HIDDEN = (".", "__MACOSX")
-"""How the names of hidden files and folders begin."""
+"""The beginnings of the names of hidden files and folders."""
 FIRST_GROUPS = (0x0002, 0x0008)
-"""Groups of the first data element of a DICOM file that has no preamble."""
+"""The groups that the first data element of a DICOM file without preamble may have."""
 LONGEST_FIRST = 128
-"""Bytes that the first data element of a file without preamble holds at most."""
+"""The largest number of bytes that the first data element of a file without preamble may hold."""
 LOCALISERS = ("LOCALIZER", "SCOUT", "SURVIEW", "SURVEY", "TOPOGRAM", "SCANOGRAM", "SCANOSCOPE")
 """Words in ImageType of images that were made to plan other scans."""
 PIXELS = (0x7FE00008, 0x7FE00009, 0x7FE00010)
-"""FloatPixelData, DoubleFloatPixelData and PixelData."""
+"""The tags of FloatPixelData, DoubleFloatPixelData and PixelData."""
 NO_INTENSITIES = ("SEG", "RTDOSE", "RTSTRUCT", "RTPLAN", "SR", "PR", "KO", "REG", "SM")
 """Modalities of objects that hold no intensities of a volume, whether or not they hold pixels."""
 CLASSES_WITHOUT_INTENSITIES = ("RT Dose", "Segmentation", "Whole Slide Microscopy", "Presentation State")
@@ -80,16 +91,17 @@ PRIVATE_MARKS = {
     "phase": [{(0x2001, 0x1008): None}],  # Philips
     "label": [{(0x2005, 0x1429): None}],  # Philips: LABEL or CONTROL of arterial spin labelling
 }
-"""Private elements that tell what the standard's do not, as dcm2niix reads them; first come those that stand together.
+"""Private elements that tell slices apart where the standard's do not, by the mark, as dcm2niix reads them.
 
-Each has the type of its bytes where its VR is unknown, or None for text.
+A mark has several choices, each of one or more elements that stand together. An element has the type of its bytes, for
+files in which its VR is unknown, or None for text.
 """
 GE_B_VALUE = 1e9
-"""GE adds multiples of this to b-values."""
+"""GE adds multiples of this number to b-values."""
 PRIVATE_TAGS = [tag for choices in PRIVATE_MARKS.values() for choice in choices for tag in choice]
 TAGS = [Tag(tag) for tag in (*STUDY_TAGS.split(), *PRIVATE_TAGS)]
 STATED_BY_CLASS = ("MR Image", "CT Image", "Enhanced MR Image", "Enhanced CT Image", "Positron Emission")
-"""How the names of the SOP classes begin that leave no doubt that there are intensities."""
+"""The beginnings of the names of SOP classes whose images certainly hold intensities."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,20 +112,20 @@ class DicomSlice:
     """
 
     file: str
-    """Path below the folder or inside the zip; of a single file its name."""
+    """The path below the folder or inside the zip; of a single file its name."""
     frame: int | None
-    """Of a multi-frame file, counted from 0."""
+    """The frame of a multi-frame file, counted from 0; None of other files."""
     header: pydicom.Dataset = field(repr=False)
-    """Some of the file's tags, without its pixels."""
+    """The header, of which only some tags are kept, and no pixels."""
     rows: int
     columns: int
     position: tuple[float, ...] | None
     orientation: tuple[float, ...] | None
     pixel_spacing: tuple[float, ...] | None
-    """Between rows, between columns."""
+    """The distance between rows and the distance between columns."""
     thickness: float | None
     gap: float | None
-    """SpacingBetweenSlices."""
+    """Its SpacingBetweenSlices."""
     slope: float
     intercept: float
     units: str
@@ -142,11 +154,22 @@ def is_zip(path: str | os.PathLike) -> bool:
     return Path(path).is_file() and (str(path).lower().endswith(".zip") or zipfile.is_zipfile(path))
 
 
+_limit: int | None = None
+
+
+def limit_unpacking(size: int | None) -> None:
+    """Say how many bytes a file may take in this process when it is unpacked; None for half of the machine's memory."""
+    global _limit
+    _limit = size
+
+
 def unpacked_limit() -> int:
-    """Bytes that one compressed file may take when it is unpacked: half of this machine's memory.
+    """Bytes that one file may take when it is unpacked: see :func:`limit_unpacking`.
 
     It is 4 GiB where the system does not tell its memory, as Windows.
     """
+    if _limit is not None:
+        return _limit
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
     except (AttributeError, ValueError, OSError):
@@ -166,7 +189,7 @@ def check_unpacked(size: int) -> None:
     if size > unpacked_limit():
         raise TooLargeError(
             f"would take {size / 2**30:.1f} GiB or more when unpacked, {unpacked_limit() / 2**30:.1f} GiB are allowed "
-            "(half of this machine's memory)"
+            f"({'--max-memory' if _limit is not None else 'half of the memory of this machine'})"
         )
 
 
@@ -334,9 +357,9 @@ class FoundSlices:
 
     slices: list[DicomSlice]
     damaged: dict[str, str]
-    """Files that may be a slice of a series and cannot be read, and why, by name."""
+    """Why files cannot be read that may be slices of a series, by their names."""
     left_out: dict[str, str]
-    """Other files, and what they are."""
+    """What the other files are, by their names."""
 
 
 def read_slices(files: DicomFiles) -> FoundSlices:
@@ -362,7 +385,7 @@ def read_slices(files: DicomFiles) -> FoundSlices:
                 damaged[name] = str(error)
                 continue
             except Exception as error:  # pydicom meets damaged headers with many kinds
-                damaged[name] = f"has a damaged header ({_first_line(error)})"
+                damaged[name] = f"has a damaged header ({first_line(error)})"
                 continue
             if isinstance(found, str):
                 left_out[name] = found
@@ -417,10 +440,6 @@ def _of_file(files: DicomFiles, name: str) -> list[DicomSlice] | str:
     if image or not sure:
         raise ValueError(f"without an image: no {' and '.join(lacks)}, truncated?")
     return f"{kinds[0]}, no image"
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _of_header(name: str, header: pydicom.Dataset) -> list[DicomSlice]:

@@ -7,17 +7,18 @@ import os
 import re
 import unicodedata
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from medsr_monai.data import DicomSeries
+from medsr_monai.data.dicom.images import is_dicom_folder
+from medsr_monai.data.dicom.series import DicomSeries, one_series, read_study
+from medsr_monai.data.dicom.slices import is_zip
+from medsr_monai.data.find import holds_volumes, volume_name
 
 LONGEST_DESCRIPTION = 60
-"""Characters of a series description that go into a file name."""
+"""At most this many characters of a series description go into a file name."""
 LONGEST_NAME = 150
-"""Bytes of a file name that is made of header text; file systems hold 255, and suffixes follow."""
+"""A file name made of header text has at most this many bytes: file systems hold 255, and suffixes follow."""
 SHORTEST_NAME = 3
-"""Letters that a part of a patient's name has at least, to be looked for in other names."""
+"""Parts of a patient's name with fewer letters than this are not looked for in other names."""
 
 
 def find_study(
@@ -36,9 +37,6 @@ def find_study(
     Raises:
         ValueError: no series, none that is taken, or no such series.
     """
-    from medsr_monai.data import holds_volumes, is_dicom_folder, is_zip, one_series, volume_name
-    from medsr_monai.data.dicom.series import read_study
-
     path = Path(source)
     if path.is_dir() and holds_volumes(path) and not (series or all_series or only_dicom):
         return None  # and list_volumes names the series
@@ -62,7 +60,7 @@ def choose_series(found: list[DicomSeries], series: str | None = None, all_serie
     """Series to take; the others are printed, a line each.
 
     Args:
-        found: of a study, at least one. One alone is taken whatever it is.
+        found: the series of a study, at least one. A single one is taken whatever it is.
         series: number, SeriesInstanceUID or the name that `medsr inspect` prints, which chooses a part too, such as
             ``701, time 2``; several behind commas; None for all but localisers, derived series and secondary captures.
         all_series: take those too.

@@ -22,7 +22,7 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 from pydicom.valuerep import format_number_as_ds
 
 from medsr_monai import __version__
-from medsr_monai.atomic import folder_written_atomically
+from medsr_monai.atomic import written_together
 from medsr_monai.data.dicom.attributes import (
     check_sources,
     compression_history,
@@ -38,11 +38,11 @@ __all__ = ["check_series_folder", "save_dicom_slices", "write_dicom_series"]
 SOFTWARE = "medsr_monai"
 LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 MAX_SKEW = 1e-3
-"""Largest cosine between rows and columns."""
+"""The largest cosine between the rows and columns of a volume that DICOM can hold."""
 MAX_TILT = 0.01
-"""Largest cosine between the stack's direction and rows or columns; the slices' positions follow it."""
+"""The largest cosine between the stack's direction and rows or columns, which the slices' positions follow."""
 SERIES_NUMBER_STEP = 1000
-"""Added to the source's series number: behind the scanner's own, and recognisable."""
+"""It is added to the source's series number, so that the series is recognised and stands behind the scanner's own."""
 MAX_INTEGER = 2**31 - 1
 RESAMPLED = ("113085", "DCM", "Spatial resampling")  # PS3.16 CID 7203
 SOURCE_IMAGE = ("121322", "DCM", "Source image for image processing operation")  # PS3.16 CID 7202
@@ -58,9 +58,9 @@ class _Stack(NamedTuple):
     voxels: np.ndarray
     affine: np.ndarray
     source_shape: tuple[int, int, int]
-    """Of the source, in the order of ``voxels``."""
+    """The shape of the source, in the order of ``voxels``."""
     source_gap: float | None
-    """Between the source's slices in mm, None for a single one."""
+    """The distance in mm between the source's slices, None for a single one."""
 
     @property
     def directions(self) -> np.ndarray:
@@ -127,9 +127,9 @@ def write_dicom_series(
 
     Args:
         volume: [1, X, Y, Z], RAS affine, finite.
-        folder: of the series; made whole under a temporary name beside it, then renamed.
+        folder: the folder of the series, which is made whole under a temporary name beside it and then renamed.
         sources: headers of the source's slices, in any order, see :meth:`medsr_monai.data.DicomSeries.headers`.
-        description: of the computation, for DerivationDescription, such as the bundle and the plane.
+        description: what was computed, such as the bundle and the plane, for DerivationDescription.
         overwrite: replace a folder of a series that this function wrote.
 
     Raises:
@@ -139,7 +139,8 @@ def write_dicom_series(
     """
     folder = Path(folder)
     check_series_folder(folder, overwrite)
-    with folder_written_atomically(folder) as partial:
+    with written_together(folder) as (partial,):
+        partial.mkdir(parents=True)
         save_dicom_slices(volume, partial, sources, description=description)
 
 
@@ -147,11 +148,11 @@ def save_dicom_slices(volume: MetaTensor, folder: Path, sources: Sequence[Datase
     """Save the files of :func:`write_dicom_series`, one by one, into an empty folder that the caller has made.
 
     Args:
-        volume, sources, description: see there.
-        folder: of the files; errors do not name it, since it may be a temporary one.
+        volume, sources, description: see :func:`write_dicom_series`.
+        folder: the folder of the files; errors do not name it, since it may be a temporary one.
 
     Raises:
-        ValueError: see there; nothing has been saved then.
+        ValueError: see :func:`write_dicom_series`; nothing has been saved then.
     """
     if volume.ndim != 4 or volume.shape[0] != 1:
         raise ValueError(f"a volume [1, X, Y, Z] is written as DICOM, this has the shape {tuple(volume.shape)}")
@@ -189,7 +190,7 @@ def check_series_folder(
     """Refuse a folder that a series may not be written to, before any work.
 
     Args:
-        folder: of the series to be.
+        folder: the folder that the series will have.
         overwrite: replace a folder of a series that was written by :func:`write_dicom_series`.
         source: what the series is made of: never replaced, nor is a folder that it lies in.
 
