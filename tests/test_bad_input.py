@@ -931,9 +931,9 @@ def test_a_process_whose_memory_is_limited(medsr, bundle, tmp_path):
     options = ("--bundle", bundle, "--overwrite", "--nopicture", "--slice_batch", 64)
     run = functools.partial(medsr, "upscale", "a.nii.gz", "out.nii", *options)
     expected = upscaled(medsr, bundle, "a.nii.gz")
-    # How much is too little depends on torch. 64 slices take some 100 MiB more than all else, so that a step of 20 is
+    # How much is too little depends on torch. 64 slices take some 100 MiB more than all else, so that a step of 40 is
     # not too large. Uncompressed, since the threads that compress need room, too.
-    results = (run(limits={"DATA": megabytes << 20}) for megabytes in range(300, 20, -20))
+    results = (run(limits={"DATA": megabytes << 20}) for megabytes in range(300, 20, -40))
     result = next(r for r in results if r.err)
     assert result.code == 0, result
     assert result.err.startswith("medsr: out of memory: going on with 32 slices at a time\n"), result

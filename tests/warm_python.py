@@ -13,6 +13,7 @@ import gc
 import io
 import itertools
 import json
+import multiprocessing.spawn
 import os
 import runpy
 import select
@@ -139,6 +140,7 @@ def work(folder: str, arguments: list[str], place: str, environment: dict[str, s
     os.environ.clear()
     os.environ.update(environment)
     os.environ["PYTHON_EXEC"] = f"{folder}/python"  # which torchrun starts
+    multiprocessing.spawn.set_executable(f"{folder}/python")
     torch.set_num_threads(int(environment.get("OMP_NUM_THREADS", 1)))
     sys.path[0:1] = [place, *filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))]
     if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
@@ -160,8 +162,9 @@ def work(folder: str, arguments: list[str], place: str, environment: dict[str, s
     # as the interpreter ends, but for the memory, which it would first copy to free it
     threading._shutdown()
     atexit._run_exitfuncs()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        if not stream.closed:
+            stream.flush()
     os._exit(code)
 
 

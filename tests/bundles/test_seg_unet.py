@@ -125,7 +125,7 @@ def rows(path):
 
 def train(data, out, **more):
     """Losses of the steps and the pooled Dice of the validations."""
-    flow = workflow(data, out, learning_rate=2e-3, val_interval=1, **more)
+    flow = workflow(data, out, learning_rate=2e-3, val_interval=2, **more)
     assert flow.check_properties() == []
     losses, dices = [], []
     trainer, evaluator = get(flow, "train#trainer"), get(flow, "validate#evaluator")

@@ -238,6 +238,7 @@ def process(*arguments, code=PEAK):
 linux = pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="peak memory is read from /proc")
 
 
+@pytest.mark.slow
 @linux
 def test_an_output_that_does_not_fit_beside_the_libraries(tmp_path):
     """The least limit that the refusal names is kept to, where the system gives no more, and is less than whole takes.
