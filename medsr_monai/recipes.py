@@ -41,6 +41,7 @@ def load_volume(
     classes: int | None = None,
     pictures: bool = True,
     luma: bool = True,
+    nan_value: float | None = None,
 ) -> Compose:
     """Read a NIfTI file, a DICOM folder or a picture as a float32 ``MetaTensor`` [1, X, Y, Z], scaled to about [0, 1].
 
@@ -55,13 +56,13 @@ def load_volume(
         frame: of a 4D file, counted from 0.
         label_key, classes: key of a label map to be read too and how many labels it may have, see
             :class:`medsr_monai.data.LoadLabeld`.
-        pictures: read pictures too, see :class:`medsr_monai.data.LoadVolumed`.
+        pictures, nan_value: read pictures too, and what replaces NaN, see :class:`medsr_monai.data.LoadVolumed`.
         luma: of a colour picture keep the luma only, see :class:`medsr_monai.transforms.SplitLumad`; False gives its
             three channels, each with its own range.
     """
     labels = [] if label_key is None else [LoadLabeld(label_key, classes=classes, pictures=pictures)]
     split = [SplitLumad(key)] if luma else []
-    load = LoadVolumed(key, frame=frame, pictures=pictures)
+    load = LoadVolumed(key, frame=frame, pictures=pictures, nan_value=nan_value)
     return Compose([load, *split, ScaleVolumed(key, mode=intensity), *labels])
 
 

@@ -8,6 +8,7 @@ __all__ = [
     "PAIR_SUFFIXES",
     "PICTURE_SUFFIXES",
     "QUALITY_SUFFIX",
+    "READ_PICTURE_SUFFIXES",
     "UNREAD_SUFFIXES",
     "VOLUME_SUFFIXES",
 ]
@@ -26,5 +27,7 @@ GZIP_SUFFIXES = (".gz", ".mgz")
 """Of files that gzip compresses."""
 PICTURE_SUFFIXES = (".png", ".tif", ".tiff", ".jpg", ".jpeg")
 """Of pictures that are read and written. A DICOM file is known by its content and is never written as a picture."""
+READ_PICTURE_SUFFIXES = (*PICTURE_SUFFIXES, ".bmp", ".gif", ".jp2", ".j2k", ".webp", ".mpo")
+"""Of pictures that are read."""
 QUALITY_SUFFIX = ".quality.png"
 """Of the picture beside an output, which shows how good it is. No search takes it for an input or a result."""

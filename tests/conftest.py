@@ -1,6 +1,7 @@
 """What all tests share."""
 
 import os
+from pathlib import Path
 
 import pytest
 
@@ -9,6 +10,30 @@ if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     share = cores // int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, share)))
+
+LONG = (
+    *("test_bad_input.py", "test_cli.py", "test_readme.py", "weights/test_vendoring.py", "test_install.py"),
+    *("test_cluster.py", "bundles/test_training.py", "data/dicom/test_series.py", "evaluation/test_tables.py"),
+    *("upscaling/test_cohort.py", "upscaling/test_memory.py", "networks/test_contract.py"),
+)
+"""Files that take longest come first, so that no process is left alone with one in the end."""
+
+
+def pytest_configure(config):
+    config.option.loadscopereorder = False  # xdist's order is by the number of tests
+
+
+def pytest_collection_modifyitems(items):
+    places = {Path(__file__).parent / name: place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: places.get(item.path, len(LONG)))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def names_of_monai():
+    """Each configuration has MONAI look through all of its modules for the names of its classes: here once."""
+    from warm_python import remember_names
+
+    remember_names()
 
 
 @pytest.fixture
@@ -36,3 +61,33 @@ def bundle(tmp_path_factory):
     from bundle_copies import tiny_bundle
 
     return tiny_bundle(tmp_path_factory.mktemp("bundles") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def warm():
+    """Processes of `medsr` and `monai.bundle` that are forked from one which has torch and MONAI imported."""
+    from warm_python import WarmPython
+
+    if not hasattr(os, "fork"):
+        pytest.skip("processes are forked")
+    warm = WarmPython()
+    yield warm
+    warm.end()
+
+
+@pytest.fixture(scope="session")
+def warm_python(warm):
+    """The path of such a Python; beside it lie such a `medsr` and `torchrun`."""
+    return warm.folder / "python"
+
+
+@pytest.fixture
+def warm_spawn(warm_python):
+    """What multiprocessing spawns are such processes, too."""
+    from multiprocessing import resource_tracker, spawn
+
+    resource_tracker.ensure_running()
+    before = spawn.get_executable()
+    spawn.set_executable(str(warm_python))
+    yield
+    spawn.set_executable(before)

@@ -1,7 +1,7 @@
 """Bad input, full disks, little memory, sudden ends: what processes of `medsr` say, leave and never do.
 
 The list is that of a research team's daily trouble, each case named. A process that imports torch takes seconds to
-start, so most cases run in processes forked from one that has imported everything; others start as a user starts them.
+start, so they are forked from one that has imported everything.
 """
 
 from __future__ import annotations
@@ -9,14 +9,15 @@ from __future__ import annotations
 import functools
 import io
 import itertools
-import json
 import os
 import re
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -35,68 +36,38 @@ from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.encaps import encapsulate
 from pydicom.tag import Tag
 from pydicom.uid import UID, ExplicitVRLittleEndian, MRImageStorage, generate_uid
+from warm_python import WarmPython
 
 from medsr_monai.transforms import outer_corners
 
 ROOT = Path(__file__).parent.parent
 OUTPUTS = ("out.json", "out.nii.gz", "out.quality.png")
-pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked")
 
 # processes
 
-SERVER = r"""
-import json, os, re, resource, signal, sys, time
-import torch
-torch.set_num_threads(1)
-import medsr_monai.cli, medsr_monai.command_line, medsr_monai.data, medsr_monai.handlers, medsr_monai.inferers
-import medsr_monai.networks, medsr_monai.recipes, monai.bundle
+PROGRAM = r"""
+import os, re, resource, signal, sys, time
+import medsr_monai.cli, medsr_monai.command_line
 
-def work(job, begun):
-    quiet = medsr_monai.command_line.quiet_libraries  # what `main` begins with
-    medsr_monai.command_line.quiet_libraries = lambda: (os.write(begun, b"."), quiet())
-    os.chdir(job["folder"])
-    for number, name in enumerate((os.devnull, job["stdout"], job["stderr"])):
-        os.dup2(os.open(name, os.O_RDWR | os.O_CREAT | os.O_TRUNC), number)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    for name, amount in job["limits"].items():
-        if name == "DATA":  # beyond what the imports have taken
-            amount += 1024 * int(re.search(r"VmData:\s*(\d+) kB", open("/proc/self/status").read())[1])
-        resource.setrlimit(getattr(resource, "RLIMIT_" + name), (amount, amount))
-    exec(job["before"], {})
-    code = 0
-    try:
-        medsr_monai.cli.main(job["arguments"])
-    except SystemExit as end:
-        code = end.code or 0
-    except BaseException:
-        import traceback
-        traceback.print_exc()
-        code = 70
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+begin = medsr_monai.command_line.quiet_libraries  # what `main` begins with
 
-print("ready", flush=True)
-for line in sys.stdin:
-    job = json.loads(line)
-    reading, begun = os.pipe()
-    child = os.fork()
-    if child == 0:
-        work(job, begun)
-    os.close(begun)
-    os.read(reading, 1)  # a kill is meant for a command, not for what stands before it, which a loaded machine delays
-    os.close(reading)
-    start, late = time.monotonic(), False
-    while not (ended := os.waitpid(child, os.WNOHANG))[0]:
-        seconds = time.monotonic() - start
-        if job["kill"] and seconds > job["kill"][1]:
-            os.kill(child, job["kill"][0])
-            job["kill"] = None
-        if seconds > job["timeout"] and not late:
-            os.kill(child, signal.SIGKILL)
-            late = True
-        time.sleep(0.001)
-    print(json.dumps([os.waitstatus_to_exitcode(ended[1]), late]), flush=True)
+def begun(*arguments):
+    parent = os.getpid()
+    if kill and not os.fork():
+        time.sleep(kill[1])
+        if os.getppid() == parent:
+            os.kill(parent, kill[0])
+        os._exit(0)
+    return begin(*arguments)
+
+medsr_monai.command_line.quiet_libraries = begun
+limits, before, kill = {settings!r}
+for name, amount in limits.items():
+    if name == "DATA":  # beyond what the imports have taken
+        amount += 1024 * int(re.search(r"VmData:\s*(\d+) kB", open("/proc/self/status").read())[1])
+    resource.setrlimit(getattr(resource, "RLIMIT_" + name), (amount, amount))
+exec(before, {{}})
+medsr_monai.cli.main(sys.argv[1:])
 """
 
 
@@ -107,17 +78,10 @@ class Result(NamedTuple):
 
 
 class Processes:
-    """`medsr` in processes forked from one that has imported everything."""
+    """`medsr` in processes that may be limited and killed."""
 
-    def __init__(self, scratch: Path) -> None:
-        self.scratch = scratch
-        environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-        environment.pop("PYTHONWARNINGS", None)
-        command = [sys.executable, "-c", SERVER]
-        self.server = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment, cwd=scratch
-        )
-        assert self.server.stdout.readline() == "ready\n"
+    def __init__(self, warm: WarmPython, scratch: Path) -> None:
+        self.warm, self.scratch = warm, scratch
 
     def run(
         self,
@@ -126,7 +90,7 @@ class Processes:
         timeout: float = 300,
         limits: dict[str, int] | None = None,
         before: str = "",
-        kill: tuple[int, float] | None = None,
+        kill: tuple[signal.Signals, float] | None = None,
     ) -> Result:
         """One process; it must end by itself within ``timeout`` seconds.
 
@@ -135,25 +99,17 @@ class Processes:
             before: Python that the process runs before `medsr`.
             kill: a signal and the seconds after the command's begin at which it is sent.
         """
-        files = {"stdout": str(self.scratch / "out"), "stderr": str(self.scratch / "err")}
-        job = {"arguments": [str(a) for a in arguments], "folder": str(folder), "timeout": timeout, "before": before}
-        job |= files | {"limits": limits or {}, "kill": kill}
-        print(json.dumps(job), file=self.server.stdin, flush=True)
-        code, late = json.loads(self.server.stdout.readline())
-        texts = [Path(name).read_text(errors="backslashreplace") for name in files.values()]
-        assert not late, f"hangs: {texts}"
-        return Result(code, *texts)
-
-    def end(self) -> None:
-        self.server.stdin.close()
-        self.server.wait(timeout=60)
+        program = PROGRAM.format(settings=(limits or {}, before, kill and (int(kill[0]), float(kill[1]))))
+        files = [self.scratch / "out", self.scratch / "err"]
+        with open(os.devnull) as nothing, files[0].open("w") as out, files[1].open("w") as err:
+            streams = (nothing.fileno(), out.fileno(), err.fileno())
+            code = self.warm.run(["-c", program, *map(str, arguments)], folder, streams, timeout)
+        return Result(code, *(path.read_text(errors="backslashreplace") for path in files))
 
 
 @pytest.fixture(scope="module")
-def processes(tmp_path_factory):
-    running = Processes(tmp_path_factory.mktemp("processes"))
-    yield running
-    running.end()
+def processes(warm, tmp_path_factory):
+    return Processes(warm, tmp_path_factory.mktemp("processes"))
 
 
 @pytest.fixture
@@ -161,16 +117,6 @@ def medsr(processes, tmp_path, monkeypatch):
     """Run `medsr` in a process whose working folder, and the test's, is ``tmp_path``."""
     monkeypatch.chdir(tmp_path)
     return functools.partial(processes.run, folder=tmp_path)
-
-
-def started(*arguments: object, **options: object) -> Result:
-    """`medsr` as a user starts it."""
-    environment = {k: v for k, v in os.environ.items() if k != "PYTHONWARNINGS"} | {"PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "medsr_monai", *map(str, arguments)]
-    done = subprocess.run(
-        command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300, **options
-    )
-    return Result(done.returncode, done.stdout, done.stderr)
 
 
 def contents(folder: Path) -> dict[str, bytes | None]:
@@ -325,7 +271,7 @@ def test_the_other_commands_refuse_it_too(medsr, tmp_path, command, case):
     assert contents(tmp_path) == before
 
 
-def test_a_folder_of_bad_volumes_as_a_user_starts_it(bundle, tmp_path):
+def test_a_folder_of_bad_volumes(medsr, bundle, tmp_path):
     """Each is told once, the good one is done, nothing else is left."""
     folder, made = tmp_path / "in", {}
     for case, (name, make, _) in VOLUMES.items():
@@ -336,19 +282,27 @@ def test_a_folder_of_bad_volumes_as_a_user_starts_it(bundle, tmp_path):
     save(folder / "good.nii.gz")
     os.mkfifo(folder / "passed over.nii.gz")
     before = contents(folder)
-    result = started("upscale", folder, tmp_path / "out", "--bundle", bundle, "--device", "cpu")
+    result = medsr("upscale", folder, tmp_path / "out", "--bundle", bundle, "--device", "cpu")
     lines = [line for line in result.err.splitlines() if line.startswith("medsr: error: ")]
     assert result.code == 1 and "Traceback" not in result.err, result
+    assert lines[-1] == f"medsr: error: {len(made)} of {len(made) + 1} volumes failed"
+    (note,) = (line for line in result.err.splitlines() if line not in lines)
+    assert note.endswith("1 left out, no regular file: passed over.nii.gz") and len(lines) == len(made) + 1
     for case, path in made.items():
         assert sum(f"/{path.name}: " in line for line in lines) == 1, (path.name, lines)
         assert sum(re.search(VOLUMES[case][2], line) is not None for line in lines), case
     assert contents(folder) == before
-    assert [p.name for p in (tmp_path / "out").rglob("*.nii.gz")] == ["good_sr.nii.gz"]
+    written = sorted(p.name for p in (tmp_path / "out").rglob("*") if p.is_file())
+    tables = ["index.html", "status.csv", "status.json"]
+    assert written == ["good_sr.json", "good_sr.nii.gz", "good_sr.quality.png", *tables], result.out
     assert not list(tmp_path.rglob(".partial*"))
 
 
 def test_a_missing_file_as_a_user_starts_it(tmp_path):
-    told(started("upscale", "none.nii.gz", "out.nii.gz", cwd=tmp_path), r"none\.nii\.gz: no such file")
+    command = [sys.executable, "-m", "medsr_monai", "upscale", "none.nii.gz", "out.nii.gz"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    told(Result(done.returncode, done.stdout, done.stderr), r"none\.nii\.gz: no such file")
     assert not contents(tmp_path)
 
 
@@ -357,7 +311,7 @@ def test_a_missing_file_as_a_user_starts_it(tmp_path):
 
 def upscaled(medsr, bundle: Path, name: str, *options: object) -> np.ndarray:
     out = Path(f"{name}_out.nii.gz")
-    result = medsr("upscale", name, out, "--bundle", bundle, *options)
+    result = medsr("upscale", name, out, "--bundle", bundle, "--nopicture", *options)
     assert result.code == 0, result
     return nib.load(out).get_fdata()
 
@@ -396,7 +350,7 @@ def test_other_units_become_millimetres(medsr, bundle, tmp_path, unit, factor):
     oblique[:3, :3] = np.array([[0.8, -0.6, 0], [0, 0, 1], [0.6, 0.8, 0]]) @ np.diag([0.9, 1.1, 3])
     save(tmp_path / "mm.nii.gz", affine=oblique)
     save(tmp_path / "a.nii.gz", affine=np.diag([*[1 / factor] * 3, 1]) @ oblique, xyzt_units=unit)
-    result = medsr("upscale", "a.nii.gz", "out.nii.gz", "--bundle", bundle)
+    result = medsr("upscale", "a.nii.gz", "out.nii.gz", "--bundle", bundle, "--nopicture")
     assert result.code == 0 and re.search(rf"a\.nii\.gz: .* units of {factor:g} mm", result.err), result
     np.testing.assert_allclose(corners("out.nii.gz"), corners("mm.nii.gz"), atol=2e-3)
     np.testing.assert_array_equal(nib.load("out.nii.gz").get_fdata(), upscaled(medsr, bundle, "mm.nii.gz"))
@@ -404,14 +358,14 @@ def test_other_units_become_millimetres(medsr, bundle, tmp_path, unit, factor):
 
 def test_a_volume_without_a_stated_orientation_is_said_to_be_a_guess(medsr, bundle, tmp_path):
     save(tmp_path / "a.nii.gz", affine=None, sform_code=0, qform_code=0)
-    result = medsr("upscale", "a.nii.gz", "out.nii.gz", "--bundle", bundle)
+    result = medsr("upscale", "a.nii.gz", "out.nii.gz", "--bundle", bundle, "--nopicture")
     assert result.code == 0 and "left and right are a guess" in result.err
 
 
 def test_names_in_another_encoding(medsr, bundle, tmp_path):
     name = os.fsdecode("M\xfcller.nii.gz".encode("latin-1"))
     save(tmp_path / "a.nii.gz").rename(tmp_path / name)
-    result = medsr("upscale", name, "out.nii.gz", "--bundle", bundle)
+    result = medsr("upscale", name, "out.nii.gz", "--bundle", bundle, "--nopicture")
     assert result.code == 0, result
     assert os.path.exists("out.nii.gz")
 
@@ -507,7 +461,7 @@ DICOM = {
     "no position": (lambda n, header: n == 1 and delattr(header, "ImagePositionPatient"), "ImagePositionPatient"),
     "no spacing": (lambda n, header: n == 1 and delattr(header, "PixelSpacing"), "PixelSpacing"),
     "no columns": (lambda n, header: n == 1 and delattr(header, "Columns"), "1.dcm .*without an image: no .*Columns"),
-    "no pixels": (lambda n, header: n == 1 and delattr(header, "PixelData"), "1.dcm: cannot be read"),
+    "no pixels": (lambda n, header: n == 1 and delattr(header, "PixelData"), "1.dcm .*without an image: no PixelData"),
     "no image": (lambda n, header: delattr(header, "Rows"), "without"),
     "negative spacing": (raw("PixelSpacing", rb"-1\1.5 "), "1.dcm: PixelSpacing .*correct"),
     "NaN spacing": (raw("PixelSpacing", rb"nan\1.5 "), "1.dcm: .*not a number: correct"),
@@ -583,9 +537,9 @@ def test_mixed_series_are_told_apart_or_refused_never_mixed(medsr, bundle, tmp_p
         for path in folder.iterdir():
             shutil.copy(path, mixed / f"{folder.name}{path.name}")
     before = contents(tmp_path)
-    told(medsr("upscale", "mixed", "out.nii.gz", "--bundle", bundle), "mixed: .*2 DICOM series")
+    told(medsr("upscale", "mixed", "out.nii.gz", "--bundle", bundle, "--nopicture"), "mixed: .*2 DICOM series")
     assert contents(tmp_path) == before
-    assert medsr("upscale", "mixed", "out", "--bundle", bundle).code == 0
+    assert medsr("upscale", "mixed", "out", "--bundle", bundle, "--nopicture").code == 0
     written = sorted(Path("out").rglob("*.nii.gz"), key=lambda path: path.name)  # each study has its own folder
     assert [path.name[:3] for path in written] == ["003", "004"]
     for path, folder in zip(written, (first, second), strict=True):
@@ -606,10 +560,84 @@ def test_a_series_that_is_only_unusual_is_read_in_its_place(medsr, bundle, tmp_p
     folder = make_series(tmp_path / "series", RIGHT[case])
     (folder / "DICOMDIR.txt").write_text("passed over")
     shutil.copy(folder / "1.dcm", folder / "copy of 1")  # the same slice, sent twice
-    result = medsr("upscale", "series", "out.nii.gz", "--bundle", bundle)
+    result = medsr("upscale", "series", "out.nii.gz", "--bundle", bundle, "--nopicture")
     assert (result.code, result.err) == (0, ""), result
     assert nib.load("out.nii.gz").shape == (36, 32, 4)
     np.testing.assert_allclose(corners("out.nii.gz"), stated_corners(folder), atol=1e-3)
+
+
+# bounds
+
+
+def many_pixels(path: Path) -> None:
+    """A PNG file of some KB that claims 60,000 x 60,000 pixels of colour."""
+    header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
+    chunks = {b"IHDR": header, b"IDAT": zlib.compress(bytes(10**7)), b"IEND": b""}
+    parts = (struct.pack(">I", len(d)) + k + d + struct.pack(">I", zlib.crc32(k + d)) for k, d in chunks.items())
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
+
+
+def many_voxels(path: Path) -> None:
+    """A NIfTI file with a hole, which takes no room on the disk."""
+    save(path)
+    with path.open("rb+") as file:
+        file.seek(40)
+        file.write(struct.pack("<4h", 3, 12_000, 12_000, 3))
+        file.truncate(352 + 4 * 12_000 * 12_000 * 3)
+
+
+@pytest.mark.parametrize(
+    ("make", "name", "options", "reason"),
+    [
+        (
+            many_pixels,
+            "a.png",
+            [],
+            r"a\.png: would take 40\.2 GiB or more .* 1\.0 GiB are allowed \(half of",
+        ),
+        (
+            many_voxels,
+            "a.nii",
+            [],
+            r"a\.nii: would take 1\.6 GiB or more .* 1\.0 GiB are allowed \(half of",
+        ),
+        (many_voxels, "a.nii", ["--max-memory", "1GiB"], "--max-memory"),
+    ],
+)
+def test_what_would_take_too_much_memory_is_refused_by_its_header(medsr, bundle, tmp_path, make, name, options, reason):
+    """The process is limited to less than it would take, and the machine taken for a small one."""
+    make(tmp_path / name)
+    small = "" if options else "import medsr_monai.data.dicom.slices as s; s.unpacked_limit = lambda: 2**30"
+    limits, out = {"DATA": 2 * 2**30}, "out.png" if name == "a.png" else "out.nii.gz"
+    told(medsr("upscale", name, out, "--bundle", bundle, *options, "--nopicture", limits=limits, before=small), reason)
+    assert not Path(out).exists()
+
+
+PIPES = ("b.nii.gz", "c", "d.dcm", "e.png", "f.mgz", "g.json", "h.zip", "a.json", "i.hdr", "i.img", "DICOMDIR")
+
+
+@pytest.mark.parametrize("folder", ["volumes", "study"])
+def test_pipes_and_devices_in_a_folder_are_never_opened(medsr, bundle, tmp_path, folder):
+    """Whoever opens a pipe waits for ever."""
+    (tmp_path / folder).mkdir()
+    if folder == "volumes":
+        save(tmp_path / "volumes" / "a.nii.gz")
+    else:
+        make_series(tmp_path / "study")
+    for name in PIPES:
+        os.mkfifo(tmp_path / folder / name)
+    (tmp_path / folder / "zero.nii").symlink_to("/dev/zero")
+    result = medsr("upscale", folder, "out", "--bundle", bundle, "--nopicture", timeout=60)
+    assert result.code == 0 and list(Path("out").glob("*.nii.gz")), result
+    assert medsr("inspect", folder, "--no-timing", timeout=60).code == 0
+
+
+def test_a_table_that_is_a_pipe_is_refused(medsr, bundle, tmp_path):
+    for folder in ("in", "out"):
+        (tmp_path / folder).mkdir()
+    save(tmp_path / "in" / "a.nii.gz")
+    os.mkfifo(tmp_path / "out" / "status.csv")
+    told(medsr("upscale", "in", "out", "--bundle", bundle, timeout=60), r"status\.csv: .*no regular file")
 
 
 # weights
@@ -639,6 +667,11 @@ def with_argument(name: str, value: object, path: Path) -> None:
     torch.save(content, path)
 
 
+def with_model(model: object, path: Path) -> None:
+    save_weights(tiny_network(), path)
+    torch.save(torch.load(path, weights_only=True) | {"model": model}, path)
+
+
 WEIGHTS = {
     "missing": (lambda p: None, "no such weights file"),
     "text": (lambda p: p.write_text("no weights"), "not a PyTorch weights file, or a damaged one"),
@@ -655,6 +688,12 @@ WEIGHTS = {
     "of an unknown argument": (functools.partial(with_argument, "gates", 3), "unexpected keyword argument 'gates'"),
     "of an expression": (functools.partial(with_argument, "mlp_ratio", "$print(1)"), r"mlp_ratio is '\$print\(1\)'"),
     "not finite": (not_finite, "not finite"),
+    "of layers without end": (functools.partial(with_argument, "num_blocks", 10**9), "num_blocks is 1000000000"),
+    "of more layers than there are": (functools.partial(with_argument, "num_blocks", 10**6), "more than 20000 layers"),
+    "of more numbers than it has": (functools.partial(with_argument, "embed_dim", 12 * 2**12), "its weights are"),
+    "of no dictionary": (lambda p: torch.save({"model": {}, "network": [1]}, p), "no .*dictionary; official weights"),
+    "of no tensors": (functools.partial(with_model, [1, 2]), "expected a dictionary of tensors"),
+    "of text for tensors": (functools.partial(with_model, {"a": "b"}), r"w\.pt: "),
 }  # fmt: skip
 
 
@@ -865,7 +904,7 @@ FULL = ["torch.OutOfMemoryError('CUDA out of memory')", 'RuntimeError("DefaultCP
 def test_out_of_memory_goes_on_with_fewer_slices_and_says_so(medsr, bundle, tmp_path, error):
     save(tmp_path / "a.nii.gz", smooth((20, 18, 7)))
     before = LIMITED.format(pixels=20 * 18, error=error)
-    result = medsr("upscale", "a.nii.gz", "out.nii.gz", "--bundle", bundle, before=before)
+    result = medsr("upscale", "a.nii.gz", "out.nii.gz", "--bundle", bundle, "--nopicture", before=before)
     assert result.code == 0
     lines = [f"medsr: out of memory: going on with {n} slices at a time" for n in (2, 1)]
     assert result.err.splitlines() == lines

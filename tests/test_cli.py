@@ -47,9 +47,9 @@ THICK = np.diag([1.0, 1.0, 4.0, 1.0])
 COHORT = ("index.html", "status.csv", "status.json")
 
 
-def start(*args: object, module: str = "medsr_monai", **options: object) -> subprocess.Popen:
+def start(*args: object, python: Path | str = sys.executable, **options: object) -> subprocess.Popen:
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONWARNINGS"} | {"PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", module, *map(str, args)]
+    command = [python, "-m", "medsr_monai", *map(str, args)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "stdin": subprocess.DEVNULL}
     return subprocess.Popen(command, env=environment, text=True, **pipes, **options)
 
@@ -141,14 +141,15 @@ def test_every_plane_keeps_the_corners_and_enlarges_the_two_axes_of_its_slices(m
     assert sorted(os.listdir("new")) == ["out.json", "out.nii.gz", "out.quality.png"]
 
 
-def test_a_process_gives_what_the_bundle_gives_and_says_nothing_on_stderr(bundle, tmp_path):
+def test_a_process_gives_what_the_bundle_gives_and_says_nothing_on_stderr(warm_python, bundle, tmp_path):
     source = make_volume(tmp_path / "in" / "a.nii.gz", affine=oblique_affine())
-    code, _, err = process("upscale", source, tmp_path / "out.nii.gz", "--bundle", bundle, "--device", "cpu")
-    assert (code, err) == (0, "")
+    code, out, err = process("upscale", source, tmp_path / "out.nii.gz", "--bundle", bundle, "--device", "cpu")
+    assert (code, err) == (0, "") and "nvImageCodec" not in out
     options = ["--config_file", f"{bundle}/configs/inference.json", "--bundle_root", bundle]
     options += ["--dataset_dir", source.parent, "--output_dir", tmp_path / "eval", "--device", "$torch.device('cpu')"]
-    code, out, err = process("run", *options, module="monai.bundle", cwd=tmp_path)
-    assert code == 0, out + err
+    command = [warm_python, "-m", "monai.bundle", "run", *map(str, options)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
     ours, theirs = nib.load(tmp_path / "out.nii.gz"), nib.load(tmp_path / "eval" / "a_sr.nii.gz")
     np.testing.assert_array_equal(ours.affine, theirs.affine)
     np.testing.assert_allclose(ours.get_fdata(), theirs.get_fdata(), atol=1e-6 * ours.get_fdata().max())
@@ -204,14 +205,14 @@ def test_results_beside_their_inputs_are_not_taken_for_inputs(medsr, bundle, tmp
 
 def test_a_freesurfer_volume_is_read(medsr, bundle, tmp_path):
     nib.save(nib.MGHImage(smooth((12, 10, 4)), oblique_affine().astype(np.float32)), "in.mgz")
-    assert medsr("upscale", "in.mgz", "out.nii.gz", "--bundle", bundle)[0] == 0
+    assert medsr("upscale", "in.mgz", "out.nii.gz", "--bundle", bundle, "--nopicture")[0] == 0
     assert nib.load("out.nii.gz").shape == (48, 40, 4)
     assert_same_corners(tmp_path / "in.mgz", tmp_path / "out.nii.gz")
 
 
 def test_a_dicom_folder_becomes_a_volume_in_the_same_place(medsr, bundle, tmp_path):
     make_dicom(tmp_path / "series")
-    code, out, err = medsr("upscale", "series", "out.nii.gz", "--bundle", bundle)
+    code, out, err = medsr("upscale", "series", "out.nii.gz", "--bundle", bundle, "--nopicture")
     assert (code, err) == (0, "")
     assert "16x16x6 voxels of 1x1x5 mm, plane axial (auto)" in out
     result = nib.load("out.nii.gz")
@@ -232,8 +233,8 @@ def test_a_frame_of_a_series_is_taken_on_request(medsr, bundle, tmp_path):
     nib.save(nib.load("4d.nii.gz").slicer[..., 1], "3d.nii.gz")
     refused(medsr("upscale", "4d.nii.gz", "out.nii.gz", "--bundle", bundle), "4d.nii.gz: .*--frame 0 to 2")
     refused(medsr("upscale", "4d.nii.gz", "out.nii.gz", "--bundle", bundle, "--frame", 3), "frame 3")
-    assert medsr("upscale", "4d.nii.gz", "out.nii.gz", "--bundle", bundle, "--frame", 1)[0] == 0
-    assert medsr("upscale", "3d.nii.gz", "expected.nii.gz", "--bundle", bundle)[0] == 0
+    assert medsr("upscale", "4d.nii.gz", "out.nii.gz", "--bundle", bundle, "--nopicture", "--frame", 1)[0] == 0
+    assert medsr("upscale", "3d.nii.gz", "expected.nii.gz", "--bundle", bundle, "--nopicture")[0] == 0
     np.testing.assert_array_equal(nib.load("out.nii.gz").get_fdata(), nib.load("expected.nii.gz").get_fdata())
 
 
@@ -241,7 +242,7 @@ def test_tiles_and_slice_batches_give_nearly_the_same(medsr, bundle, tmp_path):
     make_volume(tmp_path / "in.nii.gz", shape=(40, 44, 3))
     results = {}
     for name, options in {"whole": (), "tile": ("--tile", 32), "batch": ("--slice_batch=1",)}.items():
-        assert medsr("upscale", "in.nii.gz", f"{name}.nii.gz", "--bundle", bundle, *options)[0] == 0
+        assert medsr("upscale", "in.nii.gz", f"{name}.nii.gz", "--bundle", bundle, "--nopicture", *options)[0] == 0
         results[name] = nib.load(f"{name}.nii.gz").get_fdata()
     extent = np.ptp(results["whole"])
     np.testing.assert_allclose(results["batch"], results["whole"], atol=1e-5 * extent)
@@ -283,7 +284,7 @@ def test_weights_of_another_form_of_the_network_bring_its_arguments(medsr, bundl
     make_volume(tmp_path / "in.nii.gz")
     network = tiny_network(bicubic_residual=False, growth_rate=12, num_blocks=2)
     save_weights(network, tmp_path / "own.pt")
-    assert medsr("upscale", "in.nii.gz", "a.nii.gz", "--bundle", bundle, "--weights", "own.pt")[0] == 0
+    assert medsr("upscale", "in.nii.gz", "a.nii.gz", "--bundle", bundle, "--nopicture", "--weights", "own.pt")[0] == 0
     runner = BundleRunner(bundle)
     runner.network = network.eval()
     expected = runner.run(runner.read(tmp_path / "in.nii.gz"))
@@ -295,8 +296,8 @@ def test_other_weights_are_used(medsr, bundle, tmp_path):
     network = tiny_network()
     torch.nn.init.zeros_(network.last.weight)
     save_weights(network, tmp_path / "1e3")
-    assert medsr("upscale", "in.nii.gz", "a.nii.gz", "--bundle", bundle)[0] == 0
-    assert medsr("upscale", "in.nii.gz", "b.nii.gz", "--bundle", bundle, "--weights", "1e3")[0] == 0
+    assert medsr("upscale", "in.nii.gz", "a.nii.gz", "--bundle", bundle, "--nopicture")[0] == 0
+    assert medsr("upscale", "in.nii.gz", "b.nii.gz", "--bundle", bundle, "--nopicture", "--weights", "1e3")[0] == 0
     assert not np.allclose(nib.load("a.nii.gz").get_fdata(), nib.load("b.nii.gz").get_fdata())
 
 
@@ -354,7 +355,7 @@ def test_nothing_is_overwritten_unasked(medsr, bundle, tmp_path, switch):
 def test_overwrite_replaces_the_output(medsr, bundle, tmp_path, switch):
     make_volume(tmp_path / "in.nii.gz")
     Path("out.nii.gz").write_text("mine")
-    assert medsr("upscale", "in.nii.gz", "out.nii.gz", "--bundle", bundle, *switch)[0] == 0
+    assert medsr("upscale", "in.nii.gz", "out.nii.gz", "--bundle", bundle, "--nopicture", *switch)[0] == 0
     assert nib.load("out.nii.gz").shape == (80, 72, 5)
 
 
@@ -375,12 +376,12 @@ def test_a_write_that_ends_early_leaves_the_old_file_and_no_part(medsr, bundle, 
     assert Path("out/out.nii.gz").read_text() == "mine"
 
 
-def test_an_interrupted_process_leaves_nothing(bundle, tmp_path):
+def test_an_interrupted_process_leaves_nothing(warm_python, bundle, tmp_path):
     source = make_volume(tmp_path / "in.nii.gz", shape=(128, 128, 200))
     # a shell's background jobs ignore SIGINT, and their children with them: a terminal's do not
     listening = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
     out = tmp_path / "out" / "out.nii.gz"
-    running = start("upscale", source, out, "--bundle", bundle, preexec_fn=listening)
+    running = start("upscale", source, out, "--bundle", bundle, python=warm_python, preexec_fn=listening)
     assert "trained on" in running.stdout.readline() and "plane axial" in running.stdout.readline()
     running.send_signal(signal.SIGINT)
     _, err = running.communicate(timeout=60)
@@ -388,101 +389,13 @@ def test_an_interrupted_process_leaves_nothing(bundle, tmp_path):
     assert not any((tmp_path / "out").rglob("*"))
 
 
-# bad input
-
-
-def _header_bytes(path: Path, offset: int, content: bytes) -> None:
-    data = bytearray(path.read_bytes())
-    data[offset : offset + len(content)] = content
-    path.write_bytes(data)
-
-
-def _save(path: Path, values: np.ndarray, affine: np.ndarray = THICK) -> None:
-    nib.save(nib.Nifti1Image(values, affine), path)
-
-
-def _patched(path: Path, offset: int, content: bytes) -> None:
-    _save(path, GOOD)
-    _header_bytes(path, offset, content)
-
-
-def _cut(path: Path) -> None:
-    _save(path, GOOD)
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-
-
-def _misnamed(path: Path) -> None:
-    plain = path.with_name("plain.nii")
-    _save(plain, GOOD)
-    plain.rename(path)
+GOOD = smooth((16, 14, 5))
 
 
 def _one_voxel(value: float) -> np.ndarray:
     values = GOOD.copy()
     values[2, 3, 1] = value
     return values
-
-
-def _sform(path: Path, sform: np.ndarray, qform: np.ndarray | None = None) -> None:
-    image = nib.Nifti1Image(GOOD, None)
-    image.header["sform_code"] = 1
-    for row, name in enumerate(("srow_x", "srow_y", "srow_z")):
-        image.header[name] = sform[row]
-    if qform is not None:
-        image.header.set_qform(qform, code=1)
-    nib.save(image, path)
-
-
-def _columns(*columns: tuple[float, float, float]) -> np.ndarray:
-    affine = np.eye(4)
-    affine[:3, :3] = np.array(columns).T
-    return affine
-
-
-GOOD = smooth((16, 14, 5))
-RGB = np.zeros((8, 8, 4), dtype=[("R", "u1"), ("G", "u1"), ("B", "u1")])
-PIXDIM, MAGIC = 80, 344
-BAD = {
-    "folder.nii.gz": (lambda p: p.mkdir(), "folder.nii.gz: "),
-    "empty.nii.gz": (lambda p: p.touch(), "is empty"),
-    "truncated.nii.gz": (_cut, "damaged"),
-    "cut.nii": (_cut, "damaged"),
-    "misnamed.nii.gz": (_misnamed, "damaged or misnamed"),
-    "magic.nii": (lambda p: _patched(p, MAGIC, b"abcd"), "damaged or misnamed"),
-    "text.nii": (lambda p: p.write_text("voxels " * 100), "damaged or misnamed"),
-    "suffix.txt": (lambda p: p.write_text("voxels"), "not a volume file, expected .nii"),
-    "2d.nii.gz": (lambda p: _save(p, GOOD[..., 0]), r"2 dimensions \(16, 14\), a 3D volume is needed"),
-    "4d.nii.gz": (lambda p: _save(p, np.stack([GOOD] * 2, -1)), "2 frames .*--frame 0 to 1"),
-    "5d.nii.gz": (lambda p: _save(p, np.stack([GOOD] * 4, -1).reshape(16, 14, 5, 2, 2)), "5 dimensions"),
-    "complex.nii.gz": (lambda p: _save(p, GOOD.astype(np.complex64)), "RGB and complex"),
-    "rgb.nii.gz": (lambda p: _save(p, RGB), "RGB and complex"),
-    "zero_voxel.nii": (lambda p: _patched(p, PIXDIM, np.float32(0).tobytes()), r"voxel size \[0"),
-    "negative_voxel.nii": (lambda p: _patched(p, PIXDIM, np.float32(-1).tobytes()), r"voxel size \[-1"),
-    "nan_voxel.nii": (lambda p: _patched(p, PIXDIM, np.float32(np.nan).tobytes()), r"voxel size \[nan"),
-    "singular.nii.gz": (lambda p: _sform(p, _columns((1, 0, 0), (1, 0, 0), (0, 0, 1))), "singular"),
-    "sheared.nii.gz": (lambda p: _sform(p, _columns((1, 0, 0), (0.3, 1, 0), (0, 0, 4))), "not perpendicular"),
-    "disagreeing.nii.gz": (lambda p: _sform(p, np.eye(4), np.diag([-1.0, -1, 1, 1])), "qform and sform"),
-    "constant.nii.gz": (lambda p: _save(p, np.ones_like(GOOD)), "every voxel is 1"),
-    "nan.nii.gz": (lambda p: _save(p, _one_voxel(np.nan)), "1 of 1120 voxels are NaN or infinite"),
-    "infinite.nii.gz": (lambda p: _save(p, _one_voxel(np.inf)), "1 of 1120 voxels are NaN or infinite"),
-}
-
-
-def test_a_cohort_of_bad_files_in_a_process_gives_one_line_each(bundle, tmp_path):
-    folder = tmp_path / "in"
-    make_volume(folder / "good.nii.gz")
-    volumes = [name for name in BAD if name not in ("folder.nii.gz", "suffix.txt")]
-    for name in volumes:
-        BAD[name][0](folder / name)
-    code, out, err = process("upscale", folder, tmp_path / "out", "--bundle", bundle)
-    lines = err.splitlines()
-    assert code == 1
-    assert lines[-1] == f"medsr: error: {len(volumes)} of {len(volumes) + 1} volumes failed"
-    assert len(lines) == len(volumes) + 1, err
-    for name in volumes:
-        assert sum(f"/{name}: " in line for line in lines) == 1, err
-    written = sorted(p.name for p in (tmp_path / "out").rglob("*") if p.is_file())
-    assert written == ["good_sr.json", "good_sr.nii.gz", "good_sr.quality.png", *COHORT], out
 
 
 # the command line itself
@@ -639,7 +552,7 @@ def test_help_shows_whole_sentences(command):
 @pytest.mark.parametrize(
     ("error", "line"),
     [
-        (KeyError("x"), "KeyError: 'x': run again with --verbose for the traceback"),
+        (KeyError("x"), "KeyError: 'x': please report it with what --verbose shows"),
         (ValueError("give another one"), "give another one"),
     ],
 )
@@ -656,13 +569,11 @@ def test_an_error_is_one_line_and_with_verbose_a_traceback(medsr, monkeypatch, e
     assert medsr("models") == (1, "", f"medsr: error: {line}\n")
     code, out, err = medsr("models", "--verbose")
     assert (code, out) == (1, "") and "Traceback" in err and "applying transform" in err
-    assert err.endswith(f"medsr: error: {line.removesuffix(': run again with --verbose for the traceback')}\n")
+    assert err.endswith(f"medsr: error: {line}\n")
 
 
-def test_libraries_speak_only_with_verbose(tmp_path, bundle):
+def test_libraries_speak_only_with_verbose(tmp_path):
     code, out, err = process("degrade", sample_volume(), "lr.nii.gz", cwd=tmp_path)
-    assert code == 0 and err == "" and "nvImageCodec" not in out
-    code, out, err = process("upscale", "lr.nii.gz", "sr.nii.gz", "--bundle", bundle, cwd=tmp_path)
     assert code == 0 and err == "" and "nvImageCodec" not in out
     code, _, err = process("degrade", "--verbose", sample_volume(), "again.nii.gz", cwd=tmp_path)
     assert code == 0 and "nvImageCodec" in err
@@ -819,7 +730,7 @@ def test_degrade_never_replaces_unasked_nor_its_input(medsr, tmp_path):
 def test_degrade_upscale_evaluate(medsr, bundle, tmp_path):
     make_volume(tmp_path / "hr.nii.gz", shape=(66, 64, 5), affine=oblique_affine())
     assert medsr("degrade", "hr.nii.gz", "lr.nii.gz")[0] == 0
-    assert medsr("upscale", "lr.nii.gz", "sr.nii.gz", "--bundle", bundle)[0] == 0
+    assert medsr("upscale", "lr.nii.gz", "sr.nii.gz", "--bundle", bundle, "--nopicture")[0] == 0
     code, out, err = medsr("evaluate", "sr.nii.gz", "hr.nii.gz")
     assert (code, err) == (0, "")
     assert re.fullmatch(r"axial, 5 slices: PSNR \d+\.\d\d dB \(whole volume \d+\.\d\d dB\), SSIM [01]\.\d{4}\n", out)
@@ -991,7 +902,8 @@ def test_converted_weights_load_in_a_bundle(medsr, tmp_path):
     shutil.rmtree("bundle")
     copy_bundle(tmp_path / "bundle", **{k: v for k, v in arguments.items() if k != "scale"})
     make_volume(tmp_path / "in.nii.gz", shape=(8, 9, 2))
-    assert medsr("upscale", "in.nii.gz", "out.nii.gz", "--bundle", "bundle", "--weights", "model.pt")[0] == 0
+    options = ("--bundle", "bundle", "--nopicture", "--weights", "model.pt")
+    assert medsr("upscale", "in.nii.gz", "out.nii.gz", *options)[0] == 0
     assert nib.load("out.nii.gz").shape == (32, 36, 2)
 
 
@@ -1066,8 +978,12 @@ PAPER = {
 }
 
 
-def test_benchmark_reproduces_the_counts_of_the_rdst_paper(medsr):
-    names = [name for name in PAPER if importlib.util.find_spec("spandrel") or not name.startswith("SwinIR")]
+LIGHT = ("RDSTE", "SwinIRLite", "EDSRLite", "RDN", "ConvNetLite")
+
+
+@pytest.mark.parametrize("names", [LIGHT, pytest.param([*PAPER], marks=pytest.mark.slow)], ids=["light", "all"])
+def test_benchmark_reproduces_the_counts_of_the_rdst_paper(medsr, names):
+    names = [name for name in names if importlib.util.find_spec("spandrel") or not name.startswith("SwinIR")]
     code, out, err = medsr("benchmark", "--networks", ",".join(names), "--size", "40x32", "--runs", 0)
     header, _, *lines = ([cell.strip() for cell in line.split("|")[1:-1]] for line in out.splitlines())
     rows = {row["network"]: row for row in (dict(zip(header, line, strict=True)) for line in lines)}
@@ -1088,6 +1004,7 @@ def test_benchmark_takes_all_super_resolution_networks(medsr, monkeypatch):
     assert len(PAPER.keys() - names) == (2 if without_spandrel else 0)
 
 
+@pytest.mark.usefixtures("warm_spawn")
 def test_benchmark_measures_a_bundle(medsr, bundle):
     options = ("--size", "16x12", "--runs", 1, "--device", "cpu", "--json")
     code, out, err = medsr("benchmark", "--bundle", bundle, *options)
@@ -1101,6 +1018,7 @@ def test_benchmark_measures_a_bundle(medsr, bundle):
 PLAIN = ROOT / "tests" / "networks" / "plain_rdst.py"
 
 
+@pytest.mark.usefixtures("warm_spawn")
 @pytest.mark.parametrize(("option", "mode", "passes"), [((), "inference", 1), (("--training",), "training step", 3)])
 def test_benchmark_beside_a_reference(medsr, bundle, option, mode, passes):
     options = ("--size", "16x12", "--batch", 2, "--runs", 3, "--device", "cpu", "--reference", f"{PLAIN}:PlainRDST")
@@ -1120,6 +1038,7 @@ def test_benchmark_beside_a_reference(medsr, bundle, option, mode, passes):
     assert lines[0].split(",") == list(ours) == list(reference) and len(lines) == 3
 
 
+@pytest.mark.usefixtures("warm_spawn")
 @pytest.mark.parametrize("mode", [(), ("--training",)], ids=["inference", "training"])
 def test_benchmark_in_another_precision(medsr, bundle, mode):
     """The network alone; its reference stays in float32."""
@@ -1130,6 +1049,7 @@ def test_benchmark_in_another_precision(medsr, bundle, mode):
     refused(medsr("benchmark", "--precision", "half"), "precision is 'half', expected float32, bfloat16, float16")
 
 
+@pytest.mark.usefixtures("warm_spawn")
 def test_benchmark_refuses_another_function_as_reference(medsr, bundle):
     source = PLAIN.read_text().replace(
         "torch.cat([x, self.bottleneck(y)], dim=-1)", "torch.cat([x, self.bottleneck(x)], dim=-1)"

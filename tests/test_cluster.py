@@ -7,7 +7,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -47,7 +46,7 @@ esac
 
 
 @pytest.fixture
-def cluster(tmp_path):
+def cluster(warm_python, tmp_path):
     """Start a script in a folder with what commands find in a checkout; returns the folder and the starter."""
     shutil.copytree(ROOT / "bundles", tmp_path / "bundles", ignore=shutil.ignore_patterns("eval"))
     volumes = tmp_path / "path" / "to" / "volumes"
@@ -68,7 +67,7 @@ def cluster(tmp_path):
         job = {"SLURM_JOB_NODELIST": "node[1-2]", "SLURM_JOB_NUM_NODES": "1", "SLURM_CPUS_PER_TASK": "16"}
         # the script takes the port by the job's number
         job |= {"SLURM_JOB_ID": str(number), "SLURM_GPUS_ON_NODE": "2"} | variables
-        path = os.pathsep.join([str(commands), str(Path(sys.executable).parent), os.environ["PATH"]])
+        path = os.pathsep.join([str(commands), str(warm_python.parent), os.environ["PATH"]])
         (tmp_path / "job.sbatch").write_text(script.replace("OMP_NUM_THREADS=4", "OMP_NUM_THREADS=1"))
         environment = os.environ | job | {"PATH": path, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
         with (tmp_path / "job.log").open("a") as log:  # as --open-mode=append has it

@@ -33,8 +33,10 @@ def wheel(tmp_path_factory):
     return next(out.glob("*.whl"))
 
 
-def environment(folder):
-    venv.create(folder, with_pip=True)
+def environment(folder, *install):
+    """An environment in which this one's pip has installed something."""
+    venv.create(folder)
+    run(sys.executable, "-m", "pip", "--python", folder / "bin" / "python", "install", "-q", *install, cwd=folder)
     return folder / "bin" / "python"
 
 
@@ -69,8 +71,7 @@ def test_wheel_carries_bundles_and_sample(wheel):
 
 
 def test_wheel_works_beside_its_dependencies(wheel, tmp_path):
-    python = environment(tmp_path / "venv")
-    run(python, "-m", "pip", "install", "-q", "--no-deps", "--no-index", wheel, cwd=tmp_path)
+    python = environment(tmp_path / "venv", "--no-deps", "--no-index", wheel)
     # the dependencies of this environment, without its editable installs (their .pth files are not read there)
     site = Path(run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=tmp_path).strip())
     (site / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
@@ -79,6 +80,5 @@ def test_wheel_works_beside_its_dependencies(wheel, tmp_path):
 
 @pytest.mark.slow
 def test_wheel_installs_with_its_dependencies(wheel, tmp_path):
-    python = environment(tmp_path / "venv")
-    run(python, "-m", "pip", "install", "-q", wheel, cwd=tmp_path)
+    python = environment(tmp_path / "venv", wheel)
     prove(python, tmp_path)

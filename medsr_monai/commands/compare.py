@@ -7,10 +7,12 @@ import json as jsonlib
 import re
 import sys
 import tempfile
+import traceback
 from pathlib import Path
 
 from medsr_monai.atomic import check_input, check_output
-from medsr_monai.errors import naming, reason_of
+from medsr_monai.command_line import is_verbose
+from medsr_monai.errors import line_of, naming
 from medsr_monai.evaluation.systems import load_systems, named_systems
 from medsr_monai.upscaling.bundles import DEFAULT_BUNDLE, choose_device
 
@@ -33,6 +35,7 @@ def compare(
     slice_batch: int = 4,
     save_volumes: bool = False,
     json: bool = False,
+    trust_code: bool = False,
     overwrite: bool = False,
 ) -> int:
     """Super-resolve one volume with several systems beside bicubic: a table of their figures, and a picture.
@@ -61,6 +64,7 @@ def compare(
         slice_batch: slices computed at a time.
         save_volumes: write every result too, NAME_sr.nii.gz, and the degraded input.nii.gz.
         json: print compare.json instead of the table.
+        trust_code: run TorchScript (.ts), and bundles whose configuration holds code that no installed bundle has.
         overwrite: replace existing files.
     """
     for path in (input, reference):
@@ -106,7 +110,7 @@ def compare(
         "progress": sys.stderr.isatty(),
     }
     options["frame"] = None if reference is None else frame
-    systems = load_systems(chosen, **options)
+    systems = load_systems(chosen, trust_code, **options)
     scale = common_scale(systems, scale)
     systems = {"Bicubic": NetworkRunner(Bicubic(scale=scale), **options)} | systems
     if save_volumes:
@@ -132,9 +136,11 @@ def compare(
         for name, runner in systems.items():
             try:
                 result = comparison.add(name, runner)
-            except (ValueError, MemoryError, RuntimeError) as error:
+            except Exception as error:
                 failed = True
-                print(f"medsr: error: {name}: {reason_of(error)}", file=sys.stderr)
+                if is_verbose():
+                    traceback.print_exc()
+                print(f"medsr: error: {name}: {line_of(error)}", file=sys.stderr)
                 continue
             if not json:
                 # a line as soon as it is known: large networks take minutes

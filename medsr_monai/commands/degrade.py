@@ -18,6 +18,7 @@ def degrade(
     noise: float = 0.0,
     seed: int = 0,
     frame: int | None = None,
+    nan_value: float | None = None,
     overwrite: bool = False,
 ) -> None:
     """Make a low-resolution volume of a high-resolution one; its outer corners stay where they are.
@@ -36,6 +37,7 @@ def degrade(
         noise: standard deviation of Gaussian noise as a fraction of the intensity range.
         seed: of the noise.
         frame: of a 4D file, counted from 0.
+        nan_value: what takes the place of NaN, such as 0; without it NaN is refused.
         overwrite: replace an existing output.
     """
     check_input(input)
@@ -45,7 +47,7 @@ def degrade(
     from medsr_monai.transforms import AXES, PLANES, sharp_plane
     from medsr_monai.upscaling.kinds import to_volume
 
-    volume = to_volume(input, frame)
+    volume = to_volume(input, frame, nan_value=nan_value)
     chosen = sharp_plane(volume.affine, volume.shape[1:]) if plane == "auto" else plane
     result = degrade_volume(
         volume, scale, direction=direction, plane=chosen, method=method, fwhm=fwhm, psf=psf, noise=noise, seed=seed

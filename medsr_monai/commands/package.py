@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from medsr_monai.upscaling.bundles import bundle_folder
+from medsr_monai.upscaling.bundles import bundle_folder, read_inference
 
 
 def package(
@@ -12,6 +12,7 @@ def package(
     weights: str | None = None,
     keep_large_files: bool = False,
     black: bool = False,
+    trust_code: bool = False,
     overwrite: bool = False,
 ) -> None:
     """Write a bundle as <name>_v<version>.zip, the Model Zoo's form, with its checksums.
@@ -29,6 +30,8 @@ def package(
         keep_large_files: leave out the files that large_files.yml lists and keep the list, as in a pull request to the
             Zoo. Without it they are fetched, as for the Zoo's releases.
         black: format the code with isort and black as the Zoo's checks want it (pip install "medsr_monai[zoo]").
+        trust_code: with --weights, build the network of a bundle whose configuration holds code that no installed
+            bundle has.
         overwrite: replace existing outputs.
     """
     folder = bundle_folder(bundle)
@@ -37,11 +40,13 @@ def package(
 
     # of own weights the package holds the record that lies beside them, not that of the published ones
     replaced = {} if weights is None else {f"docs/{FILE_NAME}": packed_training_data(weights)}
+    network = None if weights is None else read_inference(folder, trust_code).get_parsed_content("network_def")
     packed = write_package(
         folder,
         output,
         thin=thin,
         weights=weights,
+        network=network,
         replaced=replaced,
         keep_large_files=keep_large_files,
         black=black,

@@ -20,6 +20,7 @@ def upscale(
     device: str = "auto",
     weights: str | None = None,
     frame: int | None = None,
+    nan_value: float | None = None,
     slice_batch: str = "auto",
     precision: str = "auto",
     compile: bool = False,
@@ -38,6 +39,7 @@ def upscale(
     noise: float | None = None,
     output_format: str = "nifti",
     max_memory: str | None = None,
+    trust_code: bool = False,
     overwrite: bool = False,
 ) -> int:
     """Super-resolve a volume or a picture, or all of a folder, with a bundle.
@@ -65,6 +67,8 @@ def upscale(
         device: auto, cpu, cuda:0; auto gives each process of several the next GPU.
         weights: another weights file than the bundle's models/model.pt, or a network that `medsr export` wrote.
         frame: of a 4D file, counted from 0.
+        nan_value: what takes the place of NaN, as registrations leave it outside of the scan, such as 0; without it
+            NaN is refused.
         slice_batch: slices computed at a time; auto is 4 on a CPU, on CUDA as many as fit into its free memory.
         precision: float32, bfloat16, float16 (autocast: convolutions and matrix products) or auto, which is float32 on
             a CPU and float16 on CUDA. On the sample volume the largest error is 1 % of the range with bfloat16, 0.2 %
@@ -97,6 +101,7 @@ def upscale(
         consistency_bound: for the RMS of this difference, in parts of the input's intensity range. Default: 0.001.
         noise: standard deviation of the input's noise, in its units, where it is known, 0 for none; by default it is
             estimated.
+        trust_code: run TorchScript (.ts), and a bundle whose configuration holds code that no installed bundle has.
         overwrite: replace existing outputs, also those that medsr has not written; of a folder, make all of them anew.
     """
     bundle_folder(bundle)
@@ -119,6 +124,7 @@ def upscale(
         force=force,
         psf=psf,
         frame=frame,
+        nan_value=nan_value,
         slice_batch=slice_batch,
         precision=precision,
         compile=compile,
@@ -127,6 +133,7 @@ def upscale(
         enforce_consistency=enforce_consistency,
         consistency_bound=consistency_bound,
         noise=noise,
+        trust_code=trust_code,
     )
     return upscale_files(
         input,

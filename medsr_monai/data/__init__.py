@@ -50,6 +50,7 @@ from .read import (
     check_values,
     image_affine,
     read_grid,
+    replace_nan,
 )
 from .results import match_results
 from .samples import SaveSampled, list_latents

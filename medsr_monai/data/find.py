@@ -15,7 +15,7 @@ from medsr_monai.data.dicom.images import is_dicom_file, is_dicom_folder, is_fla
 from medsr_monai.data.dicom.series import read_study
 from medsr_monai.data.folder import files_below
 from medsr_monai.data.label_detection import is_label_map
-from medsr_monai.suffixes import PAIR_SUFFIXES, PICTURE_SUFFIXES, QUALITY_SUFFIX, UNREAD_SUFFIXES, VOLUME_SUFFIXES
+from medsr_monai.suffixes import PAIR_SUFFIXES, QUALITY_SUFFIX, READ_PICTURE_SUFFIXES, UNREAD_SUFFIXES, VOLUME_SUFFIXES
 
 __all__ = [
     "find_pictures",
@@ -36,7 +36,7 @@ NAMED = 10
 def volume_name(path: str | os.PathLike) -> str:
     """Give a file's name without its image suffix: ``sub-1_T1w.nii.gz`` gives ``sub-1_T1w``."""
     name = Path(path).name
-    suffixes = sorted((*VOLUME_SUFFIXES, *PICTURE_SUFFIXES, ".dcm"), key=len, reverse=True)
+    suffixes = sorted((*VOLUME_SUFFIXES, *READ_PICTURE_SUFFIXES, ".dcm"), key=len, reverse=True)
     suffix = next((s for s in suffixes if name.lower().endswith(s)), "")
     return name[: len(name) - len(suffix)]
 
@@ -88,7 +88,7 @@ def _kind(path: Path) -> str | None:
     name = path.name.lower()
     if path.is_dir():
         return "a link to a folder above it, or a folder that cannot be opened"
-    image = name.endswith((*VOLUME_SUFFIXES, *PICTURE_SUFFIXES, *UNREAD_SUFFIXES))
+    image = name.endswith((*VOLUME_SUFFIXES, *READ_PICTURE_SUFFIXES, *UNREAD_SUFFIXES))
     try:
         mode = path.stat().st_mode
     except OSError:
@@ -99,7 +99,7 @@ def _kind(path: Path) -> str | None:
         return _kind_of_pair(path)
     if name.endswith(VOLUME_SUFFIXES):
         return "volumes"
-    if name.endswith(PICTURE_SUFFIXES):
+    if name.endswith(READ_PICTURE_SUFFIXES):
         return None if name.endswith(QUALITY_SUFFIX) else "pictures"
     if name.endswith(".mgh.gz"):
         return "a compressed .mgh, rename it to .mgz"
@@ -156,7 +156,7 @@ def find_volumes(folder: str | os.PathLike, pictures: bool = False, label_maps: 
     beside = {"DICOM beside other images, give its own folder": found.dicom}
     _tell(root, found.left_out | beside | ({} if pictures else {"pictures beside volumes": found.pictures}))
     if not volumes:
-        also = f" and no picture ({', '.join(PICTURE_SUFFIXES)})" if pictures else ""
+        also = f" and no picture ({', '.join(READ_PICTURE_SUFFIXES)})" if pictures else ""
         raise FileNotFoundError(f"{root}: no volume ({', '.join(VOLUME_SUFFIXES)}){also} in this folder")
     return volumes
 
@@ -179,7 +179,8 @@ def list_volumes(dataset_dir: str | os.PathLike) -> list[dict[str, str]]:
     """Make a MONAI data list with the key ``image`` of a folder: of itself if it is a DICOM study, else of its files.
 
     These are the volumes below it (see :func:`find_volumes`) or, where there is none, the pictures (see
-    :func:`find_pictures`). Pictures beside volumes are taken for figures of them. What is left out is logged.
+    :func:`find_pictures`). Pictures beside volumes are taken for figures of them; DICOM beside volumes is left out.
+    What is left out is logged.
 
     Raises:
         FileNotFoundError: no such folder, or neither volume nor picture in it.
@@ -196,9 +197,11 @@ def list_volumes(dataset_dir: str | os.PathLike) -> list[dict[str, str]]:
     _tell(root, found.left_out | ({"pictures beside volumes": found.pictures} if found.volumes else {}))
     if found.volumes and study.beside_volumes_line:
         logger.warning(study.beside_volumes_line)
+    elif not study.series:
+        _tell(root, {"DICOM without a series that can be read": found.dicom})
     if not paths:
         remedy = ", give its zip file itself" if any(root.glob("*.zip")) else ""
-        volumes, pictures = ", ".join((*VOLUME_SUFFIXES, "DICOM")), ", ".join(PICTURE_SUFFIXES)
+        volumes, pictures = ", ".join((*VOLUME_SUFFIXES, "DICOM")), ", ".join(READ_PICTURE_SUFFIXES)
         raise FileNotFoundError(f"{root}: no volume ({volumes}) and no picture ({pictures}) in this folder{remedy}")
     return [{"image": path} for path in paths]
 

@@ -11,7 +11,7 @@ import nibabel
 import numpy as np
 from PIL import Image
 
-from medsr_monai.suffixes import PICTURE_SUFFIXES
+from medsr_monai.suffixes import READ_PICTURE_SUFFIXES
 
 __all__ = ["check_no_label_map", "is_label_map", "looks_like_labels"]
 
@@ -90,7 +90,7 @@ def is_label_map(path: str | os.PathLike) -> bool:
 
 @functools.lru_cache(maxsize=2**14)
 def _is_label_map(path: str, changed: int, size: int) -> bool:
-    if path.lower().endswith(PICTURE_SUFFIXES):
+    if path.lower().endswith(READ_PICTURE_SUFFIXES):
         with Image.open(path) as picture:
             return len(picture.getbands()) == 1 and looks_like_labels(np.array(picture))
     image = nibabel.load(path)

@@ -1,7 +1,8 @@
-"""2D images on disk, PNG, TIFF, JPEG or single DICOM files: read as volumes of one slice, and written again."""
+"""2D images on disk, PNG, TIFF, JPEG and others or single DICOM files: read as volumes of one slice, and written."""
 
 from __future__ import annotations
 
+import logging
 import os
 import struct
 import zlib
@@ -12,11 +13,12 @@ import numpy as np
 import tifffile
 import torch
 from monai.data import MetaTensor
-from PIL import Image, ImageOps
+from PIL import Image
 
 from medsr_monai.atomic import written_atomically
 from medsr_monai.data.dicom.images import is_dicom_file, read_dicom_image
-from medsr_monai.suffixes import PICTURE_SUFFIXES, QUALITY_SUFFIX
+from medsr_monai.data.dicom.slices import TooLargeError, check_unpacked
+from medsr_monai.suffixes import PICTURE_SUFFIXES, QUALITY_SUFFIX, READ_PICTURE_SUFFIXES
 from medsr_monai.transforms.geometry import spacing
 
 __all__ = [
@@ -31,20 +33,40 @@ __all__ = [
     "write_picture",
 ]
 
+logger = logging.getLogger(__name__)
+
+FIRST_ONLY = ("GIF", "WEBP", "MPO")
+"""Pillow's names of formats whose further images are frames of a film, or previews, and are left out with a line."""
+CODESTREAM = b"\xff\x4f\xff\x51"
+"""How the part of a JPEG 2000 file begins that states the bits of its pixels."""
 DEPTHS = {"uint8": 255, "uint16": 65535}
 GREY_MODES = ("L", "I;16", "I;16B", "I;16L")
 ALPHA_MODES = {"LA": "L", "RGBA": "RGB"}
 LABEL_MODES = ("1", "L", "P", "I", "I;16", "I;16B", "I;16L")
 """Pillow's pixel formats of label maps. Of a palette the numbers are the labels, not the colours."""
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What turns a picture upright, by its EXIF orientation."""
 INCH = 25.4
+FLOAT = 4
+"""Bytes of a value as it is computed with."""
+Image.MAX_IMAGE_PIXELS = None  # what may be unpacked is checked here, by the memory that there is
 ORIENTATION_TAG, X_TAG, Y_TAG, UNIT_TAG, BITS_TAG, PHOTOMETRIC_TAG, FORMAT_TAG = 274, 282, 283, 296, 258, 262, 339
+PLANAR_TAG, TILE_TAG = 284, 322
 JPEG_DENSITY = 65535
 """The largest number of dots per inch that a JPEG file holds."""
 
 
 def is_picture(path: str | os.PathLike) -> bool:
     """Say whether a path has the suffix of a picture, or is a DICOM file."""
-    return Path(path).name.lower().endswith(PICTURE_SUFFIXES) or is_dicom_file(path)
+    return Path(path).name.lower().endswith(READ_PICTURE_SUFFIXES) or is_dicom_file(path)
 
 
 def output_suffix(path: str | os.PathLike) -> str:
@@ -66,10 +88,12 @@ def load_picture(path: str | os.PathLike, label: bool = False) -> MetaTensor:
 
     It counts as an axial slice as radiologists look at it, the patient's left on the right and posterior below, its
     left upper corner at the origin, so that a super-resolved picture lies where its input lay. Pixels are as large as
-    the file says (DICOM PixelSpacing, TIFF resolution, PNG pHYs, JPEG density), else 1 mm; the slice is 1 mm thick. A
-    turned picture (EXIF orientation) is read as viewers show it; a palette's colours are read, and an alpha channel
-    without transparency is dropped. Values are the file's, 0 to 255 or 65535; of a DICOM file those stored, without its
-    rescale slope, and with MONOCHROME1 turned to bright on dark.
+    the file says (DICOM PixelSpacing, TIFF resolution, PNG pHYs, JPEG density), else 1 mm, as where a file says what
+    cannot be read and in BMP files, whose writers state that of a screen; the slice is 1 mm thick. A turned picture
+    (EXIF orientation) is read as viewers show it; a palette's colours are read, and an alpha channel without
+    transparency is dropped. Of a film (GIF, WebP) and of a photo with a preview (MPO) the first image is read. Values
+    are the file's, 0 to 255 or 65535; of a DICOM file those stored, without its rescale slope, and with MONOCHROME1
+    turned to bright on dark.
 
     The volume's metadata keep ``picture``, the type of its pixels, and ``picture_spacing``, "file" or "none", for
     :func:`write_picture`.
@@ -79,13 +103,13 @@ def load_picture(path: str | os.PathLike, label: bool = False) -> MetaTensor:
         label: read a label map: bilevel pictures and the numbers of a palette are labels, colour is refused.
 
     Raises:
-        FileNotFoundError, ValueError: no such file, not a picture, several images in one file, transparency, or other
+        FileNotFoundError, ValueError: no such file, not a picture, several pages in one file, transparency, or other
             pixels than grey or colour of 8 or 16 bits.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
-    if path.name.lower().endswith(PICTURE_SUFFIXES):
+    if path.name.lower().endswith(READ_PICTURE_SUFFIXES):
         pixels, edges = _read(path, label)
     else:
         pixels, edges = read_dicom_image(path)
@@ -103,19 +127,29 @@ def _read(path: Path, label: bool) -> tuple[np.ndarray, tuple[float, float] | No
     """Pixels [rows, columns] or [rows, columns, 3] and their width and height in mm, if the file states them."""
     try:
         with Image.open(path) as picture:
+            check_unpacked(picture.width * picture.height * len(picture.getbands()) * FLOAT)
             frames = getattr(picture, "n_frames", 1)
             deep = _is_deep_colour(picture)
+            surplus = 16 - _jpeg2000_bits(picture) if (picture.format, picture.mode) == ("JPEG2000", "I;16") else 0
             mode, kind, info = picture.mode, picture.format, dict(picture.info)
             tags = dict(picture.tag_v2) if kind == "TIFF" else {}
-            turned = picture.getexif().get(ORIENTATION_TAG, 1)
-            edges = _edges(picture, tags)
-            pixels = ImageOps.exif_transpose(picture) if frames == 1 and not deep else None
-            if pixels is not None:
-                pixels.load()
+            exif = _exif(picture)
+            turned = exif.get(ORIENTATION_TAG) if exif.get(ORIENTATION_TAG) in TURNS else 1
+            edges = _edges(picture, tags or exif)
+            pixels = None
+            if (frames == 1 or kind in FIRST_ONLY) and not deep:
+                picture.load()
+                pixels = picture.transpose(TURNS[turned]) if turned != 1 and kind != "TIFF" else picture.copy()
+    except TooLargeError as error:
+        raise ValueError(f"{path}: {error}") from error
     except Exception as error:  # Pillow raises many kinds
         raise ValueError(f"{path}: cannot be read as a picture: damaged or misnamed?") from error
-    if frames > 1:
+    if frames > 1 and kind in FIRST_ONLY:
+        logger.warning("%s: %d images in one file, the first is read and the others are left out", path, frames)
+    elif frames > 1:
         raise ValueError(f"{path}: {frames} pages or frames in one file: save each as a picture of its own")
+    if turned != 1 and (deep or kind == "TIFF"):  # of TIFF files even Pillow's versions differ
+        raise ValueError(f"{path}: has an orientation tag, which programs read differently: save it upright first")
     if label:
         if mode not in LABEL_MODES:
             raise ValueError(
@@ -123,26 +157,30 @@ def _read(path: Path, label: bool) -> tuple[np.ndarray, tuple[float, float] | No
                 "first"
             )
         return np.array(pixels), edges
-    if "transparency" in info:
+    if mode == "1":
+        raise ValueError(f"{path}: 1 bit a pixel, which is a mask or a drawing: convert it to grey if it is an image")
+    if "transparency" in info and (kind != "GIF" or pixels.convert("RGBA").getchannel("A").getextrema()[0] < 255):
         raise ValueError(f"{path}: has transparent pixels: flatten it onto a background first")
     if {2, 3} & {*np.atleast_1d(tags.get(FORMAT_TAG, 1)).tolist()} or (mode == "I" and kind == "TIFF") or mode == "F":
         raise ValueError(f"{path}: pixels are signed, 32 bits or floating: expected 8 or 16 bits, or save it as NIfTI")
     if tags.get(PHOTOMETRIC_TAG) == 0 and mode != "L":
         raise ValueError(f"{path}: white is zero in this file of 16 bits: invert it first")
-    if turned != 1 and (deep or kind == "TIFF"):  # of TIFF files even Pillow's versions differ
-        raise ValueError(f"{path}: has an orientation tag, which programs read differently: save it upright first")
     if deep:
-        if mode != "RGB":
-            raise ValueError(f"{path}: 16 bits in the format {mode}: save it as grey or RGB, without an alpha channel")
-        pixels = _read_deep_colour(path)
+        if mode != "RGB" or kind == "JPEG2000":
+            raise ValueError(
+                f"{path}: 16 bits in the format {mode}: save it as grey or RGB TIFF, without an alpha channel"
+            )
+        pixels = _read_deep_tiff(path, tags) if kind == "TIFF" else _read_deep_colour(path)
     elif mode in ALPHA_MODES:
         if pixels.getchannel("A").getextrema()[0] < 255:
             raise ValueError(f"{path}: has transparent pixels: flatten it onto a background first")
         pixels = np.array(pixels.convert(ALPHA_MODES[mode]))
     elif mode == "P":
         pixels = np.array(pixels.convert("RGB"))
+        if kind in ("BMP", "GIF") and (pixels == pixels[..., :1]).all():  # which have no other grey
+            pixels = pixels[..., 0]
     elif mode in GREY_MODES or mode == "RGB":
-        pixels = np.array(pixels)
+        pixels = np.array(pixels) >> surplus
     elif mode == "I":  # a PNG file of 16 bits, to older versions of Pillow
         pixels = np.array(pixels).astype(np.uint16)
     else:
@@ -154,23 +192,61 @@ def _is_deep_colour(picture: Image.Image) -> bool:
     """Whether Pillow would cut several channels of 16 bits to 8; asked before the pixels are loaded."""
     if picture.format == "TIFF":
         return max(np.atleast_1d(picture.tag_v2.get(BITS_TAG, 1))) > 8 and len(picture.getbands()) > 1
+    if picture.format == "JPEG2000":
+        return len(picture.getbands()) > 1 and _jpeg2000_bits(picture) > 8
     return picture.format == "PNG" and len(picture.getbands()) > 1 and ";16" in str(picture.tile[0][3])
 
 
+def _jpeg2000_bits(picture: Image.Image) -> int:
+    """Bits of a pixel; Pillow cuts those of colours to 8, and makes of 9 to 15 bits of grey 16."""
+    picture.fp.seek(0)
+    stated = picture.fp.read().partition(CODESTREAM)[2]
+    if stated[38] & 0x80:
+        raise ValueError("signed pixels")
+    return stated[38] + 1  # behind length, capabilities, eight sizes and the number of components
+
+
+def _exif(picture: Image.Image) -> dict[int, object]:
+    """Tags of a picture's EXIF, none where they are damaged: they say nothing of the pixels' values."""
+    try:
+        return dict(picture.getexif())
+    except Exception:  # Pillow raises many kinds
+        return {}
+
+
 def _edges(picture: Image.Image, tags: dict) -> tuple[float, float] | None:
-    """Width and height of a pixel in mm. Pillow's own "dpi" of a JPEG file may be a guess."""
+    """Width and height of a pixel in mm. Pillow's own "dpi" of a JPEG file may be a guess, of a BMP file a screen's."""
     if picture.format == "PNG":
         unit, density = 2, picture.info.get("dpi")
     elif picture.info.get("jfif_unit") in (1, 2):
         unit, density = picture.info["jfif_unit"] + 1, picture.info["jfif_density"]
     else:
-        tags = tags or dict(picture.getexif())
         unit = tags.get(UNIT_TAG, 2)
         density = (tags[X_TAG], tags[Y_TAG]) if X_TAG in tags and Y_TAG in tags else None
-    if unit not in (2, 3) or density is None or not all(np.isfinite(float(d)) and d > 0 for d in density):
+    try:
+        density = [float(d) for d in density]
+    except (TypeError, ValueError, ZeroDivisionError):  # none, or damaged
+        return None
+    if unit not in (2, 3) or not all(np.isfinite(d) and d > 0 for d in density):
         return None
     length = INCH if unit == 2 else 10.0
-    return length / float(density[0]), length / float(density[1])
+    return length / density[0], length / density[1]
+
+
+def _read_deep_tiff(path: Path, tags: dict) -> np.ndarray:
+    """By tifffile, or by ITK where tifffile lacks the codec; but ITK gives tiles and planes of colours 8 bits."""
+    try:
+        pixels = tifffile.imread(path)
+    except Exception as error:  # tifffile and its codecs raise many kinds
+        if TILE_TAG in tags or tags.get(PLANAR_TAG, 1) != 1:
+            raise ValueError(
+                f"{path}: 16 bits of colour in tiles or planes that cannot be read ({error}): save it uncompressed"
+            ) from error
+        return _read_deep_colour(path)
+    pixels = np.moveaxis(pixels, 0, -1) if tags.get(PLANAR_TAG, 1) == 2 else pixels
+    if pixels.dtype.kind != "u" or pixels.ndim != 3 or pixels.shape[-1] != 3:
+        raise ValueError(f"{path}: pixels are {pixels.dtype} {pixels.shape}, expected RGB of 16 bits: convert it first")
+    return pixels
 
 
 def _read_deep_colour(path: Path) -> np.ndarray:

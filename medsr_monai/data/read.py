@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 import os
@@ -16,9 +17,9 @@ from monai.data import MetaTensor, NibabelReader
 from monai.transforms import LoadImage, MapTransform
 from monai.utils import SpaceKeys
 
-from medsr_monai.data.dicom.images import is_dicom_file
+from medsr_monai.data.dicom.images import holds_dicom, is_dicom_file
 from medsr_monai.data.dicom.series import DicomSeries, one_series
-from medsr_monai.data.dicom.slices import is_zip
+from medsr_monai.data.dicom.slices import TooLargeError, check_unpacked, is_zip
 from medsr_monai.data.find import pair_of
 from medsr_monai.data.gzip_stream import check_gzip
 from medsr_monai.data.label_detection import check_no_label_map
@@ -38,6 +39,7 @@ __all__ = [
     "forms_apart",
     "image_affine",
     "read_grid",
+    "replace_nan",
 ]
 
 logger = logging.getLogger(__name__)
@@ -95,6 +97,7 @@ def check_nifti(path: str | os.PathLike, frame: int | None = None) -> None:
             raise
         raise ValueError(f"{path}: cannot be read as a volume ({_first_line(error)}): damaged or misnamed?") from error
     _check_size(path, image)
+    _check_memory(path, image)
     check_image(image, path, frame, _stored_header(image))
 
 
@@ -150,6 +153,14 @@ def _check_size(path: Path, image: nibabel.spatialimages.SpatialImage) -> None:
             f"{path}: cannot be read to its end ({tuple(voxels.shape)} voxels are {promised} bytes, the file holds "
             f"{max(held, 0)} at most): damaged file?"
         )
+
+
+def _check_memory(path: Path, image: nibabel.spatialimages.SpatialImage) -> None:
+    """Refuse a volume that takes too much memory as float32, of a 4D file one frame."""
+    try:
+        check_unpacked(math.prod(map(int, image.shape[:3])) * np.dtype(np.float32).itemsize)
+    except TooLargeError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def _stored_header(image: nibabel.spatialimages.SpatialImage) -> nibabel.Nifti1Header | None:
@@ -218,18 +229,31 @@ def check_grid(affine: np.ndarray, shape: Sequence[int], name: str | os.PathLike
 
 
 def _check_forms(name: str | os.PathLike, image: nibabel.Nifti1Pair, shape: tuple[int, ...]) -> None:
-    """Refuse a qform and a sform that place the volume differently."""
+    """Refuse a qform and a sform that claim one space and place the volume differently.
+
+    Of two spaces, such as the scanner's and that of a registration, the sform's is taken, and this is said.
+    """
     header = image.header
-    if header["qform_code"] > 0 and header["sform_code"] > 0:
+    codes = {form: int(header[f"{form}_code"]) for form in ("qform", "sform")}
+    if all(codes.values()):
         try:
             distance = forms_apart(header, shape)
         except (ValueError, nibabel.spatialimages.HeaderDataError) as error:
             raise ValueError(f"{name}: the qform cannot be read ({_first_line(error)}): set its code to 0") from error
-        if not distance <= MAX_FORMS_APART * spacing(image_affine(image)).min():
+        apart = not distance <= MAX_FORMS_APART * spacing(image_affine(image)).min()
+        spaces = [nibabel.nifti1.xform_codes.label[code] for code in codes.values()]
+        if apart and codes["qform"] != codes["sform"]:
+            _warn_once("%s: qform (%s) and sform (%s) are %.2f mm apart, the sform is used", name, *spaces, distance)
+        elif apart:
             raise ValueError(
                 f"{name}: qform and sform place the volume up to {distance:.2f} mm apart: "
                 "set the code of the wrong one to 0"
             )
+
+
+@functools.lru_cache(maxsize=2**14)
+def _warn_once(text: str, *values: object) -> None:
+    logger.warning(text, *values)
 
 
 def forms_apart(header: nibabel.Nifti1Header, shape: tuple[int, ...]) -> float:
@@ -324,6 +348,8 @@ class LoadVolumed(MapTransform):
         pictures: read pictures too, as volumes of one slice (see :func:`medsr_monai.data.load_picture`); without it
             they are refused, since they hold no geometry, and a single DICOM file is read as a volume of one slice.
         label_maps: read label maps too, which are refused otherwise.
+        nan_value: replaces voxels that are NaN, as registrations leave the background; None leaves them, which
+            :func:`medsr_monai.transforms.intensity_range` refuses. Infinite voxels stay.
 
     Raises:
         FileNotFoundError, ValueError: see :func:`check_nifti` and :func:`medsr_monai.data.one_series`; also for
@@ -342,8 +368,10 @@ class LoadVolumed(MapTransform):
         *,
         pictures: bool = False,
         label_maps: bool = False,
+        nan_value: float | None = None,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
+        self.nan_value = nan_value
         self.frame = frame
         self.label_maps = label_maps or self.labels
         self.pictures = pictures
@@ -402,6 +430,8 @@ class LoadVolumed(MapTransform):
         volume.affine = torch.as_tensor(read_grid(path, orientation)[1])
         volume.meta["original_affine"] = volume.affine.numpy().copy()
         volume = volume.to(torch.float32)
+        if self.nan_value is not None:
+            replace_nan(path, volume[0].numpy(), self.nan_value)
         if not self.label_maps:
             check_values(path, volume[0].numpy(), nibabel.load(path).header)
         return volume
@@ -419,6 +449,20 @@ class LoadVolumed(MapTransform):
         return MetaTensor(voxels, affine=torch.from_numpy(series.affine), meta=meta)
 
 
+def replace_nan(path: str | os.PathLike, voxels: np.ndarray, value: float) -> None:
+    """Replace, in place, voxels that are NaN by a value, and log how many they were.
+
+    Raises:
+        ValueError: the value is no finite number.
+    """
+    if not math.isfinite(value):
+        raise ValueError(f"nan_value is {value}, expected a number such as 0")
+    broken = np.isnan(voxels)
+    if broken.any():
+        voxels[broken] = value
+        logger.warning("%s: %d of %d voxels were NaN and became %g", path, broken.sum(), broken.size, value)
+
+
 def check_values(
     path: str | os.PathLike, voxels: np.ndarray, header: nibabel.spatialimages.SpatialHeader | None = None
 ) -> None:
@@ -433,8 +477,8 @@ def check_values(
         ValueError: one line that says which it is and what to do.
     """
     intent = int(header["intent_code"]) if isinstance(header, nibabel.Nifti1Header) else 0
+    _check_steps(path, voxels)  # first, since coarse steps look like labels
     check_no_label_map(path, voxels, intent)
-    _check_steps(path, voxels)
 
 
 def _check_steps(path: str | os.PathLike, voxels: np.ndarray) -> None:
@@ -455,4 +499,4 @@ def _is_dicom(path: str | os.PathLike) -> bool:
     """Whether a path is a DICOM or zip file, or a folder with DICOM files."""
     if not Path(path).is_dir():
         return is_dicom_file(path) or is_zip(path)
-    return any(is_dicom_file(file) for file in Path(path).rglob("*"))
+    return holds_dicom(path)

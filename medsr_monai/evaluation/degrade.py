@@ -30,6 +30,7 @@ def degrade(
     noise: float = 0.0,
     seed: int = 0,
     frame: int | None = None,
+    nan_value: float | None = None,
 ) -> Any:
     """Make a low-resolution volume of a high-resolution one; its outer corners stay where they are.
 
@@ -48,6 +49,7 @@ def degrade(
         noise: standard deviation of Gaussian noise as a fraction of the intensity range.
         seed: of the noise: the same seed gives the same noise.
         frame: of a path or nibabel image with four axes, counted from 0.
+        nan_value: what takes the place of NaN; None refuses it.
 
     Returns:
         The same kind as ``volume``, float32; a path gives a nibabel image, equal to the file that the command
@@ -67,7 +69,7 @@ def degrade(
             raise MedsrError("psf states the point spread alone: drop method and fwhm")
         with naming():
             parse_point_spread(psf, 1.0)  # before anything is read
-    image = to_volume(volume, frame)
+    image = to_volume(volume, frame, nan_value=nan_value)
     with naming(name_of(volume)):
         low, high = intensity_range(image, "minmax")
         axis = plane_axis(image.affine, sharp_plane(image.affine, image.shape[1:]) if plane == "auto" else plane)

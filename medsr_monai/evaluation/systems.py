@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medsr_monai.errors import naming
-from medsr_monai.upscaling.bundles import BundleRunner, bundle_folder, bundle_folders
+from medsr_monai.upscaling.bundles import BundleRunner, bundle_folders, read_inference
 
 if TYPE_CHECKING:
     from medsr_monai.evaluation.tables import Runner
@@ -66,11 +65,12 @@ def named_systems(names: str) -> list[System]:
     return chosen
 
 
-def load_systems(chosen: Sequence[System], **options: Any) -> dict[str, Runner]:
+def load_systems(chosen: Sequence[System], trust_code: bool = False, **options: Any) -> dict[str, Runner]:
     """Load systems; returns what runs them, by name.
 
     Args:
         chosen: from :func:`named_systems`.
+        trust_code: see :class:`medsr_monai.upscaling.bundles.BundleRunner`.
         options: of a :class:`medsr_monai.evaluation.tables.NetworkRunner`: plane, device, slice_batch and frame too.
 
     Raises:
@@ -88,12 +88,12 @@ def load_systems(chosen: Sequence[System], **options: Any) -> dict[str, Runner]:
                 runner = load_runner(file, name, **options)
             name = name or type(runner.network).__name__
         else:
-            if "thick_axis" in json.loads((bundle_folder(bundle) / "configs" / "inference.json").read_text()):
+            if "thick_axis" in read_inference(bundle, trust_code):
                 raise ValueError(
                     f"bundle {bundle} makes thick slices thin, compare enlarges slices: compare it by "
                     "`medsr degrade --direction through-plane`, `medsr upscale` and `medsr evaluate`"
                 )
-            runner = BundleRunner(bundle, file, device=device, **overrides)
+            runner = BundleRunner(bundle, file, trust_code=trust_code, device=device, **overrides)
             if not runner.weights:
                 raise ValueError(f"bundle {bundle} names no weights: give {bundle}=path/to/model.pt")
         if name in (*systems, "Bicubic", "input", "reference"):

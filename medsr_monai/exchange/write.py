@@ -127,7 +127,7 @@ def export_network(
     with written_atomically(path) as partial:
         write = _write_onnx if format == "onnx" else _write_torchscript
         write(written, partial, record)
-        exported = ExportedNetwork(partial, record["scale"])
+        exported = ExportedNetwork(partial, record["scale"], trust_code=True)
         parity = _compare(copy.deepcopy(network).cpu().float().eval(), exported, PRECISIONS[precision])
         if not parity.difference <= parity.limit * max(1.0, parity.largest):  # nor NaN
             raise ValueError(

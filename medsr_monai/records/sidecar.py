@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medsr_monai import __version__
-from medsr_monai.atomic import written_together
+from medsr_monai.atomic import read_json, written_together
 from medsr_monai.data.find import pair_of, volume_name
 from medsr_monai.data.stored_volume import StoredVolume
 from medsr_monai.metrics.report import json_values
@@ -57,6 +57,8 @@ INTENDED_USE = "research use only, not for clinical use"
 GENERATOR = "medsr_monai"
 IDENTITY = ("GeneratedBy", "Bundle", "Options")
 """Parts of a sidecar that decide, with the inputs, what an output looks like."""
+CLAIMS = ("bundle", "bundle_version", "weights_sha256")
+"""What is recorded of what an exported network says of itself."""
 FOLDERS_OF_PATH = re.compile(r"(?<![\w.])~?/(?:[^/\s'\",:;]+/)+")
 
 logger = logging.getLogger(__name__)
@@ -97,34 +99,40 @@ def source_record(source: str | os.PathLike, files: Sequence[str | os.PathLike])
 
 
 def _are_published(folder: Path, weights: Path, sha256: str) -> bool:
-    """Whether weights are those that a bundle was published with, wherever they lie; without a stated sum, its own."""
-    stated = stated_files(folder).get(MAIN_WEIGHTS) if (folder / METADATA).is_file() else None
-    if stated is not None and stated.hash_val:
-        return stated.hash_val == sha256 if stated.hash_type == "sha256" else stated.fits(weights)
+    """Whether a file's own sum is one that its bundle states; where none is stated, the bundle's own."""
+    files = stated_files(folder) if (folder / METADATA).is_file() else {}
+    if MAIN_WEIGHTS in files and files[MAIN_WEIGHTS].hash_val:
+        stated = (file for file in files.values() if file.hash_val)
+        return any(s.hash_val == sha256 if s.hash_type == "sha256" else s.fits(weights) for s in stated)
     return weights.resolve().parent == folder / "models"
 
 
 def bundle_record(
-    folder: str | os.PathLike, weights: str | os.PathLike | None, made_of: str | None = None
+    folder: str | os.PathLike, weights: str | os.PathLike | None, claims: Mapping[str, Any] | None = None
 ) -> tuple[dict[str, Any], list[str]]:
     """A bundle's name, version, configuration, weights and the degradation that these were trained for; and warnings.
 
-    The degradation is what ``degradation`` in the bundle's metadata.json says; it holds for the bundle's own weights.
+    The degradation is what ``degradation`` in the bundle's metadata.json says; it holds for the bundle's own weights. A
+    file is these if its own sum is theirs, whatever it says of itself: that is recorded as ``Claims``.
 
     Args:
         folder: of the bundle.
         weights: that are used; None for a network without.
-        made_of: of an exported network, the sum of the weights that it says it was made of.
+        claims: what an exported network says of itself, such as the sum of the weights that it was made of.
     """
     folder = Path(folder).resolve()
     file = folder / "configs" / "metadata.json"
-    metadata = json.loads(file.read_text()) if file.is_file() else {}
+    metadata = read_json(file, "a bundle's metadata") if file.is_file() else {}
     degradation, warnings = metadata.get("degradation"), []
     used = None if weights is None else file_record(weights)
-    if used is not None and not _are_published(folder, Path(weights), made_of or used["SHA256"]):
+    if used is not None and not _are_published(folder, Path(weights), used["SHA256"]):
         degradation = None
         warnings = [f"{Path(weights).name} are not the weights of bundle {folder.name}: what they were trained for is "
                     "not known here"]  # fmt: skip
+        if claimed := {name: claims[name] for name in CLAIMS if name in (claims or {})}:
+            used["Claims"] = claimed
+            warnings = [f"{Path(weights).name} claims to be made of weights of bundle {claimed.get('bundle')} (sha256 "
+                        f"{claimed.get('weights_sha256')}): nothing here shows that"]  # fmt: skip
     elif degradation is None:
         warnings = [f"bundle {folder.name} does not state what degradation its weights were trained for: add "
                     "degradation to its configs/metadata.json"]  # fmt: skip
@@ -243,7 +251,7 @@ def read_sidecar(output: str | os.PathLike) -> dict[str, Any] | None:
 
 def _ours(path: Path) -> dict[str, Any] | None:
     try:
-        content = json.loads(path.read_text())
+        content = read_json(path)
         ours = content["GeneratedBy"][0]["Name"] == GENERATOR and all(isinstance(o, dict) for o in content["Outputs"])
     except (OSError, ValueError, TypeError, LookupError):
         return None

@@ -41,7 +41,10 @@ def intensity_range(volume: torch.Tensor, mode: str = "percentile") -> tuple[flo
     low, high = float(flat.min()), float(flat.max())
     if not np.isfinite([low, high]).all():
         bad = flat.size - int(np.isfinite(flat).sum())
-        raise ValueError(f"{bad} of {flat.size} voxels are NaN or infinite: replace them before super-resolution")
+        remedy = ", or give --nan-value, such as 0" if np.isnan(flat).any() else ""
+        raise ValueError(
+            f"{bad} of {flat.size} voxels are NaN or infinite: replace them before super-resolution{remedy}"
+        )
     if low == high:
         raise ValueError(f"every voxel is {low:g}: a constant volume holds nothing to super-resolve")
     if mode == "percentile":

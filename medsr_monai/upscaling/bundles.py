@@ -2,21 +2,34 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
+import pydoc
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import NoneType
 from typing import TYPE_CHECKING, Any
 
+from medsr_monai.atomic import read_json
+from medsr_monai.errors import reason_of
+
 if TYPE_CHECKING:
     import numpy as np
     import torch
+    from monai.bundle import ConfigParser
     from monai.data import MetaTensor
 
     from medsr_monai.data import DicomSeries
     from medsr_monai.inferers import InferencePlan
 
 DEFAULT_BUNDLE = "rdst_e"
+HARMLESS = (
+    *("medsr_monai.", "torch.nn.", "monai.data.", "monai.engines.", "monai.handlers.", "monai.inferers."),
+    *("monai.losses.", "monai.metrics.", "monai.networks.", "monai.transforms."),
+)
+"""Packages whose classes a bundle may name without being trusted."""
+RECIPES = "medsr_monai.recipes."
 PIPELINE = ("in_channels", "out_channels", "scale")
 """Arguments of a network that what is around it depends on."""
 
@@ -51,6 +64,91 @@ def choose_device(device: str, local_rank: int = 0) -> str:
     return device
 
 
+def read_inference(bundle: str | Path, trust_code: bool = False) -> ConfigParser:
+    """A bundle's inference.json, not yet parsed.
+
+    MONAI evaluates strings that begin with ``$`` as Python and calls what ``_target_`` names. Without ``trust_code``
+    nothing runs but what installed bundles run: each expression has to be one of theirs, each target one of theirs or
+    a class that does no more than a network or a transform does.
+
+    Args:
+        bundle: name or folder.
+        trust_code: take anything.
+
+    Raises:
+        FileNotFoundError: there is no such bundle.
+        ValueError: the file is damaged, or would run other code.
+    """
+    from monai.bundle import ConfigParser
+
+    file = bundle_folder(str(bundle)) / "configs" / "inference.json"
+    parser = ConfigParser()
+    read_json(file, "the configuration of a bundle")  # with bounds, which MONAI's reader has not
+    try:
+        parser.read_config(file)
+        unknown = None if trust_code else next(_foreign_code(parser), None)
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{file}: no configuration of a bundle, or a damaged one: {reason_of(error)}") from error
+    if unknown is not None:
+        raise ValueError(
+            f"{file}: holds code that no installed bundle has ({unknown}): read it, and add --trust-code to run it"
+        )
+    return parser
+
+
+@functools.cache
+def _installed_code() -> tuple[frozenset[str], frozenset[str]]:
+    """The expressions and the targets of the inference.json of all installed bundles."""
+    expressions, targets = set(), set()
+    for folder in bundle_folders().values():
+        for _, value in _items(read_json(folder / "configs" / "inference.json")):
+            if isinstance(value, dict):
+                targets |= {value["_target_"]} if "_target_" in value else set()
+            elif isinstance(value, str) and value.startswith("$"):
+                expressions.add(value)
+    return frozenset(expressions), frozenset(targets)
+
+
+def _items(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """All that a configuration holds, with its id."""
+    yield name, value
+    parts = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, part in parts:
+        yield from _items(part, f"{name}#{key}".lstrip("#"))
+
+
+def _foreign_code(parser: ConfigParser) -> Iterator[str]:
+    """What of a configuration would run code that installed bundles do not, in words."""
+    expressions, targets = _installed_code()
+    for name, value in _items(parser.get()):
+        if isinstance(value, str) and value.startswith(("$", "%")) and value not in expressions:  # % takes other files
+            yield f"{name} is {value[:80]!r}"
+        if isinstance(value, dict) and "_target_" in value:
+            if not (value["_target_"] in targets or _is_harmless(value["_target_"], parser)):
+                yield f"_target_ of {name} is {str(value['_target_'])[:80]!r}"
+            if value.get("trust_code", False) is not False:
+                yield f"trust_code of {name} is {value['trust_code']!r}"
+
+
+def _is_harmless(target: Any, parser: ConfigParser) -> bool:
+    """Whether a target is a class of MONAI, torch or this package that only computes, or one of our recipes."""
+    from monai.bundle import ConfigComponent
+
+    if not isinstance(target, str):
+        return False
+    path = ConfigComponent({"_target_": target}, locator=parser.locator).resolve_module_name()
+    if not path.startswith(HARMLESS):  # before anything is imported
+        return False
+    found = pydoc.locate(path)
+    module = f"{getattr(found, '__module__', '')}."
+    return module == RECIPES or (inspect.isclass(found) and module.startswith(HARMLESS))
+
+
+def _literal(path: str | Path) -> str:
+    """A path that a configuration takes as it is, also where its name begins like an expression."""
+    return f"./{path}" if str(path).startswith(("$", "@", "%")) else str(path)
+
+
 class BundleRunner:
     """A bundle's inference pipeline on single volumes: configuration parsed and weights loaded once.
 
@@ -60,19 +158,24 @@ class BundleRunner:
             network gets the arguments that another file states, such as a converted one of the authors, but for its
             channels and scale.
         trained: load weights; without them the network's grid, memory and time are the same.
+        trust_code: run what else than installed bundles' code the bundle holds, and TorchScript.
         overrides: ids of the bundle's inference.json and their values.
     """
 
-    def __init__(self, bundle: str, weights: str | None = None, trained: bool = True, **overrides: Any) -> None:
+    def __init__(
+        self,
+        bundle: str,
+        weights: str | None = None,
+        trained: bool = True,
+        trust_code: bool = False,
+        **overrides: Any,
+    ) -> None:
         folder = self.folder = bundle_folder(bundle)
         if weights is not None and not Path(weights).is_file():
             raise FileNotFoundError(f"{weights}: no such weights file")
-        from monai.bundle import ConfigParser
-
         from medsr_monai.exchange.run import is_exported
 
-        self.parser = ConfigParser()
-        self.parser.read_config(folder / "configs" / "inference.json")
+        self.parser = read_inference(bundle, trust_code)
         if "scale" not in self.parser:
             raise ValueError(
                 f"bundle {bundle} does not super-resolve: run it as its docs/README.md says, with monai.bundle"
@@ -82,8 +185,12 @@ class BundleRunner:
                 raise ValueError(f"bundle {bundle} has no option --{name.replace('_', '-')}: {self._use()}")
         exported = weights is not None and is_exported(weights)
         if exported:
-            target = {"_target_": "medsr_monai.exchange.run.ExportedNetwork", "path": weights, "scale": "@scale"}
-            overrides["network_def"] = target
+            overrides["network_def"] = {
+                "_target_": "medsr_monai.exchange.run.ExportedNetwork",
+                "path": _literal(weights),
+                "scale": "@scale",
+                "trust_code": trust_code,
+            }
         found = None
         if weights is not None and not exported:
             from medsr_monai.weights.load import read_weights
@@ -93,7 +200,7 @@ class BundleRunner:
         if not trained and "network_def#truncation" in self.parser:
             overrides["network_def#truncation"] = "none"  # its centroids come with trained weights only
         progress = {"inferer#progress": sys.stderr.isatty()}
-        self.parser.update({"bundle_root": str(folder), "output_dir": None} | progress | overrides)
+        self.parser.update({"bundle_root": _literal(folder), "output_dir": None} | progress | overrides)
         self.parser.parse()
         self.weights = (weights or self["weights"]) if trained else None
         self.network = self["network"].eval()
@@ -111,9 +218,7 @@ class BundleRunner:
 
     def _stated_arguments(self, file: Path, content: Mapping) -> dict[str, Any]:
         """Ids of the network's arguments, of a weights file; none if it is of another class, which loading refuses."""
-        import torch
-
-        from medsr_monai.networks import build_network
+        from medsr_monai.networks.arguments import check_size
 
         stated = content["network"]
         if not isinstance(stated, dict) or stated.get("_target_") != self.parser["network_def"]["_target_"]:
@@ -125,10 +230,9 @@ class BundleRunner:
             if not all(isinstance(v, (bool, int, float, NoneType)) or str(v).isidentifier() for v in words):
                 raise ValueError(f"{file}: {name} is {value!r}: expected a number, a name or a list of them")
         try:
-            with torch.device("meta"):
-                build_network(stated)
+            check_size(stated, content["model"])
         except (AttributeError, TypeError, ValueError) as error:
-            raise ValueError(f"{file}: {' '.join(str(error).split())}") from error
+            raise ValueError(f"{file}: {reason_of(error)}") from error
         return {f"network_def#{name}": value for name, value in arguments.items()}
 
     def _use(self) -> str:

@@ -11,7 +11,7 @@ import torch
 from monai.data import MetaTensor
 from monai.utils import SpaceKeys
 
-from medsr_monai.data import LoadVolumed, NiftiWriter, check_grid, check_image, check_values, image_affine
+from medsr_monai.data import LoadVolumed, NiftiWriter, check_grid, check_image, check_values, image_affine, replace_nan
 from medsr_monai.errors import MedsrError, naming
 
 if TYPE_CHECKING:
@@ -26,7 +26,12 @@ NAME = "the volume"
 
 
 def to_volume(
-    volume: Volume, frame: int | None = None, *, pictures: bool = False, label_maps: bool = False
+    volume: Volume,
+    frame: int | None = None,
+    *,
+    pictures: bool = False,
+    label_maps: bool = False,
+    nan_value: float | None = None,
 ) -> MetaTensor:
     """A volume of any kind as a ``MetaTensor`` [1, X, Y, Z], float32, on the CPU, with its affine in RAS millimetres.
 
@@ -43,6 +48,7 @@ def to_volume(
         frame: of a path or nibabel image with four axes, counted from 0.
         pictures: read the paths of pictures too, as volumes [C, X, Y, 1].
         label_maps: take label maps too, which are refused otherwise.
+        nan_value: what takes the place of NaN; None leaves it.
 
     Raises:
         MedsrError: one line: another kind, no 3D volume, or a geometry that no scan has.
@@ -50,7 +56,8 @@ def to_volume(
     name = name_of(volume)
     with naming(name):
         if isinstance(volume, (str, os.PathLike)):
-            return LoadVolumed("image", frame=frame, pictures=pictures, label_maps=label_maps).load(volume)
+            kinds = {"pictures": pictures, "label_maps": label_maps}
+            return LoadVolumed("image", frame=frame, nan_value=nan_value, **kinds).load(volume)
         if isinstance(volume, nibabel.spatialimages.SpatialImage):
             made = _of_image(volume, frame, name)
         elif frame not in (None, 0):
@@ -67,6 +74,8 @@ def to_volume(
             raise MedsrError(
                 f"it is of type {kind}, expected a path, a nibabel image, a MetaTensor or a pair (array, affine)"
             )
+        if nan_value is not None:
+            replace_nan(name, made[0].numpy(), nan_value)
         if not label_maps:
             check_values(name, made[0].numpy(), getattr(volume, "header", None))
         return made

@@ -16,7 +16,7 @@ from medsr_monai.errors import naming
 from medsr_monai.records.sidecar import read_sidecar
 from medsr_monai.upscaling.quality import RESEARCH_USE, quality_path
 
-__all__ = ["INDEX_NAME", "PageRow", "check_index", "check_page", "write_index", "write_page"]
+__all__ = ["INDEX_NAME", "PageRow", "check_index", "write_index", "write_page"]
 
 INDEX_NAME = "index.html"
 PICTURE_WIDTH = 1000
@@ -217,16 +217,7 @@ def _embedded(row: PageRow) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def check_page(folder: str | os.PathLike, overwrite: bool) -> None:
-    """Refuse a folder of outputs in which the page would replace another file."""
-    check_index(Path(folder) / INDEX_NAME, overwrite)
-
-
-def write_page(
-    folder: str | os.PathLike,
-    rows: Sequence[Mapping[str, Any]],
-    note: str,
-) -> Path:
+def write_page(folder: str | os.PathLike, rows: Sequence[Mapping[str, Any]], note: str) -> Path:
     """Write a cohort's page, ``index.html``, with every picture that is beside an output.
 
     Args:

@@ -74,18 +74,22 @@ class TrainedOn:
 
     Attributes:
         data: the record; None where nothing is known.
-        sentence: what is known, for a log line.
+        claimed: whether only the file of an exported network says so.
+        sentence: what is known, or claimed, for a log line.
     """
 
     def __init__(self, runner: BundleRunner, weights: Mapping[str, Any] | None) -> None:
         self.name = Path(runner.folder).resolve().name
         self.data: TrainingData | None = None
+        self.claimed = False
         if weights is not None:
             self.data = find_training_data(runner.folder, runner.weights, weights["SHA256"])
         recorded = (runner.exported or {}).get("training_data")
         if self.data is None and recorded is not None:
             self.data = TrainingData.from_content(recorded, runner.weights, "export the network again")
-        self.sentence = f"{self.name}: {UNKNOWN if self.data is None else self.data.sentence}"
+            self.claimed = True
+        known = UNKNOWN if self.data is None else self.data.sentence
+        self.sentence = f"{self.name}: {f'{Path(runner.weights).name} claims: ' if self.claimed else ''}{known}"
 
     def record(self) -> dict[str, Any] | None:
         """For a sidecar: what is known, without the figures of its intensities; None if that is nothing."""
@@ -103,12 +107,13 @@ class TrainedOn:
             }
             for group in self.data.groups
         ]
-        return {"Description": self.sentence, "Data": groups}
+        return {"Description": self.sentence, "Claimed": self.claimed, "Data": groups}
 
     def warn(self, image: MetaTensor, plan: InferencePlan, case: Case | None = None) -> None:
         """Log a warning a line of how an input differs from the training data, see :meth:`differences`."""
         for line in self.differences(image, plan, case):
-            logger.warning("unlike what %s was trained on: %s", self.name, line)
+            was = "claims to be trained on" if self.claimed else "was trained on"
+            logger.warning("unlike what %s %s: %s", self.name, was, line)
 
     def differences(self, image: MetaTensor, plan: InferencePlan, case: Case | None = None) -> list[str]:
         """How an input differs from the training data, one line each; none where nothing is known of these.

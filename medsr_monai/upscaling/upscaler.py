@@ -16,7 +16,8 @@ import torch
 from monai.data import MetaTensor
 
 from medsr_monai.data import check_format, describe_volume, save_dicom_slices, write_voxels
-from medsr_monai.errors import ERRORS, MedsrError, naming, reason_of
+from medsr_monai.data.dicom.slices import limit_unpacking
+from medsr_monai.errors import naming
 from medsr_monai.inferers.fast_network import chosen_precision
 from medsr_monai.inferers.plane import AUTO, UNKNOWN
 from medsr_monai.metrics.report import json_values
@@ -67,6 +68,7 @@ class Options:
             :func:`medsr_monai.transforms.parse_point_spread`; auto finds it in the header and in the volume, see
             :mod:`medsr_monai.upscaling.point_spread`. For networks that are not told auto does nothing.
         frame: of a 4D volume, counted from 0.
+        nan_value: what takes the place of NaN, as registrations leave it outside of the scan; None refuses NaN.
         slice_batch: slices computed at a time; auto is 4 on a CPU, on CUDA as many as fit into its free memory.
         precision: float32, bfloat16, float16 or auto, which is float32 on a CPU and float16 on CUDA.
         compile: compile the network (torch.compile).
@@ -76,6 +78,7 @@ class Options:
         consistency_bound: for the RMS of this difference, in parts of the input's intensity range; None for 0.001.
         noise: standard deviation of the input's noise in its units, where it is known; None estimates it.
         pictures: read a single DICOM image as a 2D picture; False as a volume of one slice.
+        trust_code: run TorchScript, and bundles whose configuration holds code that no installed bundle has.
 
     Raises:
         ValueError, FileNotFoundError: an option that is wrong, before anything is loaded; one line.
@@ -91,6 +94,7 @@ class Options:
     force: bool = False
     psf: str = AUTO
     frame: int | None = None
+    nan_value: float | None = None
     slice_batch: int | str = "auto"
     precision: str = "auto"
     compile: bool = False
@@ -100,6 +104,7 @@ class Options:
     consistency_bound: float | None = None
     noise: float | None = None
     pictures: bool = True
+    trust_code: bool = False
 
     def __post_init__(self) -> None:
         bundle_folder(self.bundle)
@@ -142,6 +147,7 @@ class Options:
             "compile": (self.compile, False),
             "inferer#roi_size": (None if self.tile is None else [self.tile, self.tile], None),
             "preprocessing#pictures": (self.pictures, True),
+            "preprocessing#nan_value": (self.nan_value, None),
         }
         options = {"frame": self.frame} | {name: value for name, (value, default) in given.items() if value != default}
         chosen = chosen_precision(self.precision, device)
@@ -187,31 +193,34 @@ class Upscaler(Options):
     shows_progress: bool = False
 
     def __post_init__(self) -> None:
-        with _one_line():
+        with naming():
             super().__post_init__()
             self._load()
 
     def _load(self) -> None:
         device = choose_device(self.device, self.local_rank)
+        limit = None if self.max_memory is None else parse_size(self.max_memory)
+        limit_unpacking(limit)
         batch = SLICE_BATCH if self.slice_batch == "auto" else int(self.slice_batch)
         fixed = {
             "sw_batch_size": batch,
             "device": f"$torch.device('{device}')",
             "inferer#progress": self.shows_progress,
         }
-        self.runner = BundleRunner(self.bundle, self.weights, **self.overrides(device), **fixed)
+        options = self.overrides(device) | fixed
+        options = self.overrides(device) | fixed
+        self.runner = BundleRunner(self.bundle, self.weights, trust_code=self.trust_code, **options)
         self.inferer = self.runner["inferer"]
         self.memory = Memory(
             self.runner,
-            None if self.max_memory is None else parse_size(self.max_memory),
+            limit,
             automatic=self.slice_batch == "auto" and device.startswith("cuda"),
             picture=self.draws,
             enforced=self.bound is not None,
             dicom=self.dicom,
         )
         self.inferer.prepare(self.runner.network, self.runner["device"])
-        made_of = (self.runner.exported or {}).get("weights_sha256")
-        bundle, self.warnings = bundle_record(self.runner.folder, self.runner.weights, made_of)
+        bundle, self.warnings = bundle_record(self.runner.folder, self.runner.weights, self.runner.exported)
         self.trained_on = TrainedOn(self.runner, bundle["Weights"])
         self.identity = {
             "GeneratedBy": [{"Name": "medsr_monai", "Version": versions()["medsr_monai"], "Command": "upscale"}],
@@ -242,13 +251,14 @@ class Upscaler(Options):
         Raises:
             MedsrError: what cannot be super-resolved rightly; one line.
         """
-        with _one_line(), self._lock:
+        with naming(), self._lock:
             if self.max_memory is not None:
-                raise ValueError("max_memory is for files, which are made slab by slab: use write, or leave it out")
+                raise ValueError("max_memory is for files, which medsr upscale makes slab by slab: leave it out")
             lap = Laps()
             case = Case(os.fspath(volume), Path()) if isinstance(volume, (str, os.PathLike)) else None
             with naming(NAME if case is None else case.source), Warnings(self.warnings) as warnings:
-                image = to_volume(volume, self.frame if frame is None else frame, pictures=self.pictures)
+                chosen = self.frame if frame is None else frame
+                image = to_volume(volume, chosen, pictures=self.pictures, nan_value=self.nan_value)
                 inputs = [_digest(image) if case is None else source_record(case.source, case.files)]
                 item = self.runner.read(image)
                 lap("Reading")
@@ -421,14 +431,3 @@ def _digest(image: MetaTensor) -> dict[str, Any]:
 def _tile(roi_size: Sequence[int]) -> list[int] | None:
     """Side lengths of tiles; None for whole slices."""
     return None if min(roi_size) < 1 else [int(n) for n in roi_size]
-
-
-@contextlib.contextmanager
-def _one_line() -> Iterator[None]:
-    """Whatever a caller can mend becomes a `MedsrError` with the one line that the command prints."""
-    try:
-        yield
-    except MedsrError:
-        raise
-    except ERRORS as error:
-        raise MedsrError(reason_of(error)) from error

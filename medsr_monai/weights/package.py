@@ -9,6 +9,7 @@ import io
 import json
 import logging
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -16,11 +17,12 @@ import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from medsr_monai import __version__
-from medsr_monai.atomic import check_output, written_atomically
+from medsr_monai.atomic import check_output, read_json, written_atomically
 from medsr_monai.weights.fetch import fetch_file
-from medsr_monai.weights.stated import LARGE_FILES, MAIN_WEIGHTS, StatedFile, examine, stated_files
+from medsr_monai.weights.stated import LARGE_FILES, MAIN_WEIGHTS, METADATA, StatedFile, examine, stated_files
 from medsr_monai.weights.vendoring import (
     PACKAGE,
     SCRIPTS,
@@ -29,6 +31,9 @@ from medsr_monai.weights.vendoring import (
     renamed_config,
     renamed_source,
 )
+
+if TYPE_CHECKING:
+    import torch
 
 __all__ = ["Packed", "write_package"]
 
@@ -73,6 +78,7 @@ def write_package(
     *,
     thin: bool = False,
     weights: str | os.PathLike | None = None,
+    network: torch.nn.Module | None = None,
     replaced: Mapping[str, bytes | None] | None = None,
     keep_large_files: bool = False,
     black: bool = False,
@@ -84,7 +90,8 @@ def write_package(
         folder: of the bundle.
         output: folder, made if missing.
         thin: leave the code out.
-        weights: other weights than the bundle's models/model.pt; they have to fit its inference.json.
+        weights: other weights than the bundle's models/model.pt.
+        network: of the bundle's inference.json, which these have to fit.
         replaced: files of the bundle by their paths in it: their contents in the package, None to leave one out.
         keep_large_files: leave out the files that large_files.yml lists and keep the list.
         black: format the code with isort and black.
@@ -93,14 +100,18 @@ def write_package(
     Raises:
         FileNotFoundError, FileExistsError, ValueError: one line.
     """
-    metadata = json.loads((folder / "configs" / "metadata.json").read_text())
+    metadata = read_json(folder / METADATA, "a bundle's metadata")
+    if not isinstance(metadata.get("version"), str) or not re.fullmatch(r"\w[\w.+-]*", metadata["version"]):
+        raise ValueError(f"{folder / METADATA}: version is {metadata.get('version')!r}, expected one such as '0.1.0'")
     name = folder.resolve().name
     release = f"{name}_v{metadata['version']}"
     outputs = [Path(output) / f"{release}{suffix}" for suffix in (".zip", ".zip.sha256", ".json")]
     for path in outputs:
         check_output(path, overwrite)
     if weights is not None:
-        _check_fit(folder, weights)
+        from medsr_monai.weights.load import load_weights
+
+        load_weights(network, weights)
     files = _own_files(folder, keep_large_files) | _weights_files(folder, weights, keep_large_files)
     files = {path: content for path, content in (files | dict(replaced or {})).items() if content is not None}
     if thin:
@@ -180,18 +191,6 @@ def _stated_content(folder: Path, path: str, stated: StatedFile | None) -> bytes
         file = Path(temporary) / "file"
         fetch_file(folder, stated, file)
         return file.read_bytes()
-
-
-def _check_fit(folder: Path, weights: str | os.PathLike) -> None:
-    if not Path(weights).is_file():
-        raise FileNotFoundError(f"{weights}: no such weights file")
-    from monai.bundle import ConfigParser
-
-    from medsr_monai.weights.load import load_weights
-
-    parser = ConfigParser()
-    parser.read_config(folder / "configs" / "inference.json")
-    load_weights(parser.get_parsed_content("network_def"), weights)
 
 
 def _vendor(files: dict[str, bytes], name: str, metadata: dict, black: bool) -> None:

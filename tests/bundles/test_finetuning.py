@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import nibabel as nib
@@ -217,8 +216,8 @@ def test_a_missing_prior_is_named(files, tmp_path, overlay, option, message):
     assert "\n" not in str(causes[-1]) and not (tmp_path / "models").exists()
 
 
-def test_the_documented_command(files, tmp_path):
-    arguments = [sys.executable, "-m", "monai.bundle", "run", "training", "--config_file"]
+def test_the_documented_command(warm_python, files, tmp_path):
+    arguments = [warm_python, "-m", "monai.bundle", "run", "training", "--config_file"]
     arguments.append(str([str(CONFIGS / "train.json"), str(CONFIGS / "finetune_e1.json")]))
     for name, value in options(files, tmp_path, "finetune_e1", max_steps=1).items():
         arguments += [f"--{name}", str(value)]

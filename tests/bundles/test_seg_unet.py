@@ -3,7 +3,6 @@
 import csv
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import nibabel as nib
@@ -389,9 +388,9 @@ def test_labels_beyond_the_classes_are_refused(volumes, pictures, tmp_path):
     assert not (tmp_path / "models").exists()
 
 
-def test_the_documented_command(pictures, tmp_path):
+def test_the_documented_command(warm_python, pictures, tmp_path):
     """As the card has it, with a length by passes."""
-    arguments = [sys.executable, "-m", "monai.bundle", "run", "training", "--config_file", str(CONFIGS / "train.json")]
+    arguments = [warm_python, "-m", "monai.bundle", "run", "training", "--config_file", str(CONFIGS / "train.json")]
     settings = options(pictures, tmp_path, max_steps="$None", epochs=1, label_map="{'255': 1}")
     for name, value in (settings | {"subject_pattern": r"SC-[A-Z-]+\d+"}).items():
         arguments += [f"--{name}", str(value)]
@@ -401,10 +400,10 @@ def test_the_documented_command(pictures, tmp_path):
 
 
 @pytest.mark.slow
-def test_several_processes_validate_what_is_saved(volumes, tmp_path):
+def test_several_processes_validate_what_is_saved(warm_python, volumes, tmp_path):
     """Batch statistics differ between processes: the first one's are scored and written."""
     files = str([str(CONFIGS / f"{name}.json") for name in ("train", "multi_gpu_train")])
-    arguments = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m"]
+    arguments = [warm_python, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m"]
     arguments += ["monai.bundle", "run", "training", "--config_file", files]
     for name, value in options(volumes, tmp_path, batch_size=4, max_steps=4, learning_rate=2e-3).items():
         arguments += [f"--{name}", str(value)]

@@ -5,7 +5,6 @@ import json
 import math
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import nibabel as nib
@@ -56,9 +55,9 @@ def options(volumes, out, **more):
     }
 
 
-def command(volumes, out, overlays=(), launcher=("-m",), **more):
+def command(python, volumes, out, overlays=(), launcher=("-m",), **more):
     files = [str(CONFIGS / f"{name}.json") for name in ("train", *overlays)]
-    arguments = [sys.executable, *launcher, "monai.bundle", "run", "training", "--config_file", str(files)]
+    arguments = [python, *launcher, "monai.bundle", "run", "training", "--config_file", str(files)]
     for name, value in options(volumes, out, **more).items():
         arguments += [f"--{name}", str(value)]
     return arguments
@@ -101,16 +100,16 @@ def workflow(volumes, out, overlays=(), **more):
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(volumes, tmp_path_factory):
+def uninterrupted(warm_python, volumes, tmp_path_factory):
     out = tmp_path_factory.mktemp("uninterrupted")
-    run(command(volumes, out))
+    run(command(warm_python, volumes, out))
     return out
 
 
-def test_resume_after_kill_equals_an_uninterrupted_run(volumes, uninterrupted, tmp_path):
-    killed(command(volumes, tmp_path, launcher=("-c", KILLED.format(steps=7))))
+def test_resume_after_kill_equals_an_uninterrupted_run(warm_python, volumes, uninterrupted, tmp_path):
+    killed(command(warm_python, volumes, tmp_path, launcher=("-c", KILLED.format(steps=7))))
     assert state(tmp_path)["trainer"]["iteration"] == 5, "after the first epoch, in the second"
-    run(command(volumes, tmp_path, resume=True))
+    run(command(warm_python, volumes, tmp_path, resume=True))
     resumed, reference = state(tmp_path), state(uninterrupted)
     assert resumed["trainer"] == reference["trainer"] and resumed["best"] == reference["best"]
     for part in ("model", "ema"):
@@ -119,10 +118,10 @@ def test_resume_after_kill_equals_an_uninterrupted_run(volumes, uninterrupted, t
         assert_same(resumed["state"]["optimizer"]["state"][number], moments, rtol=0, atol=0)
 
 
-def test_two_processes_equal_one(volumes, uninterrupted, tmp_path):
+def test_two_processes_equal_one(warm_python, volumes, uninterrupted, tmp_path):
     """Each of two processes takes every second item of the batch that one process would take."""
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m")
-    run(command(volumes, tmp_path, ("multi_gpu_train",), launcher, batch_size=2))
+    run(command(warm_python, volumes, tmp_path, ("multi_gpu_train",), launcher, batch_size=2))
     pair, reference = state(tmp_path), state(uninterrupted)
     assert pair["trainer"]["iteration"] == reference["trainer"]["iteration"]
     assert_same(pair["state"]["model"], reference["state"]["model"], rtol=1e-3, atol=2e-5)

@@ -3,7 +3,6 @@
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import nibabel as nib
@@ -72,9 +71,9 @@ def get(flow, name):
     return flow.parser.get_parsed_content(name)
 
 
-def command(volumes, out, overlays=(), launcher=("-m",), **more):
+def command(python, volumes, out, overlays=(), launcher=("-m",), **more):
     files = [str(CONFIGS / f"{name}.json") for name in ("train", *overlays)]
-    arguments = [sys.executable, *launcher, "monai.bundle", "run", "training", "--config_file", str(files)]
+    arguments = [python, *launcher, "monai.bundle", "run", "training", "--config_file", str(files)]
     for name, value in options(volumes, out, **more).items():
         arguments += [f"--{name}", str(value)]
     return arguments
@@ -118,8 +117,8 @@ def trained(volumes, tmp_path_factory):
     return out
 
 
-def test_resume_after_kill_equals_an_uninterrupted_run(volumes, trained, tmp_path):
-    killed(command(volumes, tmp_path, launcher=("-c", KILLED.format(steps=3 * LENGTH))))
+def test_resume_after_kill_equals_an_uninterrupted_run(warm_python, volumes, trained, tmp_path):
+    killed(command(warm_python, volumes, tmp_path, launcher=("-c", KILLED.format(steps=3 * LENGTH))))
     assert state(tmp_path)["trainer"]["iteration"] == LENGTH, "after the first epoch, in the second; of two optimizers"
     workflow(volumes, tmp_path, resume=True).run()
     resumed, reference = state(tmp_path), state(trained)
@@ -131,14 +130,14 @@ def test_resume_after_kill_equals_an_uninterrupted_run(volumes, trained, tmp_pat
             assert_same(resumed["state"][part]["state"][number], moments, rtol=0, atol=0)
 
 
-def test_two_processes_equal_one(volumes, trained, tmp_path):
+def test_two_processes_equal_one(warm_python, volumes, trained, tmp_path):
     """Each of two processes takes every second image of the batch that one process would take, and latent, and number.
 
     The discriminator compares images in groups of 4, which are the even and the odd ones of 8.
     """
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m")
     done = subprocess.run(
-        command(volumes, tmp_path, ("multi_gpu_train",), launcher, batch_size=4, **FLAT),
+        command(warm_python, volumes, tmp_path, ("multi_gpu_train",), launcher, batch_size=4, **FLAT),
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,

@@ -4,7 +4,6 @@ import csv
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -265,9 +264,9 @@ def test_an_item_without_its_label_map_is_refused(files, tmp_path):
     assert "image2: its item has no 'label'" in str(cause(options(files, tmp_path, **more)))
 
 
-def test_two_processes_equal_one(evaluated, files, tmp_path):
+def test_two_processes_equal_one(warm_python, evaluated, files, tmp_path):
     paths = [str(BUNDLES / "rdst_e" / "configs" / f"{name}.json") for name in ("train", "evaluate", "multi_gpu_train")]
-    arguments = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m"]
+    arguments = [warm_python, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m"]
     arguments += ["monai.bundle", "run", "evaluating", "--config_file", str(paths)]
     more = {"unet_path": str(files / "unet.pt"), "inception_path": str(files / "inception.pth")}
     for name, value in options(files, tmp_path, **more).items():

@@ -18,11 +18,11 @@ import torch
 from bundle_copies import amend, copy_bundle, save_weights
 from monai.bundle import ConfigParser, ConfigWorkflow
 
-from medsr_monai import cli
-from medsr_monai.exchange.run import ExportedNetwork
+from medsr_monai import Upscaler, cli
+from medsr_monai.exchange.run import ONNX_PREFIX, TORCHSCRIPT_RECORD, ExportedNetwork
 from medsr_monai.exchange.write import export_network
 from medsr_monai.networks import EDSR
-from medsr_monai.records.training_data import sentence
+from medsr_monai.records.training_data import TrainingData
 from medsr_monai.transforms import outer_corners
 
 ROOT = Path(__file__).parents[2]
@@ -33,6 +33,7 @@ onnx_tools = pytest.mark.skipif(
     reason="onnx, onnxscript and onnxruntime are not installed",
 )
 OVERLAID = ("inference", "inference_exported")
+TRUST = ("--trust-code",)
 FORMATS = [pytest.param("onnx", marks=onnx_tools), "ts"]
 
 
@@ -63,7 +64,9 @@ def place(tmp_path_factory):
     assert medsr("export", bundle, bundle / "models" / "model.ts") == 0
     if onnx_tools.args[0] is False:
         assert medsr("export", bundle, bundle / "models" / "model.onnx", "--format", "onnx") == 0
-    assert medsr("upscale", here / "volumes" / "a.nii.gz", here / "eager.nii.gz", "--bundle", bundle) == 0
+    assert (
+        medsr("upscale", here / "volumes" / "a.nii.gz", here / "eager.nii.gz", "--nopicture", "--bundle", bundle) == 0
+    )
     return here
 
 
@@ -108,8 +111,9 @@ def without_networks(place):
     for file in sorted(folder.glob("models/model.*")):
         if file.suffix == ".pt":
             continue
-        commands.append([*upscale, "--weights", file, "--output", place / f"upscale{file.suffix}.nii.gz"])
-        exported = [] if file.suffix == ".onnx" else ["--exported", file]
+        trust = [] if file.suffix == ".onnx" else ["--trust-code"]
+        commands.append([*upscale, "--weights", file, "--output", place / f"upscale{file.suffix}.nii.gz", *trust])
+        exported = ["--exported", file, "--trust_code", "true"] if trust else []
         commands.append([*run, *exported, "--output_dir", place / f"run{file.suffix}"])
     commands.append([*upscale, "--output", place / "never.nii.gz"])
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
@@ -118,9 +122,9 @@ def without_networks(place):
         [sys.executable, "-c", PROGRAM, line], env=environment, capture_output=True, text=True, timeout=300
     )
     codes = list(map(int, re.findall("ended with (.*)", done.stdout)))
-    assert codes == [0] * (len(commands) - 1), done.stdout[-2000:] + done.stderr[-2000:]
+    assert codes == [0] * (len(commands) - 1) + [1], done.stdout[-2000:] + done.stderr[-2000:]
     # the guard works: the bundle's own weights need the network's class
-    assert done.returncode == 1 and "medsr_monai.networks is imported" in done.stderr
+    assert done.returncode == 0 and "medsr_monai.networks is imported" in done.stderr
 
 
 @pytest.mark.parametrize("suffix", FORMATS)
@@ -159,7 +163,7 @@ def test_the_command_says_what_it_wrote(place, capfd):
         r"\(outputs up to 0\.\d+, images of 1x32x32, 2x37x29, 3x5x7, 1x2x33\)\n",
         line,
     ), line
-    information = ExportedNetwork(place / "again.ts").information
+    information = ExportedNetwork(place / "again.ts", trust_code=True).information
     assert information["bundle"] == "tiny" and information["precision"] == "float16"
     metadata = json.loads((place / "tiny" / "configs" / "metadata.json").read_text())
     assert information["bundle_version"] == metadata["version"]
@@ -174,39 +178,95 @@ def test_a_file_says_what_its_weights_were_trained_on(place, tmp_path, suffix):
     description = json.loads((ROOT / "bundles" / "rdst_e" / "docs" / "training_data.json").read_text())
     weights, volume = tmp_path / "w.pt", place / "volumes" / "a.nii.gz"
     shutil.copy(place / "tiny" / "models" / "model.pt", weights)
-    description.pop("weights_sha256")
+    description["weights_sha256"] = None
     beside, exported, out = tmp_path / "w.training_data.json", tmp_path / f"x.{suffix}", tmp_path / "out.nii.gz"
     beside.write_text(json.dumps(description))
     assert medsr("export", place / "tiny", exported, "--weights", weights) == 0
     beside.unlink()
-    assert ExportedNetwork(exported).information["training_data"] == description
-    assert medsr("upscale", volume, out, "--bundle", place / "tiny", "--weights", exported) == 0
+    assert ExportedNetwork(exported, trust_code=True).information["training_data"] == description
+    assert medsr("upscale", volume, out, "--nopicture", "--bundle", place / "tiny", "--weights", exported, *TRUST) == 0
     found = json.loads((tmp_path / "out.json").read_text())["TrainedOn"]
-    assert found["Description"] == f"tiny: {sentence(description)}" and found["Data"][0]["Modality"] == "MR"
+    known = TrainingData.from_content(description, "", "").sentence
+    assert found["Description"] == f"tiny: {exported.name} claims: {known}"
+    assert found["Claimed"] and found["Data"][0]["Modality"] == "MR"
 
 
-def test_an_export_of_published_weights_is_known_to_be_that(place, tmp_path, caplog):
-    """The sidecar has their degradation, nobody is warned; the file's own sum is another than the published one."""
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_what_a_file_says_of_itself_is_a_claim(place, tmp_path, caplog, suffix):
+    """Only its own sum, where the bundle states it, makes a file published weights."""
     bundle = shutil.copytree(place / "tiny", tmp_path / "tiny")
+    exported = bundle / "models" / f"model.{suffix}"
     metadata = json.loads((bundle / "configs" / "metadata.json").read_text())
     published = hashlib.sha256((bundle / "models" / "model.pt").read_bytes()).hexdigest()
-    for digest, known in ((published, True), ("0" * 64, False)):
+    files = [{"path": "models/model.pt", "sha256": published}]
+    own = {"path": f"models/model.{suffix}", "sha256": hashlib.sha256(exported.read_bytes()).hexdigest()}
+    for stated, known in ((files, False), ([*files, own], True)):
         caplog.clear()
-        metadata["weights"] = [{"path": "models/model.pt", "sha256": digest}]
-        (bundle / "configs" / "metadata.json").write_text(json.dumps(metadata))
-        arguments = ("--bundle", bundle, "--weights", bundle / "models" / "model.ts", "--overwrite")
+        (bundle / "configs" / "metadata.json").write_text(json.dumps(metadata | {"weights": stated}))
+        arguments = ("--bundle", bundle, "--weights", exported, "--overwrite", *TRUST)
         assert medsr("upscale", place / "volumes" / "a.nii.gz", tmp_path / "out.nii.gz", *arguments) == 0
-        found = json.loads((tmp_path / "out.json").read_text())["Bundle"]["Degradation"]
-        assert found == (metadata["degradation"] if known else None)
-        assert ("model.ts are not the weights of bundle tiny" in caplog.text) != known
+        found = json.loads((tmp_path / "out.json").read_text())["Bundle"]
+        assert found["Degradation"] == (metadata["degradation"] if known else None)
+        claimed = f"model.{suffix} claims to be made of weights of bundle tiny (sha256 {published})"
+        assert (claimed in caplog.text) != known
+        assert found["Weights"].get("Claims", {}).get("weights_sha256") == (None if known else published)
+
+
+@pytest.mark.parametrize("command", ["upscale", "compare", "python"])
+def test_torchscript_runs_only_where_it_is_trusted(place, tmp_path, capfd, monkeypatch, command):
+    """It can write files: of the shared case, or made here, the file is as it was."""
+    monkeypatch.chdir(tmp_path)
+
+    class Writes(torch.nn.Module):
+        def forward(self, x):
+            written = torch.from_file("victim.txt", True, 8, dtype=torch.uint8).fill_(65)
+            return 0.0 * written.float().sum() + torch.repeat_interleave(torch.repeat_interleave(x, 4, 2), 4, 3)
+
+    Path("victim.txt").write_text("kept kept")
+    evil, volume = tmp_path / "evil.ts", place / "volumes" / "a.nii.gz"
+    torch.jit.script(Writes()).save(evil)
+    if command == "python":
+        with pytest.raises(ValueError, match=r"TorchScript is code.*--trust-code"):
+            Upscaler(str(place / "tiny"), weights=str(evil))
+        Upscaler(str(place / "tiny"), weights=str(evil), trust_code=True)
+        return
+    words = {
+        "upscale": ("upscale", volume, tmp_path / "x.nii.gz", "--bundle", place / "tiny", "--weights", evil),
+        "compare": ("compare", volume, tmp_path / "c", "--bundles", f"{place / 'tiny'}={evil}", "--border", "0"),
+    }[command]
+    assert medsr(*words) == 1
+    error = capfd.readouterr().err
+    assert "evil.ts: TorchScript is code" in error and "--trust-code" in error and error.count("\n") == 1, error
+    assert Path("victim.txt").read_text() == "kept kept"
+    medsr(*words, "--trust-code")
+    assert Path("victim.txt").read_text() == "A" * 8 + "t"
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_a_damaged_record_is_one_line(place, tmp_path, suffix):
+    """No JSON, lists for dictionaries, numbers of a size that no network has, and nesting without end."""
+    for name, text in (("network", "[1]"), ("scale", "7"), ("scale", '[0, "a"]'), ("network", '{"psf_channels": 1e9}'),
+                       ("scale", "[" * 100_000), ("network", "{")):  # fmt: skip
+        path = tmp_path / f"w.{suffix}"
+        if suffix == "ts":
+            network = torch.jit.load(place / "tiny" / "models" / "model.ts")
+            network.save(path, _extra_files={TORCHSCRIPT_RECORD: f'{{"{name}": {text}}}'})
+        else:
+            import onnx
+
+            model = onnx.load(place / "tiny" / "models" / "model.onnx")
+            del model.metadata_props[:]
+            onnx.helper.set_model_props(model, {f"{ONNX_PREFIX}{name}": text})
+            onnx.save(model, path)
+        with pytest.raises(ValueError, match=r"w\.\w+: its record is damaged .*: export the network again"):
+            ExportedNetwork(path, trust_code=True)
 
 
 def test_a_record_that_is_no_description_is_refused(place, capfd, tmp_path):
     network, out = EDSR(1, 1, 4, channels=8, num_blocks=1), tmp_path / "out.nii.gz"
     export_network(network, tmp_path / "w.ts", "torchscript", information={"training_data": {"groups": [{}]}})
-    code = medsr(
-        "upscale", place / "volumes" / "a.nii.gz", out, "--bundle", place / "tiny", "--weights", tmp_path / "w.ts"
-    )
+    options = ("--bundle", place / "tiny", "--weights", tmp_path / "w.ts", *TRUST)
+    code = medsr("upscale", place / "volumes" / "a.nii.gz", out, *options)
     assert code == 1 and not out.exists()
     assert re.fullmatch(
         r"medsr: error: \S*w\.ts: no description of training data, export the network again\n", capfd.readouterr().err
@@ -261,14 +321,14 @@ def test_a_file_that_does_not_fit_is_refused(place, capfd, tmp_path, suffix):
     }
     for path, reason in wrong.items():
         out = tmp_path / "out.nii.gz"
-        assert medsr("upscale", volume, out, "--bundle", place / "tiny", "--weights", path) == 1
+        assert medsr("upscale", volume, out, "--bundle", place / "tiny", "--weights", path, *TRUST) == 1
         error = capfd.readouterr().err
         assert reason in error and path.name in error and error.count("\n") == 1, error
         assert not out.exists()
     with pytest.raises(ValueError, match=r"a network of scale \[4, 4\], expected \[1, 4\]"):
-        ExportedNetwork(good, [1, 4])
+        ExportedNetwork(good, [1, 4], trust_code=True)
     with pytest.raises(ValueError, match="takes images of 1 channels, got 3"):
-        ExportedNetwork(good)(torch.rand(1, 3, 8, 8))
+        ExportedNetwork(good, trust_code=True)(torch.rand(1, 3, 8, 8))
     with pytest.raises(ValueError, match="expected an exported network"):
         ExportedNetwork(place / "tiny" / "models" / "model.pt")
     with pytest.raises(FileNotFoundError, match="no such exported network"):
@@ -279,11 +339,11 @@ def test_torchscript_that_others_wrote_is_checked_by_its_output(place, tmp_path)
     network = EDSR(1, 1, 2, channels=8, num_blocks=1).eval()
     torch.jit.script(network).save(tmp_path / "other.ts")
     x = torch.rand(1, 1, 5, 7)
-    assert ExportedNetwork(tmp_path / "other.ts").information == {}
+    assert ExportedNetwork(tmp_path / "other.ts", trust_code=True).information == {}
     with torch.no_grad():
-        torch.testing.assert_close(ExportedNetwork(tmp_path / "other.ts", 2)(x), network(x))
+        torch.testing.assert_close(ExportedNetwork(tmp_path / "other.ts", 2, trust_code=True)(x), network(x))
         with pytest.raises(ValueError, match=r"made \[10, 14\] pixels of \[5, 7\], expected \[20, 28\]"):
-            ExportedNetwork(tmp_path / "other.ts", 4)(x)
+            ExportedNetwork(tmp_path / "other.ts", 4, trust_code=True)(x)
 
 
 def test_every_super_resolution_bundle_has_the_overlays():
@@ -302,6 +362,11 @@ def test_overlay_for_exported_networks(bundle, place):
     assert parser.get_parsed_content("exported") == str(bundle / "models" / "model.onnx")
     parser["scale"] = 4
     parser["exported"] = str(place / "tiny" / "models" / "model.ts")
+    parser.parse(reset=True)
+    with pytest.raises(RuntimeError) as raised:
+        parser.get_parsed_content("network")
+    assert "TorchScript is code" in str(raised.value.__cause__)
+    parser["trust_code"] = "true"  # as MONAI's command line gives it
     parser.parse(reset=True)
     assert isinstance(parser.get_parsed_content("network"), ExportedNetwork)
     assert [type(h).__name__ for h in parser.get_parsed_content("handlers")] == ["StatsHandler"]

@@ -5,7 +5,7 @@ import os
 import nibabel
 import numpy as np
 import pytest
-from made_volumes import AFFINE, save, values
+from made_volumes import AFFINE, save, save_study, values
 
 from medsr_monai.data import (
     LoadVolumed,
@@ -126,7 +126,8 @@ def test_what_is_left_out_is_named_and_counted(tmp_path, caplog):
         "1 left out, a zip, give it itself: i.zip",
         "2 left out, pictures beside volumes: j.png, k.JPG",
         "1 left out, no regular file: l.nii",
-        "1 left out, DICOM beside other images, give its own folder: m.dcm",
+        "1 file of DICOM left out beside volumes of other kinds (): "
+        "give their own folder, or choose them with --series",
     ])  # fmt: skip
     assert relative(tmp_path, find_pictures(tmp_path)) == ["j.png", "k.JPG"]
 
@@ -137,3 +138,13 @@ def test_a_format_that_is_not_read_is_refused_with_what_to_do(tmp_path, name, re
     with pytest.raises(ValueError, match=rf"{name}: not a volume file, .*{remedy}"):
         LoadVolumed("image").load(tmp_path / name)
     assert not holds_volumes(tmp_path)
+
+
+def test_a_study_behind_a_link_is_read(tmp_path):
+    """Its folder holds nothing but a link to a folder of DICOM files."""
+    save_study(tmp_path / "real")
+    (tmp_path / "study").mkdir()
+    (tmp_path / "study" / "T1").symlink_to(tmp_path / "real")
+    assert list_volumes(tmp_path / "study") == [{"image": str(tmp_path / "study")}]
+    volumes = [LoadVolumed("image").load(tmp_path / name) for name in ("study", "real")]
+    assert volumes[0].shape == (1, 8, 6, 4) and (volumes[0] == volumes[1]).all()

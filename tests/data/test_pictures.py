@@ -2,6 +2,7 @@
 
 import io
 import json
+import struct
 
 import itk
 import numpy as np
@@ -9,7 +10,7 @@ import pydicom
 import pytest
 import tifffile
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.encaps import encapsulate
 from pydicom.uid import ExplicitVRLittleEndian, JPEGBaseline8Bit, SecondaryCaptureImageStorage, generate_uid
@@ -180,6 +181,103 @@ def test_palettes_and_alpha_channels(tmp_path):
     np.testing.assert_array_equal(pixels_of(load_picture(save(tmp_path / "la.png", grey))), PIXELS["grey"])
 
 
+@pytest.mark.parametrize("turned", range(1, 9))
+def test_all_orientations(tmp_path, turned):
+    pixels = random(6, 9)
+    exif = Image.Exif()
+    exif[274] = turned
+    Image.fromarray(pixels).save(tmp_path / "a.png", exif=exif)
+    with Image.open(tmp_path / "a.png") as picture:
+        expected = np.array(ImageOps.exif_transpose(picture))
+    np.testing.assert_array_equal(pixels_of(load_picture(tmp_path / "a.png")), expected)
+
+
+@pytest.mark.parametrize("suffix", [".bmp", ".gif", ".jp2", ".webp"])
+@pytest.mark.parametrize("kind", ["grey", "colour"])
+def test_other_formats_that_are_read(tmp_path, suffix, kind):
+    """Their pixels have no size that is worth anything; what is made of them is a PNG picture."""
+    pixels = PIXELS[kind] // 16 * 16 if suffix == ".gif" else PIXELS[kind]
+    options = {".webp": {"lossless": True, "quality": 100}, ".bmp": {"dpi": (96, 96)}}.get(suffix, {})
+    path = save(tmp_path / f"a{suffix}", pixels, **options)
+    assert is_picture(path) and find_pictures(tmp_path) == [str(path)] and output_suffix(path) == ".png"
+    volume = load_picture(path)
+    expected = np.stack([pixels] * 3, -1) if suffix == ".webp" and kind == "grey" else pixels  # WebP knows no grey
+    np.testing.assert_array_equal(pixels_of(volume), expected)
+    assert (volume.meta["picture"], volume.meta["picture_spacing"]) == ("uint8", "none")
+    write_picture(volume, tmp_path / "b.png")
+    np.testing.assert_array_equal(pixels_of(load_picture(tmp_path / "b.png")), expected)
+
+
+def test_jpeg2000_of_16_bits_of_grey(tmp_path):
+    path = save(tmp_path / "a.jp2", PIXELS["deep grey"])
+    np.testing.assert_array_equal(pixels_of(load_picture(path)), PIXELS["deep grey"])
+
+
+@pytest.mark.parametrize("suffix", [".gif", ".webp", ".mpo"])
+def test_the_first_of_several_images(tmp_path, suffix, caplog):
+    frames = [Image.fromarray(np.full((8, 8), 200 * (n == 0) + 10 * n, np.uint8)) for n in range(3)]
+    frames[0].save(tmp_path / f"a{suffix}", save_all=True, append_images=frames[1:])
+    assert np.abs(pixels_of(load_picture(tmp_path / f"a{suffix}")) - 200).max() < 3
+    assert f"a{suffix}: 3 images in one file, the first is read and the others are left out" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("kind", "density"), [(2, b"300\x02"), (2, b"inf\0"), (1, b"\0\1\2\3"), (4, bytes(4)), (5, b"\xff" * 4)]
+)
+def test_damaged_exif_leaves_the_size_of_pixels_unknown(tmp_path, kind, density):
+    """A resolution that is text, infinite, four numbers, nothing, or lies behind the end; an unknown orientation."""
+    count = 1 if kind in (4, 5) else 4
+    entries = [(274, 3, 1, b"\x4d\0\0\0"), (282, kind, count, density), (283, kind, count, density)]
+    exif = b"Exif\0\0II*\0\x08\0\0\0" + struct.pack("<H", len(entries) + 1)
+    exif += b"".join(struct.pack("<HHI4s", *entry) for entry in [*entries, (296, 3, 1, b"\2\0\0\0")]) + bytes(4)
+    picture = Image.fromarray(np.tile(np.arange(16, dtype=np.uint8), (16, 1)) * 4)
+    picture.save(tmp_path / "a.png", exif=exif)
+    picture.save(tmp_path / "a.jpg", exif=exif, quality=95)
+    for name in ("a.png", "a.jpg"):
+        volume = load_picture(tmp_path / name)
+        assert volume.meta["picture_spacing"] == "none" and np.abs(pixels_of(volume) - np.array(picture)).max() < 9
+
+
+@pytest.mark.parametrize("compression", ["zlib", None])
+@pytest.mark.parametrize("planar", ["contig", "separate"])
+def test_tiles_and_planes_of_16_bits_of_colour(tmp_path, compression, planar, capfd):
+    pixels = random(40, 50, 3, dtype=np.uint16)
+    layout = pixels if planar == "contig" else np.moveaxis(pixels, -1, 0)
+    for tile in (None, (16, 32)):
+        options = {"compression": compression, "planarconfig": planar, "tile": tile}
+        tifffile.imwrite(tmp_path / "a.tif", layout, photometric="rgb", **options)
+        volume = load_picture(tmp_path / "a.tif")
+        np.testing.assert_array_equal(pixels_of(volume), pixels)
+        assert volume.meta["picture"] == "uint16"
+    assert "Data loss" not in capfd.readouterr().err
+
+
+def test_tiles_that_no_library_reads(tmp_path, monkeypatch, capfd):
+    """LZW, for which tifffile needs another package, while ITK would give 8 bits."""
+    tifffile.imwrite(tmp_path / "a.tif", random(40, 50, 3, dtype=np.uint16), photometric="rgb", tile=(16, 16))
+
+    def lacks_codec(path):
+        raise ValueError("requires the 'imagecodecs' package")
+
+    monkeypatch.setattr(tifffile, "imread", lacks_codec)
+    with pytest.raises(ValueError, match=r"16 bits of colour in tiles .* save it uncompressed"):
+        load_picture(tmp_path / "a.tif")
+    assert "Data loss" not in capfd.readouterr().err
+
+
+def deep_jpeg2000(path, pixels, bits):
+    openjpeg = pytest.importorskip("openjpeg.utils", reason='needs pip install "medsr_monai[test]"')
+    space = 1 if pixels.ndim == 3 else 2
+    code = openjpeg.encode_array(pixels, bits_stored=bits, photometric_interpretation=space, codec_format=1)
+    path.write_bytes(code)
+
+
+def test_12_bits_of_jpeg2000(tmp_path):
+    pixels = random(64, 64, dtype=np.uint16) // 16
+    deep_jpeg2000(tmp_path / "a.jp2", pixels, 12)
+    np.testing.assert_array_equal(pixels_of(load_picture(tmp_path / "a.jp2")), pixels)
+
+
 def several_pages(path):
     tifffile.imwrite(path, random(3, 8, 8), photometric="minisblack")
 
@@ -191,7 +289,10 @@ def animation(path):
 
 REFUSED = {
     "cmyk.jpg": (lambda p: save(p, random(8, 8, 3), "CMYK"), r"format CMYK, expected grey or RGB of 8 or 16 bits"),
-    "bilevel.png": (lambda p: save(p, random(8, 8), "1"), r"format 1, expected grey or RGB"),
+    "bilevel.png": (lambda p: save(p, random(8, 8), "1"), r"1 bit a pixel, which is a mask or a drawing"),
+    "bilevel.tif": (lambda p: save(p, random(8, 8), "1", compression="group4"), r"1 bit a pixel"),
+    "deep_colour.jp2": (lambda p: deep_jpeg2000(p, random(64, 64, 3, dtype=np.uint16), 16), r"16 bits in the format"),
+    "clear.gif": (lambda p: save(p, random(8, 8, 4) // 128 * 128), r"has transparent pixels"),
     "rgba.png": (lambda p: save(p, random(8, 8, 4)), r"has transparent pixels: flatten it"),
     "key.png": (lambda p: save(p, random(8, 8), transparency=3), r"has transparent pixels: flatten it"),
     "deep_rgba.tif": (

@@ -1,16 +1,20 @@
 """Volumes on disk: what is refused and how, what is read."""
 
 import gzip
+import re
+import zipfile
 from pathlib import Path
 
 import nibabel
 import numpy as np
 import pytest
 import torch
-from made_volumes import AFFINE, patch, save, values
+from made_volumes import AFFINE, patch, save, save_study, values
 from monai.data import MetaTensor
 
 from medsr_monai.data import LoadVolumed, check_nifti
+from medsr_monai.errors import reason_of
+from medsr_monai.recipes import load_volume
 from medsr_monai.transforms import outer_corners, sharp_plane, spacing
 
 DATA = Path(__file__).parents[2].parent / "shared" / "data"
@@ -112,6 +116,27 @@ def test_a_changed_bit_of_a_compressed_file_never_passes(tmp_path, name, frames)
     assert refusals > 60
 
 
+def test_a_changed_bit_of_a_zip_never_passes(tmp_path):
+    """The checksum of each member is read."""
+    save_study(tmp_path / "study")
+    with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        for path in sorted((tmp_path / "study").iterdir()):
+            archive.write(path, path.name)
+    before = load(tmp_path / "a.zip")
+    assert before.shape == (1, 8, 6, 4)
+    refusals = 0
+    for changed in flips(tmp_path / "a.zip", 60):
+        (tmp_path / "a.zip").write_bytes(changed)
+        try:
+            volume = load(tmp_path / "a.zip")
+        except ValueError as error:
+            assert "\n" not in str(error)
+            refusals += 1
+        else:
+            assert torch.equal(volume, before)
+    assert refusals > 50
+
+
 @pytest.mark.parametrize("place", [-8, -1])
 def test_checksum_and_length_of_a_compressed_file(tmp_path, place):
     path = save(tmp_path / "a.nii.gz")
@@ -197,6 +222,43 @@ def test_forms_that_disagree(tmp_path):
     image.set_qform(moved, 0)
     nibabel.save(image, path)
     np.testing.assert_allclose(load(path).affine, AFFINE, atol=1e-5)
+
+
+@pytest.mark.parametrize(("qform", "sform", "legal"), [(1, 2, True), (1, 4, True), (2, 1, True), (2, 2, False)])
+def test_forms_of_two_spaces(tmp_path, qform, sform, legal, caplog):
+    """Where the scanner was and where a registration has moved it: the sform counts, as in nibabel and ANTs."""
+    path, moved = tmp_path / "a.nii", AFFINE.copy()
+    moved[:3, 3] += 20
+    image = nibabel.Nifti1Image(values(), None)
+    image.set_qform(AFFINE, qform)
+    image.set_sform(moved, sform)
+    nibabel.save(image, path)
+    if not legal:
+        refused(path, "qform and sform place the volume up to")
+        return
+    for _ in range(2):
+        np.testing.assert_allclose(load(path).affine, moved, atol=1e-4)
+    said = [record.getMessage() for record in caplog.records if "the sform is used" in record.getMessage()]
+    assert len(said) == 1 and said[0].startswith(f"{path}: qform (") and "34.6" in said[0]
+
+
+def test_a_background_of_nan(tmp_path, caplog):
+    data = values()
+    data[:3] = np.nan
+    path = save(tmp_path / "a.nii", data)
+    assert int(load(path).isnan().sum()) == 3 * 30
+    with pytest.raises(RuntimeError) as caught:  # MONAI's Compose wraps it
+        load_volume()({"image": path})
+    assert re.search("90 of 210 voxels are NaN .*, or give --nan-value, such as 0", reason_of(caught.value))
+    for value in (0, -1024.5):
+        np.testing.assert_array_equal(load(path, nan_value=value)[0], np.nan_to_num(data, nan=value))
+        assert f"{path}: 90 of 210 voxels were NaN and became {value:g}" in caplog.text
+    scaled = load_volume(nan_value=0)({"image": path})["image"]
+    assert scaled.isfinite().all() and float(scaled[0, 0].max()) == float(scaled[0, 0].min())
+    data[5, 5, 4] = np.inf
+    assert load(save(path, data), nan_value=0).isinf().sum() == 1
+    with pytest.raises(ValueError, match="nan_value is nan, expected a number such as 0"):
+        load(path, nan_value=float("nan"))
 
 
 def test_forms_that_differ_by_rounding(tmp_path):

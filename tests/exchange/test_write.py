@@ -101,7 +101,8 @@ def test_torchscript(name, tmp_path):
     network = small(name, scale=[1, 4])
     parity = export_network(network, tmp_path / "model.ts", "torchscript")
     assert parity.difference <= 1e-5 and parity.largest > 0.05
-    same(ExportedNetwork(tmp_path / "model.ts", [1, 4]), network, [(2, 1, 1), (1, 16, 8), (1, 31, 9)], 1e-5)
+    exported = ExportedNetwork(tmp_path / "model.ts", [1, 4], trust_code=True)
+    same(exported, network, [(2, 1, 1), (1, 16, 8), (1, 31, 9)], 1e-5)
 
 
 @pytest.mark.parametrize("name", cases([n for n in SMALL if n not in NO_ONNX], QUICK))
@@ -151,7 +152,7 @@ def test_float16_halves_the_file(format, tmp_path):
         path = tmp_path / f"{precision}{SUFFIXES[format]}"
         differences.append(export_network(network, path, format, precision=precision).difference)
         sizes.append(path.stat().st_size)
-        y = ExportedNetwork(path)(image(1, 1, 9, 12))
+        y = ExportedNetwork(path, trust_code=True)(image(1, 1, 9, 12))
         assert y.dtype == torch.float32 and y.shape == (1, 1, 36, 48)
     assert sizes[1] < 0.62 * sizes[0]
     assert differences[0] <= ROUNDING and 1e-6 < differences[1] < 2e-3
@@ -165,7 +166,7 @@ def test_the_file_says_what_it_is_and_not_where_it_was_made(format, tmp_path):
     network = small("EDSRLite", scale=[1, 4])
     path = tmp_path / f"model{SUFFIXES[format]}"
     export_network(network, path, format, information={"bundle": "name", "weights_sha256": "12e3"})
-    found = ExportedNetwork(path).information
+    found = ExportedNetwork(path, trust_code=True).information
     assert (
         found.items()
         >= {
@@ -250,6 +251,7 @@ def test_sizes_of_the_comparison():
         assert {batch for batch, _, _ in sizes} >= {1, 2}
 
 
+@pytest.mark.slow
 def test_onnx_of_the_shipped_weights(tmp_path):
     onnx_tools()
     network = load_network(ROOT / "bundles" / "rdst_e" / "models" / "model.pt")
@@ -267,7 +269,7 @@ def test_transmrsr_of_the_shipped_weights(format, tmp_path):
     network = load_network(weights)
     path = tmp_path / f"model{SUFFIXES[format]}"
     assert export_network(network, path, format).difference <= 1e-4
-    same(ExportedNetwork(path, 1), network, [(1, 64, 64), (1, 150, 90), (3, 20, 65)], 1e-4)
+    same(ExportedNetwork(path, 1, trust_code=True), network, [(1, 64, 64), (1, 150, 90), (3, 20, 65)], 1e-4)
 
 
 @pytest.mark.slow
@@ -306,4 +308,4 @@ def test_the_onnx_file_that_tensorrt_would_read(bundle, tmp_path):
     finally:
         for switch in ("flash", "mem_efficient", "cudnn"):
             getattr(torch.backends.cuda, f"enable_{switch}_sdp")(flash)
-    same(ExportedNetwork(path, 2), network, [(1, 32, 32), (4, 50, 35)], ROUNDING)
+    same(ExportedNetwork(path, 2, trust_code=True), network, [(1, 32, 32), (4, 50, 35)], ROUNDING)

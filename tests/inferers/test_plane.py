@@ -307,10 +307,10 @@ print(peak() - before, out.numel() * 4)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="VmHWM is Linux's")
-def test_peak_memory():
+def test_peak_memory(warm_python):
     """Output, input and a slice batch of 2; a second copy of the output, such as a count map, would be seen."""
     done = subprocess.run(
-        [sys.executable, "-c", MEMORY], capture_output=True, text=True, check=True, timeout=300, env=dict(os.environ)
+        [warm_python, "-c", MEMORY], capture_output=True, text=True, check=True, timeout=300, env=dict(os.environ)
     )
     rise, output = map(int, done.stdout.split())
     assert output == 512 * 60 * 640 * 4

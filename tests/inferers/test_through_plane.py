@@ -211,17 +211,17 @@ def test_a_named_axis_and_a_target():
 
 def test_what_it_says():
     image = volume(affine_of(turn=np.eye(3)))[0]
-    assert ThroughPlaneInferer().describe(image) == (
+    assert ThroughPlaneInferer().plan(image.affine, image.shape[1:]).sentence == (
         "thick axis inferior-superior (auto): 7 slices of 3.3 mm become 26 of 0.8885 mm, "
         "refined in sagittal and coronal slices"
     )
-    assert ThroughPlaneInferer("inferior-superior", 1.1, "coronal").describe(image) == (
+    assert ThroughPlaneInferer("inferior-superior", 1.1, "coronal").plan(image.affine, image.shape[1:]).sentence == (
         "thick axis inferior-superior: 7 slices of 3.3 mm become 21 of 1.1 mm, refined in coronal slices"
     )
     assert (
         ThroughPlaneInferer(refine="coronal", scale=[1, 4])
-        .describe(image)
-        .endswith("7 slices of 3.3 mm become 26 of 0.8885 mm, made x4 by the network in coronal slices")
+        .plan(image.affine, image.shape[1:])
+        .sentence.endswith("7 slices of 3.3 mm become 26 of 0.8885 mm, made x4 by the network in coronal slices")
     )
 
 
@@ -302,7 +302,7 @@ def test_volumes_without_thick_slices(edges, options, message):
     with pytest.raises(ValueError, match=message):
         ThroughPlaneInferer(**options)(image, never)
     with pytest.raises(ValueError, match=message):
-        ThroughPlaneInferer(**options).describe(image[0])
+        ThroughPlaneInferer(**options).plan(image.affine, image.shape[2:])
 
 
 def test_networks_of_another_scale_and_plain_tensors():

@@ -30,6 +30,7 @@ def test_counts_alone():
         benchmark_network(build, (1, 2, 5, 6), runs=0, mode="train")
 
 
+@pytest.mark.usefixtures("warm_spawn")
 def test_measured_in_a_process_of_its_own(tmp_path):
     held = np.ones(2**28)  # 2 GiB in this process, which must not be found in the network's peak
     row = benchmark_network(build, (3, 2, 5, 6), runs=2)

@@ -137,8 +137,10 @@ class PlainRDST(nn.Module):
         layers_per_block: int,
         global_feature_fusion: bool,
         bicubic_residual: bool,
+        psf_channels: int,
     ) -> None:
         super().__init__()
+        assert not psf_channels, "the paper's network is not told"
         self.scale, self.window, self.shift = scale, window_size, shift_size
         self.bicubic_residual = bicubic_residual
         self.head = nn.Conv2d(in_channels, embed_dim, 3, padding=1)

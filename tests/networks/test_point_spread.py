@@ -72,7 +72,7 @@ def test_exported_networks_are_told_too(told, tmp_path, suffix):
             nn.init.normal_(parameter, std=0.1)
     file = tmp_path / f"told.{suffix}"
     export_network(copy.deepcopy(told), file, "onnx" if suffix == "onnx" else "torchscript")
-    exported, x = ExportedNetwork(file), torch.rand(3, 1, 9, 7)
+    exported, x = ExportedNetwork(file, trust_code=True), torch.rand(3, 1, 9, 7)
     assert exported.psf_channels == 11
     with torch.no_grad():
         for psf in (None, BOX, torch.cat([GAUSSIAN, BOX, GAUSSIAN])):

@@ -202,7 +202,7 @@ def test_described_then_named_and_warned_of(medsr, bundle, tmp_path, caplog):
     def upscale(source, *more):
         caplog.clear()
         code, out, err = medsr(
-            "upscale", source, "out.nii.gz", "--bundle", bundle, "--plane", "axial", *more, "--overwrite"
+            "upscale", source, "out.nii.gz", "--nopicture", "--bundle", bundle, "--plane", "axial", *more, "--overwrite"
         )
         assert code == 0, err
         return out, json.loads(Path("out.json").read_text())

@@ -1,10 +1,7 @@
 """`medsr upscale --output-format dicom`, on the command line."""
 
 import json
-import os
 import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pydicom
@@ -46,17 +43,15 @@ def write_series(folder, number=3, study="1.2.3", sop_class=MRImageStorage):
     return folder
 
 
-def medsr(*args):
-    root = Path(__file__).parents[2]
-    environment = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "medsr_monai", *map(str, args)]
-    return subprocess.run(command, env=environment, capture_output=True, text=True)
+def medsr(python, *args):
+    command = [python, "-m", "medsr_monai", *map(str, args)]
+    return subprocess.run(command, capture_output=True, text=True)
 
 
-def test_command(tmp_path):
+def test_command(warm_python, tmp_path):
     source, out = write_series(tmp_path / "source"), tmp_path / "derived"
     before = {path.name: path.read_bytes() for path in source.iterdir()}
-    run = medsr("upscale", source, out, "--output-format", "dicom", "--device", "cpu")
+    run = medsr(warm_python, "upscale", source, out, "--output-format", "dicom", "--device", "cpu")
     assert run.returncode == 0, run.stderr
     assert NAME not in run.stdout + run.stderr and "Roe" not in run.stdout + run.stderr
     assert {path.name: path.read_bytes() for path in source.iterdir()} == before
@@ -78,7 +73,7 @@ def test_command(tmp_path):
     assert "bundle rdst_e" in headers[0].DerivationDescription and "sagittal" in headers[0].DerivationDescription
     assert str(tmp_path) not in headers[0].DerivationDescription
 
-    again = medsr("upscale", source, out, "--output-format", "dicom")
+    again = medsr(warm_python, "upscale", source, out, "--output-format", "dicom")
     assert again.returncode == 1 and again.stderr.count("\n") == 1 and "is not empty" in again.stderr
     assert [path.read_bytes() for path in sorted(out.iterdir())] and len(list(out.iterdir())) == 6
 

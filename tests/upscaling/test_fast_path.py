@@ -33,7 +33,9 @@ def sidecar(path):
 
 def test_precision_is_the_same_as_in_monai_bundle_run_and_is_recorded(medsr):
     for precision in ("float32", "bfloat16"):
-        done = medsr("upscale", "in/a.nii.gz", f"{precision}.nii.gz", "--precision", precision, "--plane", "axial")
+        done = medsr(
+            "upscale", "in/a.nii.gz", f"{precision}.nii.gz", "--precision", precision, "--plane", "axial", "--nopicture"
+        )
         assert done[0] == 0, done[2]
         folder = bundle_folder("rdst_e")
         workflow = ConfigWorkflow(
@@ -65,8 +67,8 @@ def test_a_cohort_is_made_anew_for_another_precision_only(medsr):
 
 def test_compiling_is_recorded_and_asked_of_the_inferer(medsr, monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda network, **options: network)
-    assert medsr("upscale", "in/a.nii.gz", "a.nii.gz", "--compile")[0] == 0
-    assert medsr("upscale", "in/a.nii.gz", "b.nii.gz")[0] == 0
+    assert medsr("upscale", "in/a.nii.gz", "a.nii.gz", "--compile", "--nopicture")[0] == 0
+    assert medsr("upscale", "in/a.nii.gz", "b.nii.gz", "--nopicture")[0] == 0
     assert sidecar("a.json")["Options"]["compile"] is True and "compile" not in sidecar("b.json")["Options"]
     runner = BundleRunner("rdst_e", compile=True, precision="bfloat16")
     assert runner["inferer"].compile and runner["inferer"].precision == "bfloat16"

@@ -97,7 +97,7 @@ def refused(result, reason, tmp_path):
 
 def test_thick_slices_become_thin(medsr, tiny, tmp_path):
     source = make_volume(tmp_path / "in.nii.gz")
-    code, out, err = medsr("upscale", "in.nii.gz", "out.nii.gz", "--bundle", tiny)
+    code, out, err = medsr("upscale", "in.nii.gz", "out.nii.gz", "--nopicture", "--bundle", tiny)
     assert (code, err) == (0, "")
     assert re.match(
         "tiny: not known what the weights were trained on\n"
@@ -119,7 +119,7 @@ def test_thick_slices_become_thin(medsr, tiny, tmp_path):
 
 def test_a_network_that_changes_nothing_gives_the_spline(medsr, spline, tmp_path):
     source = make_volume(tmp_path / "in.nii.gz", affine=affine_of((3.3, 1.0, 1.2), ((1, 2, 0), (-1, 1, -1))))
-    code, out, _ = medsr("upscale", "in.nii.gz", "out.nii.gz", "--bundle", spline)
+    code, out, _ = medsr("upscale", "in.nii.gz", "out.nii.gz", "--nopicture", "--bundle", spline)
     assert code == 0 and "thick axis posterior-anterior (auto): 13 slices of 3.3 mm become 43 of 0.9977 mm" in out
     expected = resample(torch.from_numpy(nib.load(source).get_fdata()), (43, 12, 7))
     np.testing.assert_allclose(nib.load("out.nii.gz").get_fdata(), expected, atol=2e-3)
@@ -131,7 +131,7 @@ def test_options_of_the_command_line(medsr, tiny, tmp_path):
     options = ["--bundle", tiny, "--thick-axis", "posterior-anterior", "--target-spacing", 1.5]
     results = {}
     for refine in ("both", "sagittal", "axial"):
-        code, out, err = medsr("upscale", "in.nii.gz", f"{refine}.nii.gz", *options, "--refine", refine)
+        code, out, err = medsr("upscale", "in.nii.gz", f"{refine}.nii.gz", *options, "--nopicture", "--refine", refine)
         assert (code, err) == (0, "")
         assert f"posterior-anterior: 12 slices of 3 mm become 24 of 1.5 mm, refined in {refine}" in out.replace(
             "sagittal and axial", "both"
@@ -142,7 +142,7 @@ def test_options_of_the_command_line(medsr, tiny, tmp_path):
     np.testing.assert_allclose(results["both"], (results["sagittal"] + results["axial"]) / 2, atol=1e-3)
     # volumes that are nearly isotropic are refined on request
     make_volume(tmp_path / "cubes.nii.gz", (1.0, 1.0, 1.2))
-    assert medsr("upscale", "cubes.nii.gz", "forced.nii.gz", "--bundle", tiny, "--force")[0] == 0
+    assert medsr("upscale", "cubes.nii.gz", "forced.nii.gz", "--nopicture", "--bundle", tiny, "--force")[0] == 0
     assert nib.load("forced.nii.gz").shape == (13, 12, 8)
     assert_same_corners("forced.nii.gz", "cubes.nii.gz")
 
@@ -160,7 +160,9 @@ def test_degrade_and_upscale_give_the_first_grid(medsr, spline, tmp_path, kept):
         medsr("degrade", "in.nii.gz", "low.nii.gz", "--direction", "through-plane", "--plane", PLANES[world],
               "--scale", factor, "--overwrite")  # fmt: skip
         options = [] if number % 2 else ["--thick-axis", AXES[world], "--target-spacing", edges[thick]]
-        code, out, err = medsr("upscale", "low.nii.gz", "back.nii.gz", "--bundle", spline, "--overwrite", *options)
+        code, out, err = medsr(
+            "upscale", "low.nii.gz", "back.nii.gz", "--nopicture", "--bundle", spline, "--overwrite", *options
+        )
         assert (code, err) == (0, "") and f"thick axis {AXES[world]}" in out
         source, back = nib.load("in.nii.gz"), nib.load("back.nii.gz")
         size = list(shape)
@@ -185,7 +187,7 @@ def test_rdst_gives_the_same_grid_both_ways(medsr, tiny, folder, tmp_path, scale
     bundle = make_bundle(folder / f"rdst_{scale}", RDST, scale=scale)
     source = make_volume(tmp_path / "in.nii.gz")
     for name, path in (("tiny", tiny), ("rdst", bundle)):
-        assert medsr("upscale", "in.nii.gz", f"{name}.nii.gz", "--bundle", path)[0] == 0
+        assert medsr("upscale", "in.nii.gz", f"{name}.nii.gz", "--nopicture", "--bundle", path)[0] == 0
     one, other = nib.load("tiny.nii.gz"), nib.load("rdst.nii.gz")
     assert one.shape == other.shape == (13, 12, 23)
     np.testing.assert_array_equal(one.affine, other.affine)
@@ -245,7 +247,7 @@ def test_the_bundle_gives_what_the_command_gives(medsr, tiny, tmp_path):
         flow.run()
         flow.finalize()
         switches = [f"--{name.replace('_', '-')}={value}" for name, value in given.items()]
-        assert medsr("upscale", "in", f"out{number}", "--bundle", tiny, *switches)[0] == 0
+        assert medsr("upscale", "in", f"out{number}", "--bundle", tiny, "--nopicture", *switches)[0] == 0
         for name in ("a", "b"):
             ours, theirs = (nib.load(p / f"{name}_sr.nii.gz") for p in (tmp_path / f"out{number}", eval_dir))
             assert ours.shape == theirs.shape

@@ -93,7 +93,7 @@ def test_progress_counts_the_slices(bundle, volume):
             lambda bundle, volume: Upscaler(bundle)((np.ones((9, 9, 9)), np.eye(4))),
             "every voxel is 1: a constant volume",
         ),
-        (lambda bundle, volume: Upscaler(bundle)(np.ones((9, 9, 9))), "the volume: it is a ndarray, expected"),
+        (lambda bundle, volume: Upscaler(bundle)(np.ones((9, 9, 9))), "the volume: it is of type ndarray, expected"),
         (lambda bundle, volume: Upscaler(bundle)(volume, frame=2), "v.nii.gz"),
     ],
 )

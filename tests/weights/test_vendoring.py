@@ -1,6 +1,7 @@
 """`medsr package`: zips that run where this package is not, and that are the same whenever they are made."""
 
 import ast
+import functools
 import hashlib
 import json
 import os
@@ -234,6 +235,12 @@ def test_a_thin_package_needs_this_one(packed, results):
     assert not list(packed["thin"].rglob("*.py"))
 
 
+@functools.cache
+def parsed(text):
+    """Most modules are the same in all bundles."""
+    return ast.parse(text)
+
+
 @pytest.mark.parametrize("bundle", BUNDLES, ids=lambda p: p.name)
 def test_every_name_in_the_configurations_is_in_the_code(bundle, packed):
     folder = packed[bundle.name]
@@ -241,7 +248,7 @@ def test_every_name_in_the_configurations_is_in_the_code(bundle, packed):
     modules = {p.relative_to(folder).with_suffix("").as_posix() for p in folder.rglob("scripts/**/*.py")}
     imported = set()
     for module in modules:
-        for node in ast.walk(ast.parse((folder / f"{module}.py").read_text())):
+        for node in ast.walk(parsed((folder / f"{module}.py").read_text())):
             if isinstance(node, ast.ImportFrom) and node.level == 0:
                 imported.add(node.module)
             elif isinstance(node, ast.Import):
@@ -273,7 +280,7 @@ def test_what_is_imported_is_required(bundle, packed):
     stated = required | metadata.get("optional_packages_version", {})
     distributions = packages_distributions()
     for file in packed[bundle.name].rglob("*.py"):
-        for node in ast.walk(ast.parse(file.read_text())):
+        for node in ast.walk(parsed(file.read_text())):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [node.module] if isinstance(node, ast.ImportFrom) and node.level == 0 else []
             for name in {n.split(".")[0] for n in names} - ours:
@@ -310,6 +317,7 @@ def test_packing_is_reproducible_and_checksums_fit(medsr, tmp_path, monkeypatch)
     assert medsr("package", tmp_path / "one" / "rdst_e", "--output", one, "--overwrite")[0] == 0
 
 
+@pytest.mark.slow
 def test_style_of_the_code_is_the_zoos(medsr, tmp_path):
     for tool in ("black", "isort", "flake8"):
         pytest.importorskip(tool, reason=f'{tool} is not installed: pip install -e ".[test]"')

@@ -14,7 +14,7 @@ from medsr_monai.data.dicom.pixels import decoded_pixels
 from medsr_monai.data.dicom.slices import PREAMBLE, DicomFiles, begins_as_dicom, read_slices
 from medsr_monai.suffixes import VOLUME_SUFFIXES
 
-__all__ = ["is_dicom_file", "is_dicom_folder", "is_flat_image", "read_dicom_image"]
+__all__ = ["holds_dicom", "is_dicom_file", "is_dicom_folder", "is_flat_image", "read_dicom_image"]
 
 
 def is_dicom_folder(path: str | os.PathLike) -> bool:
@@ -33,6 +33,12 @@ def is_dicom_file(path: str | os.PathLike) -> bool:
         return False
     with path.open("rb") as file:
         return begins_as_dicom(file.read(PREAMBLE))
+
+
+def holds_dicom(folder: str | os.PathLike) -> bool:
+    """Whether DICOM files lie in a folder or below it, behind links too."""
+    with DicomFiles(folder) as files:
+        return any(is_dicom_file(Path(folder) / name) for name in files.names())
 
 
 def is_flat_image(path: str | os.PathLike) -> bool:

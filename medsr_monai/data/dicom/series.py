@@ -186,13 +186,22 @@ class DicomSeries:
         """The whole header of each slice, without pixels, in the order of the volume's last axis.
 
         Of a frame of a multi-frame file, see :func:`medsr_monai.data.dicom.attributes.frame_header`.
+
+        Raises:
+            ValueError: a header is damaged, also where no voxel depends on it.
         """
         whole, headers = {}, []
         with DicomFiles(self.root) as files:
             for item in self.slices:
                 if item.file not in whole:
-                    with files.open(item.file) as file:
-                        whole[item.file] = pydicom.dcmread(file, stop_before_pixels=True, force=True)
+                    try:
+                        with files.open(item.file) as file:
+                            header = whole[item.file] = pydicom.dcmread(file, stop_before_pixels=True, force=True)
+                        with pydicom.config.disable_value_validation():  # a source's odd values are not ours to report
+                            header.walk(lambda dataset, element: None)  # converts the values, which may be damaged
+                    except Exception as error:  # pydicom meets damaged headers with many kinds
+                        reason = (str(error).splitlines() or [type(error).__name__])[0]
+                        raise ValueError(f"{self.source}: {item.file} has a damaged header ({reason})") from error
                 headers.append(whole[item.file] if item.frame is None else frame_header(whole[item.file], item.frame))
         return headers
 
@@ -217,7 +226,7 @@ class DicomStudy:
         kinds: dict[str, list[str]] = {}
         for name, kind in self.left_out.items():
             kinds.setdefault(kind, []).append(name)
-        told = "; ".join(f"{kind}: {_some(names)}" for kind, names in kinds.items())
+        told = "; ".join(f"{printable(kind)}: {_some(names)}" for kind, names in kinds.items())
         read = len({item.file for one in self.series for item in one.slices})
         total = read + len(self.damaged) + len(self.left_out)
         damaged = f", {len(self.damaged)} damaged" if self.damaged else ""
@@ -231,7 +240,8 @@ class DicomStudy:
             return None
         return (
             f"{self.root}: {_files(count)} of DICOM left out beside volumes of other kinds "
-            f"({_some([one.label for one in self.series])}): give their own folder, or choose them with --series"
+            f"({_some([one.label for one in self.series]) or 'damaged'}): give their own folder, or choose them with "
+            "--series"
         )
 
 
@@ -374,7 +384,8 @@ def _without_split_off(series: DicomSeries, others: list[DicomSeries]) -> DicomS
     step = (np.array(last.position) - first.position) / (len(series.slices) - 1)
     for other in others:
         item = other.slices[0]
-        if len(other.slices) > 1 or (other.number, other.description) != (series.number, series.description):
+        named_so = other.number == series.number or other.description == series.description
+        if len(other.slices) > 1 or not named_so:
             continue
         if not _has_geometry(item) or Path(item.file).parent != Path(first.file).parent:
             continue
@@ -393,6 +404,10 @@ def _without_split_off(series: DicomSeries, others: list[DicomSeries]) -> DicomS
 def _series_of(root: str, group: list[DicomSlice], problems: dict[str, str]) -> list[DicomSeries]:
     """Stacks of one SeriesInstanceUID and kind of object."""
     problem = next((problems[item.file] for item in group if item.file in problems), None)
+    scouts = [item for item in group if item.localiser]
+    if not problem and 0 < len(scouts) < len(group) and (reason := _problem_of_kind(scouts)):
+        others = [item for item in group if not item.localiser]
+        return [*_series_of(root, others, problems), _series(root, scouts, "localiser", reason)]
     problem = problem or _problem_of_kind(group)
     if problem:
         return [_series(root, group, "", problem)]
@@ -458,9 +473,9 @@ def _series(root: str, slices: list[DicomSlice], part: str, problem: str | None)
         source=root,
         uid=str(header.get("SeriesInstanceUID", "")),
         number=None if number in (None, "") else int(number),
-        description=" ".join(str(header.get("SeriesDescription") or "").split()),
-        part=part,
-        modality=str(header.get("Modality") or ""),
+        description=printable(" ".join(str(header.get("SeriesDescription") or "").split())),
+        part=printable(part),
+        modality=printable(str(header.get("Modality") or "")),
         study=str(header.get("StudyInstanceUID", "")),
         slices=tuple(slices),
         derived=first.image_type[:1] == ("DERIVED",),
@@ -579,7 +594,7 @@ def _by_marks(slices: list[DicomSlice]) -> list[tuple[str, list[DicomSlice]]]:
     for mark in slices[0].marks:
         groups = _grouped(slices, lambda item, mark=mark: item.marks[mark])
         if len(groups) > 1 and (
-            (count < len(slices) and all(2 * _places(_distances(group)) >= count for group in groups.values()))
+            (count < len(slices) and _covers(count, list(groups.values())))
             or _within_each_other(mark, slices, list(groups.values()))
         ):
             return [
@@ -608,6 +623,12 @@ def _by_instance(slices: list[DicomSlice]) -> list[list[DicomSlice]]:
 def _instance(item: DicomSlice) -> tuple[int, int]:
     number = item.header.get("InstanceNumber")
     return -1 if number in (None, "") else int(number), item.frame or 0
+
+
+def _covers(count: int, groups: list[list[DicomSlice]]) -> bool:
+    """Whether groups of slices are volumes of so many positions, and not single slices of them."""
+    places = [_places(_distances(group)) for group in groups]
+    return 2 * min(places) >= count and (count == 1 or max(places) > 1)
 
 
 def _within_each_other(mark: str, slices: list[DicomSlice], groups: list[list[DicomSlice]]) -> bool:
@@ -644,8 +665,13 @@ def _natural(value: str) -> tuple[int, list[float], str]:
     return min(len(numbers), 1), numbers, value
 
 
+def printable(text: str) -> str:
+    """A name or header text for a message, with control characters and what is no Unicode escaped."""
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
+
+
 def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
+    return ", ".join(map(printable, names[:NAMED])) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
 
 
 def _problem_of_stack(slices: list[DicomSlice], siblings: list[DicomSlice]) -> str | None:
