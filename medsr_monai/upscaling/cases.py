@@ -174,8 +174,8 @@ def header_of(case: Case) -> dict[str, Any]:
     """What the DICOM header, or the BIDS sidecar, of a case says of how its slices were made; only what it states.
 
     Returns:
-        Entries of :data:`STATED`, lengths in mm; and ``AcquisitionShares``, the acquired part of the matrix along one
-        axis of the slices or along both, where it is stated.
+        Entries of :data:`STATED`, lengths in mm, texts as they stand there; and ``AcquisitionShares``, the acquired
+        part of the matrix along one axis of the slices or along both, where it is stated.
     """
     from medsr_monai.data import find_series, is_dicom_file, is_zip
 
@@ -189,7 +189,7 @@ def header_of(case: Case) -> dict[str, Any]:
     header = series.headers()[0]
     words = {name: header.get(name) for name in STATED}
     for name in ("SliceThickness", "SpacingBetweenSlices"):
-        words[name] = None if words[name] is None else float(words[name])
+        words[name] = float(words[name]) if words[name] else None
     sides = [header.get("Columns"), header.get("Rows")]
     return _stated(words, list(zip(acquisition_matrix(header) or (), sides, strict=False)))
 
