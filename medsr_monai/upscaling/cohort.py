@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import logging
 import os
+import signal
 import sys
 import time
 import traceback
@@ -173,10 +174,13 @@ def _in_this_process(job: Job, ranks: Ranks) -> int:
     if ranks.rank == 0:
         _warn(upscaler)
     table = StatusTable(job.folder)
-    ranks.begin(lambda: _begin(job, table))
-    with _progress_bar(job, ranks.rank == 0) as progress:
+    with contextlib.ExitStack() as stack:
+        if ranks.rank == 0:
+            stack.enter_context(table.alone())
+        ranks.begin(lambda: _begin(job, table))
+        progress = stack.enter_context(_progress_bar(job, ranks.rank == 0))
         _work_off(job, ranks, upscaler, table, progress)
-    ranks.leave()
+        ranks.leave()
     return 0 if ranks.rank else _sum_up(job, upscaler, table, start)
 
 
@@ -186,8 +190,8 @@ def _in_processes(job: Job, jobs: int) -> int:
     upscaler = job.upscaler(device="cpu")  # a wrong option is told once, before any work
     _warn(upscaler)
     table = StatusTable(job.folder)
-    _begin(job, table)
-    with _progress_bar(job) as progress:
+    with table.alone(), _progress_bar(job) as progress:
+        _begin(job, table)
         ranks, died = run_processes(_process, (job, is_verbose()), min(jobs, len(job.cases)), progress)
     if ranks.store.check(["refused"]):
         raise MedsrError(ranks.store.get("refused").decode())
@@ -204,6 +208,7 @@ def _in_processes(job: Job, jobs: int) -> int:
 def _process(rank: int, processes: int, port: int, job: Job, verbose: bool) -> None:
     """One of the processes of `_in_processes`."""
     quiet_libraries(verbose)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # tidied up as after Ctrl-C
     ranks = join_processes(rank, processes, port)
     try:
         _work_off(job, ranks, job.upscaler(local_rank=ranks.local_rank), StatusTable(job.folder))

@@ -12,9 +12,10 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from medsr_monai.atomic import written_atomically
+from medsr_monai.errors import MedsrError
 from medsr_monai.metrics import peak_resident_mib, write_rows
 
 __all__ = ["COLUMNS", "DONE", "FAILED", "KEPT", "PENDING", "StatusTable", "exit_code", "measured", "summary_line"]
@@ -43,6 +44,26 @@ class StatusTable:
         self.read()
         if self.summary.exists() and not self.path.exists():
             raise ValueError(f"{self.summary}: is no summary of medsr, without a table beside it: move it away")
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Hold the folder against other runs while it is entered.
+
+        Raises:
+            MedsrError: another run is at work on it.
+        """
+        lock = FileLock(self.path.with_name(".medsr.lock"), timeout=0)
+        try:
+            lock.acquire()
+        except Timeout as error:
+            raise MedsrError(
+                f"{self.path.parent}: another run of medsr is writing to this folder: wait for it, or choose another"
+            ) from error
+        try:
+            yield
+        finally:
+            Path(lock.lock_file).unlink(missing_ok=True)
+            lock.release()
 
     def read(self) -> dict[str, dict[str, str]]:
         """Rows by output."""

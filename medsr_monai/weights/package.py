@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from medsr_monai import __version__
-from medsr_monai.atomic import check_output, written_atomically
+from medsr_monai.atomic import check_output, written_together
 from medsr_monai.documents import read_json
 from medsr_monai.weights.fetch import fetch_file
 from medsr_monai.weights.stated import LARGE_FILES, MAIN_WEIGHTS, METADATA, StatedFile, examine, stated_files
@@ -106,9 +106,10 @@ def write_package(
         raise ValueError(f"{folder / METADATA}: version is {metadata.get('version')!r}, expected one such as '0.1.0'")
     name = folder.resolve().name
     release = f"{name}_v{metadata['version']}"
-    outputs = [Path(output) / f"{release}{suffix}" for suffix in (".zip", ".zip.sha256", ".json")]
+    outputs = [Path(output) / f"{release}{suffix}" for suffix in (".json", ".zip.sha256", ".zip")]
+    # the zip comes last: without it the others are what a killed run has left
     for path in outputs:
-        check_output(path, overwrite)
+        check_output(path, overwrite or (path != outputs[-1] and not outputs[-1].exists()))
     if weights is not None:
         from medsr_monai.weights.load import load_weights
 
@@ -126,13 +127,13 @@ def write_package(
     files["configs/metadata.json"] = (json.dumps(metadata, indent=4) + "\n").encode()
     content = _zipped({f"{name}/{path}": content for path, content in files.items()})
     sha256, sha1 = hashlib.sha256(content).hexdigest(), hashlib.sha1(content, usedforsecurity=False).hexdigest()
-    entry = {release: {"checksum": sha1, "source": outputs[0].name, "sha256": sha256}}
+    entry = {release: {"checksum": sha1, "source": outputs[-1].name, "sha256": sha256}}
     Path(output).mkdir(parents=True, exist_ok=True)
-    texts = [content, f"{sha256}  {outputs[0].name}\n".encode(), (json.dumps(entry, indent=4) + "\n").encode()]
-    for path, text in zip(outputs, texts, strict=True):
-        with written_atomically(path) as partial:
+    texts = [(json.dumps(entry, indent=4) + "\n").encode(), f"{sha256}  {outputs[-1].name}\n".encode(), content]
+    with written_together(*outputs) as partials:
+        for partial, text in zip(partials, texts, strict=True):
             partial.write_bytes(text)
-    return Packed(outputs[0], len(files), len(content), sha256)
+    return Packed(outputs[-1], len(files), len(content), sha256)
 
 
 def _own_files(folder: Path, keep_large_files: bool) -> dict[str, bytes]:
