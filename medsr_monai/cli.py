@@ -68,11 +68,12 @@ def main(argv: list[str] | None = None) -> None:
     call = None
     before = _listen(signal.SIGTERM, _terminate)
     try:
-        with contextlib.redirect_stdout(Pipe(sys.stdout)):
+        with contextlib.redirect_stdout(Pipe(sys.stdout)) as pipe:
             call = parse(COMMANDS, arguments, "medsr")
             if call is None:
                 return
             quiet_libraries(call.verbose)
+            pipe.escaping = True
             code = call.function(*call.args, **call.kwargs)
             sys.stdout.flush()
     except KeyboardInterrupt:

@@ -615,6 +615,26 @@ def test_a_series_that_is_only_unusual_is_read_in_its_place(medsr, bundle, tmp_p
     np.testing.assert_allclose(corners("out.nii.gz"), stated_corners(folder), atol=1e-3)
 
 
+def test_control_characters_of_names_and_headers_never_reach_the_terminal(medsr, bundle, tmp_path):
+    """A terminal would clear the screen, or show a line that is none of ours; and no formula reaches a table."""
+    (tmp_path / "in").mkdir()
+    save(tmp_path / "in" / "=a\x1b[2J\u202e.nii.gz")
+    (tmp_path / "in" / "b\x1b[2J\nmedsr: all is well.nii.gz").write_text("no volume")
+    make_series(tmp_path / "study", lambda n, header: setattr(header, "SeriesDescription", "x\x1b[2J\u202e"))
+    (tmp_path / "study" / "1.dcm").write_bytes(b"damaged")
+    results = [
+        medsr("upscale", "in", "out", "--bundle", bundle),
+        medsr("inspect", "in", "--no-timing"),
+        medsr("inspect", "study", "--no-timing"),
+        medsr("upscale", "study", "series", "--bundle", bundle),
+    ]
+    terminal = re.compile("[\x00-\x09\x0b-\x1f\u202e]|^medsr: all is well", re.MULTILINE)
+    for result in results:
+        assert not terminal.search(result.out + result.err), result
+    table = (tmp_path / "out" / "status.csv").read_text()
+    assert "\x1b" not in table and "\n'=a\\x1b[2J" in table.replace('"', ""), table
+
+
 # bounds
 
 

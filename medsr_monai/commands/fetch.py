@@ -13,7 +13,8 @@ from medsr_monai.weights.stated import OFFLINE_FOLDER
 def fetch(bundle: str, output: str | None = None, overwrite: bool = False) -> None:
     """Download or copy the files that a bundle's large_files.yml lists, and verify them.
 
-    The only command that uses the network, and only if an entry's `url` asks for it: it may be a local file too.
+    The only command that uses the network, and only if an entry's `url` asks for it: it is an http or https URL, or the
+    path of a file inside the bundle. An entry without a checksum is refused.
 
     Args:
         bundle: name of a bundle (see `medsr models`) or path of its folder.
@@ -25,5 +26,4 @@ def fetch(bundle: str, output: str | None = None, overwrite: bool = False) -> No
     root = output or os.environ.get(OFFLINE_FOLDER)
     target = Path(root) / folder.resolve().name if root else folder
     for path, stated, written in fetch_files(folder, target, overwrite):
-        checksum = f"{stated.hash_type} {stated.hash_val}" if stated.hash_val else "unverified: no hash_val is listed"
-        print(f"{path}: {'' if written else 'is here, '}{checksum}")
+        print(f"{path}: {'' if written else 'is here, '}{stated.hash_type} {stated.hash_val}")

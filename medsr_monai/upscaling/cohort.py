@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from medsr_monai.command_line import is_verbose, quiet_libraries
 from medsr_monai.data import is_dicom_file, volume_name
-from medsr_monai.errors import MedsrError, line_of, naming
+from medsr_monai.errors import MedsrError, line_of, naming, printable
 from medsr_monai.records.sidecar import (
     check_sidecar,
     remove_partial,
@@ -89,7 +89,7 @@ class Job:
         source = Path(os.path.relpath(case.source, self.source)).as_posix()
         source = self.source.name if source in (".", "..") or source.startswith("../") else source
         name = source.removesuffix(Path(source).name) + volume_name(source)
-        return {"case": name, "input": source, "output": output}
+        return {key: printable(value) for key, value in {"case": name, "input": source, "output": output}.items()}
 
 
 def upscale_files(
@@ -298,10 +298,10 @@ def _warn(upscaler: Upscaler) -> None:
 def say(text: str) -> None:
     """Print a line, above a progress bar if there is one."""
     with tqdm.external_write_mode(file=sys.stdout):
-        print(text, flush=True)
+        print(printable(text), flush=True)
 
 
 def complain(reason: str) -> None:
     """Print an error as the command line does."""
     with tqdm.external_write_mode(file=sys.stderr):
-        print(f"medsr: error: {reason}", file=sys.stderr, flush=True)
+        print(f"medsr: error: {printable(reason)}", file=sys.stderr, flush=True)

@@ -24,6 +24,11 @@ COLUMNS = ("case", "input", "output", "status", "reason", "seconds", "peak_mib")
 DONE, KEPT, FAILED, PENDING = "done", "kept", "failed", "pending"
 
 
+def _text(cell: object) -> object:
+    """What `write_rows` has made a cell of."""
+    return cell[1:] if isinstance(cell, str) and cell.startswith("'") else cell
+
+
 class StatusTable:
     """``status.csv``: a row a case, by its output, whole at any moment and shared by several processes.
 
@@ -76,7 +81,8 @@ class StatusTable:
                 reader = csv.DictReader(file)
                 if tuple(reader.fieldnames or ()) != COLUMNS:
                     raise ValueError("its columns are others")
-                return {row["output"]: row for row in reader}
+                rows = [{name: _text(value) for name, value in row.items()} for row in reader]
+                return {row["output"]: row for row in rows}
         except (ValueError, csv.Error) as error:
             raise ValueError(f"{self.path}: is no table of medsr ({error}): move it away") from error
 

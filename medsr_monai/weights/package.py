@@ -143,15 +143,32 @@ def _own_files(folder: Path, keep_large_files: bool) -> dict[str, bytes]:
     paths = [folder / "LICENSE", *(p for d in ("configs", "docs") for p in (folder / d).rglob("*"))]
     if keep_large_files and (folder / LARGE_FILES).is_file():
         paths.append(folder / LARGE_FILES)
-    inner = {path.relative_to(folder): path for path in paths if path.is_file()}
     # not what editors and systems hide
-    return {p.as_posix(): file.read_bytes() for p, file in inner.items() if not any(n.startswith(".") for n in p.parts)}
+    shown = [p for p in paths if not any(name.startswith(".") for name in p.relative_to(folder).parts)]
+    for path in shown:
+        _check_no_link(folder, path)
+        if path.suffix == ".json" and path.is_file():
+            read_json(path)
+    for needed in ("LICENSE", "docs/README.md"):
+        if not (folder / needed).is_file():
+            raise FileNotFoundError(f"{folder / needed}: no such file, which every package has")
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in shown if path.is_file()}
+
+
+def _check_no_link(folder: Path, path: Path) -> None:
+    """Refuse what a link leads to: a package holds the files of its bundle, and nothing else of this machine."""
+    for place in (path, *path.parents):
+        if place == folder:
+            return
+        if place.is_symlink():
+            raise ValueError(f"{place}: a symbolic link, which a package does not take: put the file itself there")
 
 
 def _weights_files(folder: Path, weights: str | os.PathLike | None, keep_large_files: bool) -> dict[str, bytes]:
     stated = stated_files(folder)
     files = {}
     for path in sorted({MAIN_WEIGHTS, *stated}):
+        _check_no_link(folder, folder / path)
         listed = path in stated and stated[path].url is not None
         if weights is not None and path == MAIN_WEIGHTS:
             files[path] = Path(weights).read_bytes()
