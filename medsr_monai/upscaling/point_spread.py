@@ -243,7 +243,7 @@ def _ratios(image: torch.Tensor, axis: int, other: int, samples: int) -> np.ndar
 
 
 def _profile(ratios: np.ndarray) -> SliceProfile:
-    """From logarithms [axes of the slices, candidates, ORDERS] to the probabilities of the candidates."""
+    """Turn logarithms [axes of the slices, candidates, ORDERS] into the probabilities of the candidates."""
     shapes = ratios[..., 1:] - ratios[..., :1]
     mean = shapes.mean(0)
     apart = (shapes[0] - shapes[-1]) / 2
@@ -292,7 +292,7 @@ def _across_slices(
 
 
 def _agreed(profile: SliceProfile, thickness: float, distance: float, reason: str) -> FoundPointSpread:
-    """Of the kinds whose measured width the header's thickness agrees with, the one that comes closest."""
+    """Choose, of the kinds whose measured width agrees with the header's thickness, the one that comes closest."""
     stated = thickness / distance
     apart = {}
     for kind in KINDS:
@@ -380,6 +380,6 @@ def _window(spectrum: AxisSpectrum) -> tuple[str | None, float] | None:
 
 
 def _rounded(point_spread: PointSpread) -> str:
-    """As in a log line."""
+    """Describe a point spread for a log line."""
     kind, width = point_spread.kind, point_spread.width_over_spacing
     return f"{kind} of {width:.2f} of the spacing"
