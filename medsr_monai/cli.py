@@ -20,7 +20,7 @@ from medsr_monai.commands.models import models
 from medsr_monai.commands.package import package
 from medsr_monai.commands.prepare import prepare
 from medsr_monai.commands.upscale import upscale
-from medsr_monai.errors import ERRORS, cause_of, reason_of
+from medsr_monai.errors import line_of
 
 COMMANDS = {
     f.__name__: f
@@ -58,12 +58,8 @@ def main(argv: list[str] | None = None) -> None:
         print("medsr: interrupted", file=sys.stderr)
         sys.exit(130)
     except Exception as error:
-        reason, verbose = reason_of(error), call is not None and call.verbose
-        if not isinstance(cause := cause_of(error), ERRORS):
-            reason = f"{type(cause).__name__}: {reason}"
-            reason += "" if verbose else ": run again with --verbose for the traceback"
-        if verbose:
+        if call is not None and call.verbose:
             traceback.print_exc()
-        print(f"medsr: error: {reason}", file=sys.stderr)
+        print(f"medsr: error: {line_of(error)}", file=sys.stderr)
         sys.exit(1)
     sys.exit(code or 0)

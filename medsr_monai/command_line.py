@@ -188,6 +188,11 @@ def quiet_libraries(verbose: bool = False) -> None:
         warnings.simplefilter("ignore")  # of libraries, for developers; ours are logged
 
 
+def is_verbose() -> bool:
+    """Whether `quiet_libraries` was told to let libraries speak, and tracebacks are wanted."""
+    return logging.getLogger("medsr_monai").isEnabledFor(logging.INFO)
+
+
 class Pipe:
     """Standard output that ends the program quietly where nobody reads it any more, as after ``| head``.
 

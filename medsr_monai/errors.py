@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["ERRORS", "MedsrError", "cause_of", "first_line", "is_out_of_memory", "naming", "reason_of"]
+__all__ = ["ERRORS", "MedsrError", "first_line", "is_out_of_memory", "line_of", "naming", "reason_of"]
 
 
 class MedsrError(ValueError):
@@ -18,6 +18,9 @@ class MedsrError(ValueError):
 ERRORS = (ValueError, OSError, RuntimeError, MemoryError)
 """What a user can mend: told in one line. Anything else is a bug of ours, of which the line names the type."""
 
+
+LONGEST = 800
+"""Characters of a reason that are said."""
 
 # by CUDA and MPS, torch on the CPU of several systems, C++, cuBLAS and oneDNN
 PHRASES = re.compile(
@@ -59,16 +62,25 @@ def reason_of(error: BaseException) -> str:
     """
     error = cause_of(error)
     reason = " ".join(str(error).split()) or type(error).__name__
+    reason = reason if len(reason) <= LONGEST else f"{reason[:LONGEST]} ..."  # torch lists all of a network's layers
     if is_out_of_memory(error) and "--tile" not in reason:
         return f"out of memory ({reason}): end other programs, or take a smaller volume, or a computer with more memory"
     return reason
 
 
+def line_of(error: BaseException) -> str:
+    """What is said of any exception: the reason of one that a user can mend; of others, our mistakes, also the type."""
+    cause, reason = cause_of(error), reason_of(error)
+    if isinstance(cause, ERRORS):
+        return reason
+    return f"{type(cause).__name__}: {reason}: please report it with what --verbose shows"
+
+
 @contextlib.contextmanager
 def naming(path: str | Path = "") -> Iterator[None]:
-    """Errors raised inside that a user can mend become a ``MedsrError``, which names the file, if one is given."""
+    """Errors raised inside become a ``MedsrError`` of one line, which names the file, if one is given."""
     try:
         yield
-    except ERRORS as error:
-        reason = reason_of(error)
-        raise MedsrError(reason if str(path) in reason else f"{path}: {reason}") from error
+    except Exception as error:
+        line = line_of(error)
+        raise MedsrError(line if str(path) in line else f"{path}: {line}") from error

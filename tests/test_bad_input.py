@@ -13,9 +13,11 @@ import os
 import re
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -564,6 +566,80 @@ def test_a_series_that_is_only_unusual_is_read_in_its_place(medsr, bundle, tmp_p
     np.testing.assert_allclose(corners("out.nii.gz"), stated_corners(folder), atol=1e-3)
 
 
+# bounds
+
+
+def many_pixels(path: Path) -> None:
+    """A PNG file of some KB that claims 60,000 x 60,000 pixels of colour."""
+    header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
+    chunks = {b"IHDR": header, b"IDAT": zlib.compress(bytes(10**7)), b"IEND": b""}
+    parts = (struct.pack(">I", len(d)) + k + d + struct.pack(">I", zlib.crc32(k + d)) for k, d in chunks.items())
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
+
+
+def many_voxels(path: Path) -> None:
+    """A NIfTI file with a hole, which takes no room on the disk."""
+    save(path)
+    with path.open("rb+") as file:
+        file.seek(40)
+        file.write(struct.pack("<4h", 3, 12_000, 12_000, 3))
+        file.truncate(352 + 4 * 12_000 * 12_000 * 3)
+
+
+@pytest.mark.parametrize(
+    ("make", "name", "options", "reason"),
+    [
+        (
+            many_pixels,
+            "a.png",
+            [],
+            r"a\.png: would take 40\.2 GiB or more .* 1\.0 GiB are allowed \(half of",
+        ),
+        (
+            many_voxels,
+            "a.nii",
+            [],
+            r"a\.nii: would take 1\.6 GiB or more .* 1\.0 GiB are allowed \(half of",
+        ),
+        (many_voxels, "a.nii", ["--max-memory", "1GiB"], "--max-memory"),
+    ],
+)
+def test_what_would_take_too_much_memory_is_refused_by_its_header(medsr, bundle, tmp_path, make, name, options, reason):
+    """The process is limited to less than it would take, and the machine taken for a small one."""
+    make(tmp_path / name)
+    small = "" if options else "import medsr_monai.data.dicom.slices as s; s.unpacked_limit = lambda: 2**30"
+    limits, out = {"DATA": 2 * 2**30}, "out.png" if name == "a.png" else "out.nii.gz"
+    told(medsr("upscale", name, out, "--bundle", bundle, *options, "--nopicture", limits=limits, before=small), reason)
+    assert not Path(out).exists()
+
+
+PIPES = ("b.nii.gz", "c", "d.dcm", "e.png", "f.mgz", "g.json", "h.zip", "a.json", "i.hdr", "i.img", "DICOMDIR")
+
+
+@pytest.mark.parametrize("folder", ["volumes", "study"])
+def test_pipes_and_devices_in_a_folder_are_never_opened(medsr, bundle, tmp_path, folder):
+    """Whoever opens a pipe waits for ever."""
+    (tmp_path / folder).mkdir()
+    if folder == "volumes":
+        save(tmp_path / "volumes" / "a.nii.gz")
+    else:
+        make_series(tmp_path / "study")
+    for name in PIPES:
+        os.mkfifo(tmp_path / folder / name)
+    (tmp_path / folder / "zero.nii").symlink_to("/dev/zero")
+    result = medsr("upscale", folder, "out", "--bundle", bundle, "--nopicture", timeout=60)
+    assert result.code == 0 and list(Path("out").glob("*.nii.gz")), result
+    assert medsr("inspect", folder, "--no-timing", timeout=60).code == 0
+
+
+def test_a_table_that_is_a_pipe_is_refused(medsr, bundle, tmp_path):
+    for folder in ("in", "out"):
+        (tmp_path / folder).mkdir()
+    save(tmp_path / "in" / "a.nii.gz")
+    os.mkfifo(tmp_path / "out" / "status.csv")
+    told(medsr("upscale", "in", "out", "--bundle", bundle, timeout=60), r"status\.csv: .*no regular file")
+
+
 # weights
 
 
@@ -591,6 +667,11 @@ def with_argument(name: str, value: object, path: Path) -> None:
     torch.save(content, path)
 
 
+def with_model(model: object, path: Path) -> None:
+    save_weights(tiny_network(), path)
+    torch.save(torch.load(path, weights_only=True) | {"model": model}, path)
+
+
 WEIGHTS = {
     "missing": (lambda p: None, "no such weights file"),
     "text": (lambda p: p.write_text("no weights"), "not a PyTorch weights file, or a damaged one"),
@@ -607,6 +688,12 @@ WEIGHTS = {
     "of an unknown argument": (functools.partial(with_argument, "gates", 3), "unexpected keyword argument 'gates'"),
     "of an expression": (functools.partial(with_argument, "mlp_ratio", "$print(1)"), r"mlp_ratio is '\$print\(1\)'"),
     "not finite": (not_finite, "not finite"),
+    "of layers without end": (functools.partial(with_argument, "num_blocks", 10**9), "num_blocks is 1000000000"),
+    "of more layers than there are": (functools.partial(with_argument, "num_blocks", 10**6), "more than 20000 layers"),
+    "of more numbers than it has": (functools.partial(with_argument, "embed_dim", 12 * 2**12), "its weights are"),
+    "of no dictionary": (lambda p: torch.save({"model": {}, "network": [1]}, p), "no .*dictionary; official weights"),
+    "of no tensors": (functools.partial(with_model, [1, 2]), "expected a dictionary of tensors"),
+    "of text for tensors": (functools.partial(with_model, {"a": "b"}), r"w\.pt: "),
 }  # fmt: skip
 
 

@@ -11,6 +11,7 @@ import fcntl
 import functools
 import gc
 import io
+import itertools
 import json
 import os
 import runpy
@@ -187,7 +188,7 @@ def inherited(file: int) -> bool:
 
 def call(folder: str, arguments: list[str]) -> None:
     """What `python` does: as a process forked there, or, where that is not ready for the module, by this one."""
-    words = arguments[arguments[:1] == ["-u"] :]
+    words = list(itertools.dropwhile(("-u", "-B").__contains__, arguments))
     if words[:1] != ["-c"] and (words[:1] != ["-m"] or words[1] not in MODULES.values()):
         os.execv(sys.executable, [sys.executable, *arguments])
     files = {number: number for number in map(int, os.listdir("/dev/fd")) if inherited(number)}

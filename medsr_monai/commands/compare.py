@@ -7,10 +7,12 @@ import json as jsonlib
 import re
 import sys
 import tempfile
+import traceback
 from pathlib import Path
 
 from medsr_monai.atomic import check_input, check_output
-from medsr_monai.errors import naming, reason_of
+from medsr_monai.command_line import is_verbose
+from medsr_monai.errors import line_of, naming
 from medsr_monai.evaluation.systems import load_systems, named_systems
 from medsr_monai.upscaling.bundles import DEFAULT_BUNDLE, choose_device
 
@@ -123,9 +125,11 @@ def compare(
         for name, runner in systems.items():
             try:
                 result = comparison.add(name, runner)
-            except (ValueError, MemoryError, RuntimeError) as error:
+            except Exception as error:
                 failed = True
-                print(f"medsr: error: {name}: {reason_of(error)}", file=sys.stderr)
+                if is_verbose():
+                    traceback.print_exc()
+                print(f"medsr: error: {name}: {line_of(error)}", file=sys.stderr)
                 continue
             if not json:
                 # a line as soon as it is known: large networks take minutes

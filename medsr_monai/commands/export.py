@@ -43,19 +43,19 @@ def export(
         raise ValueError(f"{weights}: is an exported network, give the weights that it was made of")
     if format is None:
         format = next(name for name, suffix in SUFFIXES.items() if suffix == Path(output).suffix)
-    import json
-
     from medsr_monai import __version__
+    from medsr_monai.atomic import read_json
     from medsr_monai.exchange.write import export_network
     from medsr_monai.records.sidecar import sha256
     from medsr_monai.records.training_data import find_training_data
+    from medsr_monai.weights.stated import METADATA
 
     runner = BundleRunner(bundle, weights, trust_code=trust_code, device="$torch.device('cpu')")
     digest = runner.weights and sha256(runner.weights)
     trained_on = digest and find_training_data(folder, runner.weights, digest)
     information = {
         "bundle": folder.resolve().name,
-        "bundle_version": json.loads((folder / "configs" / "metadata.json").read_text())["version"],
+        "bundle_version": read_json(folder / METADATA, "a bundle's metadata").get("version"),
         "weights_sha256": digest,
         **({"training_data": trained_on.content()} if trained_on else {}),
         "medsr_monai": __version__,

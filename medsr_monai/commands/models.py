@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json as jsonlib
 
+from medsr_monai.atomic import read_json
 from medsr_monai.upscaling.bundles import bundle_folders
-from medsr_monai.weights.stated import MAIN_WEIGHTS, examine, file_hash
+from medsr_monai.weights.stated import MAIN_WEIGHTS, METADATA, examine, file_hash
 
 USABLE = ("verified", "own", "unverified")
 
@@ -25,15 +26,15 @@ def models(json: bool = False) -> None:
 
     rows = []
     for name, folder in bundle_folders().items():
-        metadata = jsonlib.loads((folder / "configs" / "metadata.json").read_text())
+        metadata = read_json(folder / METADATA, "a bundle's metadata")
         found = examine(folder / MAIN_WEIGHTS)
         sha256 = file_hash(found.file) if found.file else None
         described = find_training_data(folder, found.file, sha256) if found.file else None
         rows.append(
             {
                 "bundle": name,
-                "version": metadata["version"],
-                "task": metadata["task"],
+                "version": metadata.get("version"),
+                "task": metadata.get("task"),
                 "folder": str(folder),
                 "weights": str(found.file or folder / MAIN_WEIGHTS),
                 "trained": found.state in USABLE,

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from monai.data import load_decathlon_datalist
 
-from medsr_monai.atomic import written_atomically
+from medsr_monai.atomic import read_json, written_atomically
 from medsr_monai.data.find import find_volumes, pair_of, volume_name
 from medsr_monai.data.folder import files_below
 from medsr_monai.data.pictures import is_picture, with_slices
@@ -95,8 +95,13 @@ def split_volumes(
     if datalist is not None:
         if not Path(datalist).is_file():
             raise FileNotFoundError(f"{datalist}: no such datalist")
-        content = json.loads(Path(datalist).read_text())
-        parts += [part for part, items in content.items() if part not in parts and _is_data_list(items)]
+        content = read_json(datalist, "a MONAI datalist")
+        for part in parts:
+            _check_list(datalist, part, content.get(part))
+        others = [part for part, items in content.items() if part not in parts and _is_data_list(items)]
+        for part in others:
+            _check_list(datalist, part, content[part])
+        parts += others
         lists = {part: load_decathlon_datalist(str(datalist), True, part, str(dataset_dir)) for part in parts}
         split = DataLists({part: [with_slices(item) for item in items] for part, items in lists.items()})
         try:
@@ -107,6 +112,22 @@ def split_volumes(
     found = volumes_by_subject(dataset_dir)
     subjects = {name: [{"image": str(path)} for path in paths] for name, paths in found.items()}
     return split_subjects(subjects, dataset_dir, train_fraction, seed)
+
+
+def _check_list(datalist: str | os.PathLike, part: str, items: object) -> None:
+    """Refuse a list of a datalist that is none, or whose items do not name their files as text."""
+    if not isinstance(items, list):
+        raise ValueError(f"{datalist}: {part} is {str(items)[:80]!r}, expected a list of items such as "
+                         '{"image": "sub-1.nii.gz"}')  # fmt: skip
+    for number, item in enumerate(items, 1):
+        for key in ("image", "label"):
+            files = item.get(key, "") if isinstance(item, dict) else None
+            files = files if isinstance(files, list) and files else [files]
+            if (key == "image" and files == [""]) or not all(isinstance(f, str) and "\0" not in f for f in files):
+                raise ValueError(
+                    f"{datalist}: item {number} of {part} is {str(item)[:80]!r}, expected the name of a file or a list "
+                    f"of some, as its {key}"
+                )
 
 
 def volumes_by_subject(root: str | os.PathLike) -> dict[str, list[Path]]:

@@ -17,6 +17,7 @@ from PIL import Image
 
 from medsr_monai.atomic import written_atomically
 from medsr_monai.data.dicom.images import is_dicom_file, read_dicom_image
+from medsr_monai.data.dicom.slices import TooLargeError, check_unpacked
 from medsr_monai.suffixes import PICTURE_SUFFIXES, QUALITY_SUFFIX, READ_PICTURE_SUFFIXES
 from medsr_monai.transforms.geometry import spacing
 
@@ -54,6 +55,9 @@ TURNS = {
 }
 """The operation that turns a picture upright, by its EXIF orientation."""
 INCH = 25.4
+FLOAT = 4
+"""Bytes of a value as it is computed with."""
+Image.MAX_IMAGE_PIXELS = None  # what may be unpacked is checked here, by the memory that there is
 ORIENTATION_TAG, X_TAG, Y_TAG, UNIT_TAG, BITS_TAG, PHOTOMETRIC_TAG, FORMAT_TAG = 274, 282, 283, 296, 258, 262, 339
 PLANAR_TAG, TILE_TAG = 284, 322
 JPEG_DENSITY = 65535
@@ -123,6 +127,7 @@ def _read(path: Path, label: bool) -> tuple[np.ndarray, tuple[float, float] | No
     """Pixels [rows, columns] or [rows, columns, 3] and their width and height in mm, if the file states them."""
     try:
         with Image.open(path) as picture:
+            check_unpacked(picture.width * picture.height * len(picture.getbands()) * FLOAT)
             frames = getattr(picture, "n_frames", 1)
             deep = _is_deep_colour(picture)
             surplus = 16 - _jpeg2000_bits(picture) if (picture.format, picture.mode) == ("JPEG2000", "I;16") else 0
@@ -135,6 +140,8 @@ def _read(path: Path, label: bool) -> tuple[np.ndarray, tuple[float, float] | No
             if (frames == 1 or kind in FIRST_ONLY) and not deep:
                 picture.load()
                 pixels = picture.transpose(TURNS[turned]) if turned != 1 and kind != "TIFF" else picture.copy()
+    except TooLargeError as error:
+        raise ValueError(f"{path}: {error}") from error
     except Exception as error:  # Pillow raises many kinds
         raise ValueError(f"{path}: cannot be read as a picture: damaged or misnamed?") from error
     if frames > 1 and kind in FIRST_ONLY:

@@ -19,7 +19,7 @@ from monai.utils import SpaceKeys
 
 from medsr_monai.data.dicom.images import holds_dicom, is_dicom_file
 from medsr_monai.data.dicom.series import DicomSeries, one_series
-from medsr_monai.data.dicom.slices import is_zip
+from medsr_monai.data.dicom.slices import TooLargeError, check_unpacked, is_zip
 from medsr_monai.data.find import pair_of
 from medsr_monai.data.gzip_stream import check_gzip
 from medsr_monai.data.label_detection import check_no_label_map
@@ -100,6 +100,7 @@ def check_nifti(path: str | os.PathLike, frame: int | None = None) -> None:
             raise
         raise ValueError(f"{path}: cannot be read as a volume ({first_line(error)}): damaged or misnamed?") from error
     _check_size(path, image)
+    _check_memory(path, image)
     check_image(image, path, frame, _stored_header(image))
 
 
@@ -155,6 +156,14 @@ def _check_size(path: Path, image: nibabel.spatialimages.SpatialImage) -> None:
             f"{path}: cannot be read to its end ({tuple(voxels.shape)} voxels are {promised} bytes, the file holds "
             f"{max(held, 0)} at most): damaged file?"
         )
+
+
+def _check_memory(path: Path, image: nibabel.spatialimages.SpatialImage) -> None:
+    """Refuse a volume that takes too much memory as float32, of a 4D file one frame."""
+    try:
+        check_unpacked(math.prod(map(int, image.shape[:3])) * np.dtype(np.float32).itemsize)
+    except TooLargeError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def _stored_header(image: nibabel.spatialimages.SpatialImage) -> nibabel.Nifti1Header | None:

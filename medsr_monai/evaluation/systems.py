@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from medsr_monai.errors import naming
-from medsr_monai.upscaling.bundles import BundleRunner, bundle_folder, bundle_folders
+from medsr_monai.upscaling.bundles import BundleRunner, bundle_folders, read_inference
 
 __all__ = ["System", "load_systems", "named_systems"]
 
@@ -84,7 +83,7 @@ def load_systems(chosen: Sequence[System], trust_code: bool = False, **overrides
                 runner = load_runner(file, name, **overrides)
             name = name or type(runner.network).__name__
         else:
-            if "thick_axis" in json.loads((bundle_folder(bundle) / "configs" / "inference.json").read_text()):
+            if "thick_axis" in read_inference(bundle, trust_code):
                 raise ValueError(
                     f"bundle {bundle} makes thick slices thin, compare enlarges slices: compare it by "
                     "`medsr degrade --direction through-plane`, `medsr upscale` and `medsr evaluate`"

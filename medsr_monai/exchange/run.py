@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from medsr_monai.errors import reason_of
+from medsr_monai.errors import is_out_of_memory, reason_of
 
 __all__ = ["ONNX_PREFIX", "SUFFIXES", "TORCHSCRIPT_RECORD", "ExportedNetwork", "is_exported"]
 
@@ -77,7 +77,7 @@ class ExportedNetwork(nn.Module):
         self.session: Any = None
         if self.path.suffix == SUFFIXES["onnx"]:
             self.session, self.information = _open_onnx(self.path)
-            self.channels = self.session.get_inputs()[0].shape[1]
+            self.channels = _checked_channels(self.path, self.session)
         else:
             if str(trust_code).lower() != "true":  # MONAI's command line gives words
                 raise ValueError(
@@ -112,7 +112,14 @@ class ExportedNetwork(nn.Module):
         if self.psf_channels:
             psf = x.new_zeros(1, self.psf_channels) if psf is None else psf
             inputs.append(psf.to(x).expand(len(x), -1))
-        y = self._run(inputs) if self.script is None else self.script(*inputs)
+        try:
+            y = self._run(inputs) if self.script is None else self.script(*inputs)
+        except Exception as error:  # both runtimes raise many kinds
+            if is_out_of_memory(error):
+                raise
+            raise ValueError(f"{self.path}: fails at images of {list(x.shape)}: {reason_of(error)[-200:]}") from error
+        if not isinstance(y, Tensor) or y.ndim != 4 or len(y) != len(x):
+            raise ValueError(f"{self.path}: does not make images [B, C, H, W] of images: no network of ours")
         if self.scale_factors is not None:
             expected = [size * factor for size, factor in zip(x.shape[2:], self.scale_factors, strict=True)]
             if list(y.shape[2:]) != expected:
@@ -148,6 +155,17 @@ def _open_onnx(path: Path) -> tuple[Any, dict[str, Any]]:
             for name, value in properties
             if name.startswith(ONNX_PREFIX)
         }
+
+
+def _checked_channels(path: Path, session: Any) -> int | str | None:
+    """Channels that an ONNX file takes, its sizes checked before memory is taken for any."""
+    inputs, outputs = session.get_inputs(), session.get_outputs()
+    shapes = [tensor.shape for tensor in (*inputs, *outputs)]
+    if not inputs or len(inputs) > 2 or len(outputs) != 1 or [len(shapes[0]), len(shapes[-1])] != [4, 4]:
+        raise ValueError(f"{path}: tensors of shapes {str(shapes)[:200]}, expected images [B, C, H, W] to images")
+    if any(isinstance(size, int) and size > MOST_CHANNELS for shape in shapes for size in shape):
+        raise ValueError(f"{path}: tensors of shapes {str(shapes)[:200]}, expected sides of {MOST_CHANNELS} at most")
+    return shapes[0][1]
 
 
 def _open_torchscript(path: Path) -> tuple[nn.Module, dict[str, Any]]:

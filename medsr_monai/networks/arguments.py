@@ -5,10 +5,13 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
+import math
+import threading
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 Network = TypeVar("Network", bound=type)
 
@@ -43,14 +46,43 @@ def records_arguments(cls: Network) -> Network:
     return cls
 
 
+MOST_MODULES = 20_000
+"""Modules of the largest network that is built of arguments from a file; ours have some 2,000 at most."""
+LARGEST_ARGUMENT = 2**20
+"""No argument of a network is a larger number."""
+
+
 def build_network(arguments: dict[str, Any]) -> nn.Module:
     """Build the network of which `arguments` are the `.arguments`, with random weights.
 
     Raises:
-        ValueError: `_target_` is no network of medsr_monai.networks that records its arguments. Files of weights may
-            come from anywhere, so nothing else is called.
-        TypeError: the network does not take these arguments.
+        ValueError: `_target_` is no network of medsr_monai.networks that records its arguments (nothing else is
+            called), it cannot be built with these arguments, or it would be larger than any is.
     """
+    cls = type(describe_network(arguments))
+    return cls(**{name: value for name, value in arguments.items() if name != "_target_"})
+
+
+def check_size(arguments: dict[str, Any], state: Mapping[str, Tensor]) -> None:
+    """Refuse arguments from a file, by which its network would take more memory than its weights, before it is built.
+
+    Raises:
+        ValueError: see :func:`build_network`.
+    """
+    if not isinstance(state, Mapping):
+        raise ValueError(f"its weights are a {type(state).__name__}, expected a dictionary of tensors")
+    needed, held = (
+        sum(math.prod(tensor.shape) for tensor in tensors.values() if isinstance(tensor, Tensor))
+        for tensors in (describe_network(arguments).state_dict(), state)
+    )
+    if needed > 2 * held + 2**22:
+        raise ValueError(f"its arguments make a network of {needed} numbers, its weights are {held}")
+
+
+def describe_network(arguments: dict[str, Any]) -> nn.Module:
+    """Build the same without memory, on the device meta; the errors are those of :func:`build_network`."""
+    if not isinstance(arguments, dict):
+        raise ValueError(f"arguments are {str(arguments)[:80]!r}, expected a dictionary")
     from medsr_monai import networks
 
     target = arguments.get("_target_")
@@ -58,7 +90,34 @@ def build_network(arguments: dict[str, Any]) -> nn.Module:
     cls = getattr(networks, name, None) if package == "medsr_monai.networks" else None
     if not (isinstance(cls, type) and getattr(cls.__init__, "records_arguments", False)):
         raise ValueError(f"_target_ is {target!r}: expected a network of medsr_monai.networks, such as its RDST.")
-    return cls(**{name: value for name, value in arguments.items() if name != "_target_"})
+    given = {name: value for name, value in arguments.items() if name != "_target_"}
+    for name, value in given.items():
+        for number in value if isinstance(value, (list, tuple)) else [value]:
+            if isinstance(number, (int, float)) and not abs(number) <= LARGEST_ARGUMENT:
+                raise ValueError(f"{name} is {number}, expected at most {LARGEST_ARGUMENT}")
+    built = 0
+
+    def count(*_: object) -> None:
+        nonlocal built
+        built += threading.get_ident() == builder
+        if built > MOST_MODULES:
+            raise ValueError(f"its arguments make a network of more than {MOST_MODULES} layers")
+
+    builder, hook = threading.get_ident(), nn.modules.module.register_module_module_registration_hook(count)
+    try:
+        try:
+            with torch.device("meta"):
+                return cls(**given)
+        except (NotImplementedError, RuntimeError) as error:  # of a library whose networks compute when they are built
+            if "meta" not in str(error):
+                raise
+            return cls(**given)
+    except ImportError:
+        raise
+    except Exception as error:  # of whatever is computed with the arguments
+        raise ValueError(" ".join(str(error).split()) or type(error).__name__) from error
+    finally:
+        hook.remove()
 
 
 class NetworkArguments:
@@ -100,8 +159,7 @@ class NetworkArguments:
         theirs = dict(state_dict)
         same_class = theirs.get("_target_") == ours["_target_"]
         if same_class and theirs.keys() < ours.keys():
-            with torch.device("meta"):  # no memory, no random numbers: only the arguments are wanted
-                theirs = type(self.network)(**{k: v for k, v in theirs.items() if k != "_target_"}).arguments
+            theirs = describe_network(theirs).arguments
         names = [*ours, *(name for name in theirs if name not in ours)] if same_class else ["_target_"]
         absent = "absent"
         values = [(name, theirs.get(name, absent), ours.get(name, absent)) for name in names]

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medsr_monai import __version__
-from medsr_monai.atomic import written_together
+from medsr_monai.atomic import read_json, written_together
 from medsr_monai.data.find import pair_of, volume_name
 from medsr_monai.data.stored_volume import StoredVolume
 from medsr_monai.metrics.report import json_values
@@ -122,7 +122,7 @@ def bundle_record(
     """
     folder = Path(folder).resolve()
     file = folder / "configs" / "metadata.json"
-    metadata = json.loads(file.read_text()) if file.is_file() else {}
+    metadata = read_json(file, "a bundle's metadata") if file.is_file() else {}
     degradation, warnings = metadata.get("degradation"), []
     used = None if weights is None else file_record(weights)
     if used is not None and not _are_published(folder, Path(weights), used["SHA256"]):
@@ -251,7 +251,7 @@ def read_sidecar(output: str | os.PathLike) -> dict[str, Any] | None:
 
 def _ours(path: Path) -> dict[str, Any] | None:
     try:
-        content = json.loads(path.read_text())
+        content = read_json(path)
         ours = content["GeneratedBy"][0]["Name"] == GENERATOR and all(isinstance(o, dict) for o in content["Outputs"])
     except (OSError, ValueError, TypeError, LookupError):
         return None

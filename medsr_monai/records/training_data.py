@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from medsr_monai.atomic import read_json
 from medsr_monai.weights.stated import file_hash
 
 __all__ = [
@@ -109,8 +110,8 @@ class TrainingData:
             known = {field.name for field in dataclasses.fields(cls)}
             groups = tuple(TrainingGroup(**group) for group in content["groups"])
             record = cls(**{name: value for name, value in content.items() if name in known} | {"groups": groups})
-            fits = bool(groups) and all(FIGURES.keys() <= group.figures.keys() for group in groups)
-        except (TypeError, LookupError, AttributeError):
+            fits = bool(groups) and all(map(_fits, groups)) and isinstance(record.degradation, dict | None)
+        except (TypeError, LookupError, AttributeError, ValueError):
             fits = False
         if not fits:
             raise ValueError(f"{path}: no description of training data, {remedy}")
@@ -124,7 +125,7 @@ class TrainingData:
             ValueError: it holds something else; one line that names it.
         """
         try:
-            content = json.loads(Path(path).read_text())
+            content = read_json(path)
         except ValueError:
             content = None
         return cls.from_content(content, path, "make it by `medsr describe` or remove it")
@@ -141,6 +142,17 @@ class TrainingData:
         method = (self.degradation or {}).get("method")
         words = method if isinstance(method, str) else " or ".join(method or ())
         return f"trained on {data}{f', {words} degradation' if words else ''}"
+
+
+def _fits(group: TrainingGroup) -> bool:
+    """Whether the values of a group, which may come from anywhere, are of the types that they should be."""
+    words = [*group.body_parts, *group.contrasts, group.modality or ""]
+    ranges = [group.figures[name] for name in FIGURES]
+    ranges += [part for part in (group.pixel_mm, group.thickness) if part is not None]
+    numbers = [number for low, high in ranges for number in (low, high)]
+    return all(isinstance(word, str) for word in words) and all(
+        isinstance(number, (int, float)) for number in (*numbers, group.volumes, group.images)
+    )
 
 
 def find_training_data(bundle: str | os.PathLike, weights: str | os.PathLike, sha256: str) -> TrainingData | None:

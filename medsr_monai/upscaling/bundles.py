@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import json
 import pydoc
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,6 +11,7 @@ from pathlib import Path
 from types import NoneType
 from typing import TYPE_CHECKING, Any
 
+from medsr_monai.atomic import read_json
 from medsr_monai.errors import reason_of
 
 if TYPE_CHECKING:
@@ -95,6 +95,7 @@ def read_inference(bundle: str | Path, trust_code: bool = False) -> ConfigParser
 
     file = bundle_folder(str(bundle)) / "configs" / "inference.json"
     parser = ConfigParser()
+    read_json(file, "the configuration of a bundle")  # with bounds, which MONAI's reader has not
     try:
         parser.read_config(file)
         unknown = None if trust_code else next(_foreign_code(parser), None)
@@ -112,7 +113,7 @@ def _installed_code() -> tuple[frozenset[str], frozenset[str]]:
     """The expressions and the targets of the inference.json of all installed bundles."""
     expressions, targets = set(), set()
     for folder in bundle_folders().values():
-        for _, value in _items(json.loads((folder / "configs" / "inference.json").read_text())):
+        for _, value in _items(read_json(folder / "configs" / "inference.json")):
             if isinstance(value, dict):
                 targets |= {value["_target_"]} if "_target_" in value else set()
             elif isinstance(value, str) and value.startswith("$"):
@@ -233,9 +234,7 @@ class BundleRunner:
 
     def _stated_arguments(self, file: Path, content: Mapping) -> dict[str, Any]:
         """Ids of the network's arguments, of a weights file; none if it is of another class, which loading refuses."""
-        import torch
-
-        from medsr_monai.networks import build_network
+        from medsr_monai.networks.arguments import check_size
 
         stated = content["network"]
         if not isinstance(stated, dict) or stated.get("_target_") != self.parser["network_def"]["_target_"]:
@@ -247,10 +246,9 @@ class BundleRunner:
             if not all(isinstance(v, (bool, int, float, NoneType)) or str(v).isidentifier() for v in words):
                 raise ValueError(f"{file}: {name} is {value!r}: expected a number, a name or a list of them")
         try:
-            with torch.device("meta"):
-                build_network(stated)
+            check_size(stated, content["model"])
         except (AttributeError, TypeError, ValueError) as error:
-            raise ValueError(f"{file}: {' '.join(str(error).split())}") from error
+            raise ValueError(f"{file}: {reason_of(error)}") from error
         return {f"network_def#{name}": value for name, value in arguments.items()}
 
     def _use(self) -> str:

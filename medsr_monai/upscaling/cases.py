@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from medsr_monai.atomic import check_input, check_output
+from medsr_monai.atomic import check_input, check_output, read_json
 from medsr_monai.suffixes import NIFTI_SUFFIXES, PICTURE_SUFFIXES, VOLUME_SUFFIXES
 
 if TYPE_CHECKING:
@@ -172,10 +171,9 @@ def bids_sidecar(path: str | os.PathLike) -> dict[str, Any]:
 
     file = Path(path).with_name(f"{volume_name(path)}.json")
     try:
-        content = json.loads(file.read_text())
+        return read_json(file)
     except (OSError, ValueError):
         return {}
-    return content if isinstance(content, dict) else {}
 
 
 def header_of(case: Case) -> dict[str, Any]:

@@ -16,9 +16,9 @@ from typing import Any
 
 from tqdm import tqdm
 
-from medsr_monai.command_line import quiet_libraries
+from medsr_monai.command_line import is_verbose, quiet_libraries
 from medsr_monai.data import is_dicom_file, volume_name
-from medsr_monai.errors import ERRORS, MedsrError, naming, reason_of
+from medsr_monai.errors import MedsrError, line_of, naming
 from medsr_monai.records.sidecar import (
     check_sidecar,
     remove_partial,
@@ -189,7 +189,7 @@ def _in_processes(job: Job, jobs: int) -> int:
     table = StatusTable(job.folder)
     _begin(job, table)
     with _progress_bar(job) as progress:
-        ranks, died = run_processes(_process, (job,), min(jobs, len(job.cases)), progress)
+        ranks, died = run_processes(_process, (job, is_verbose()), min(jobs, len(job.cases)), progress)
     if ranks.store.check(["refused"]):
         raise MedsrError(ranks.store.get("refused").decode())
     lost = [row for row in _rows(job, table) if row["status"] == PENDING and ranks.claimed(row["output"])]
@@ -202,17 +202,16 @@ def _in_processes(job: Job, jobs: int) -> int:
     return _sum_up(job, upscaler, table, start)
 
 
-def _process(rank: int, processes: int, port: int, job: Job) -> None:
+def _process(rank: int, processes: int, port: int, job: Job, verbose: bool) -> None:
     """One of the processes of `_in_processes`."""
-    quiet_libraries()
+    quiet_libraries(verbose)
     ranks = join_processes(rank, processes, port)
     try:
         _work_off(job, ranks, job.upscaler(local_rank=ranks.local_rank), StatusTable(job.folder))
-    except ERRORS as error:
-        ranks.store.set("refused", reason_of(error))
-        sys.exit(1)
-    except Exception:
-        traceback.print_exc()
+    except Exception as error:
+        if verbose:
+            traceback.print_exc()
+        ranks.store.set("refused", line_of(error))
         sys.exit(1)
 
 
@@ -239,15 +238,11 @@ def _work_off(job: Job, ranks: Ranks, upscaler: Upscaler, table: StatusTable, pr
             if "status" not in row:
                 row = job.row(case) | {"status": KEPT, "reason": ""}  # with the figures of when it was made
                 say(f"{case.output}: kept, complete and made by the same settings")
-        except ValueError as error:
-            reason = reason_of(error)
-            row |= {"status": FAILED, "reason": without_folders(reason)}
-            complain(reason)
-        except Exception as error:
-            # a bug of ours: it must not stop the others, and must be seen
-            traceback.print_exc()
-            row |= {"status": FAILED, "reason": without_folders(f"unexpected {type(error).__name__}: {error}")}
-            complain(f"{case.source}: unexpected {type(error).__name__}, please report it")
+        except MedsrError as error:
+            if is_verbose():
+                traceback.print_exc()
+            row |= {"status": FAILED, "reason": without_folders(str(error))}
+            complain(str(error))
         table.update([row])
         progress(ranks.count())
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import shlex
+import traceback
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ import numpy as np
 import torch
 from monai.data import MetaTensor
 
+from medsr_monai.command_line import is_verbose
 from medsr_monai.data import (
     DicomSeries,
     LoadVolumed,
@@ -25,7 +27,7 @@ from medsr_monai.data import (
     volume_name,
 )
 from medsr_monai.data.dicom.series import read_study
-from medsr_monai.errors import ERRORS, reason_of
+from medsr_monai.errors import line_of
 from medsr_monai.inferers import InferencePlan
 from medsr_monai.metrics import axis_spectrum
 from medsr_monai.suffixes import NIFTI_SUFFIXES, VOLUME_SUFFIXES
@@ -77,8 +79,10 @@ def inspect(
         if source is not None:
             try:
                 _look_into(item, source, frame, planner)
-            except ERRORS as error:
-                item["problem"] = reason_of(error)
+            except Exception as error:
+                if is_verbose():
+                    traceback.print_exc()
+                item["problem"] = line_of(error)
         yield item
 
 

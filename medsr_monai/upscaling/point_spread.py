@@ -52,20 +52,26 @@ ANATOMY = (
 It was measured along all axes of six volumes (five T1 brains and a cardiac CT angiography) that were made coarse by
 Gaussians and boxes of 0.7, 1 and 1.3 of the spacing, with 3 and 5 fine samples in a slice.
 """
-WIDTHS = np.round(np.arange(0.65, 1.401, 0.025), 3)
+WIDTHS = np.round(np.arange(0.5, 1.401, 0.025), 3)
 """The widths that are tried, as multiples of the spacing; beforehand all are equally probable."""
+NARROWEST = 0.65
+"""Scanners make no narrower profiles than this; a narrower Gaussian only stands for a box of equal second moment."""
 KINDS = ("gaussian", "box")
 """The profiles that are tried."""
+EQUAL = 1.4
+"""A box has nearly the effect of a Gaussian that is narrower by this factor, since their second moments are equal."""
 SURE = 0.8
 """A kind is known if its probability is at least this."""
 DOUBTFUL = 0.15
 """A width is known if its standard deviation is at most this part of it."""
 TELLING = 0.2
-"""The same for a box. It may be larger, since boxes of 0.7 to 1 of the spacing have nearly the same effect."""
+"""Up to this part a width is told, as one in doubt: on made scans this gained more than telling nothing."""
 AGREES = 0.15
 """A header and a measurement agree if they differ by at most this part of the width, or by its standard deviation."""
 UNLIKE = 0.6
 """If the logarithm of the ratio of order 1 is larger, the anatomy differs too much across slices and within them."""
+FITS = 11.0
+"""A profile is believed up to this squared distance from likeness, in units of ANATOMY; 95 of 100 lie below."""
 LEAST_SAMPLES = 12
 """At least this many slices, and samples at the same distance within them, are needed for a measurement."""
 LEAST_RATIO = 2.0
@@ -92,14 +98,18 @@ class SliceProfile:
 
     Attributes:
         gaussian, box: the width of the profile if it is of this kind, and the width's standard deviation.
+        equal: the same for a Gaussian of equal second moment, whatever the kind is.
         probability: the probability of the Gaussian; the rest is that of the box.
         asymmetry: the larger logarithm of the ratio of order 1 along the two axes of the slices, see :data:`UNLIKE`.
+        misfit: the squared distance from likeness under the best profile, see :data:`FITS`.
     """
 
     gaussian: tuple[float, float]
     box: tuple[float, float]
+    equal: tuple[float, float]
     probability: float
     asymmetry: float
+    misfit: float
 
     @property
     def kind(self) -> str:
@@ -112,10 +122,10 @@ class SliceProfile:
         return max(self.probability, 1 - self.probability) >= SURE
 
     def __str__(self) -> str:
-        widths = {kind: "{:.2f} +- {:.2f}".format(*getattr(self, kind)) for kind in KINDS}
         if self.is_sure:
-            return f"{self.kind} of {widths[self.kind]}"
-        return f"gaussian of {widths['gaussian']} or box of {widths['box']}"
+            return "{} of {:.2f} +- {:.2f}".format(self.kind, *getattr(self, self.kind))
+        width, deviation = self.equal
+        return f"gaussian of {width:.2f} +- {deviation:.2f}, or a box of equal second moment, {EQUAL * width:.2f}"
 
 
 @dataclass(frozen=True)
@@ -247,21 +257,26 @@ def _profile(ratios: np.ndarray) -> SliceProfile:
     shapes = ratios[..., 1:] - ratios[..., :1]
     mean = shapes.mean(0)
     apart = (shapes[0] - shapes[-1]) / 2
-    likelihood = np.empty(len(mean))
+    likelihood, misfits = np.empty(len(mean)), np.empty(len(mean))
     for candidate, (shape, half) in enumerate(zip(mean, apart, strict=True)):
         covariance = np.array(ANATOMY) + np.outer(half, half) + 1e-4 * np.eye(len(shape))
-        likelihood[candidate] = -(shape @ np.linalg.solve(covariance, shape) + np.linalg.slogdet(covariance)[1]) / 2
-    shares = np.exp(likelihood - likelihood.max()).reshape(len(KINDS), len(WIDTHS))
-    shares /= shares.sum()
-    found = {}
-    for kind, share in zip(KINDS, shares, strict=True):
-        share = share / max(share.sum(), np.finfo(float).tiny)
-        width = float(share @ WIDTHS)
-        found[kind] = width, math.sqrt(share @ (WIDTHS - width) ** 2)
+        misfits[candidate] = shape @ np.linalg.solve(covariance, shape)
+        likelihood[candidate] = -(misfits[candidate] + np.linalg.slogdet(covariance)[1]) / 2
+    shares = np.exp(np.maximum(likelihood - likelihood.max(), -600)).reshape(len(KINDS), len(WIDTHS))
+    plausible = shares * (WIDTHS >= NARROWEST)
+    widths = [_mean(share) for share in (*plausible, shares[0])]
     best = np.unravel_index(shares.argmax(), shares.shape)
     edges = ratios.reshape(len(ratios), *shares.shape, -1)[:, *best, 0]
     asymmetry = float(edges[np.abs(edges).argmax()])
-    return SliceProfile(found["gaussian"], found["box"], float(shares[0].sum()), asymmetry)
+    probability = float(plausible[0].sum() / plausible.sum())
+    return SliceProfile(*widths, probability, asymmetry, float(misfits[likelihood.argmax()]))
+
+
+def _mean(shares: np.ndarray) -> tuple[float, float]:
+    """Mean and standard deviation of the widths."""
+    shares = shares / shares.sum()
+    width = float(shares @ WIDTHS)
+    return width, math.sqrt(shares @ (WIDTHS - width) ** 2)
 
 
 def _across_slices(
@@ -277,26 +292,29 @@ def _across_slices(
         known = "" if thickness is None else f"{header}, its kind is not known; "
         return FoundPointSpread(None, "header" if known else "nothing", None, False, known + profile)
     seen = f"measured {profile} of the spacing"
-    if abs(profile.asymmetry) > UNLIKE:
-        reason = f"{seen}, but the anatomy is too different across the slices and in them"
+    if abs(profile.asymmetry) > UNLIKE or profile.misfit > FITS:
+        reason = f"{seen}, but the volume is too different across the slices and in them"
         return FoundPointSpread(None, "measured", None, False, reason)
     if thickness is not None:
         return _agreed(profile, thickness, distance, f"{header}, {seen}")
-    kind = profile.kind if profile.is_sure else "gaussian"
-    width, deviation = getattr(profile, kind)
+    kind, (width, deviation) = "gaussian", profile.equal
+    if profile.is_sure:
+        kind, (width, deviation) = profile.kind, getattr(profile, profile.kind)
+    else:
+        seen += ": which kind is not known"
     doubt = deviation / width
-    if doubt > (TELLING if kind == "box" else DOUBTFUL):
-        return FoundPointSpread(None, "measured", doubt, profile.is_sure, f"{seen}, which is in doubt")
-    reason = seen if profile.is_sure else f"{seen}, of equal second moment: which kind is not known"
-    return FoundPointSpread(PointSpread(kind, width), "measured", doubt, profile.is_sure, reason)
+    if doubt > DOUBTFUL:
+        seen += "; the width is in doubt"
+    told = PointSpread(kind, width) if doubt <= TELLING else None
+    return FoundPointSpread(told, "measured", doubt, profile.is_sure, seen)
 
 
 def _agreed(profile: SliceProfile, thickness: float, distance: float, reason: str) -> FoundPointSpread:
     """Choose, of the kinds whose measured width agrees with the header's thickness, the one that comes closest."""
     stated = thickness / distance
     apart = {}
-    for kind in KINDS:
-        width, deviation = getattr(profile, kind)
+    for kind, factor in zip(KINDS, (1, EQUAL), strict=True):
+        width, deviation = (factor * value for value in profile.equal)
         if abs(stated - width) <= max(AGREES * width, deviation):
             apart[kind] = abs(math.log(stated / width))
     source = "header and measured"

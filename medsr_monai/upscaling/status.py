@@ -49,6 +49,8 @@ class StatusTable:
         if not self.path.exists():
             return {}
         try:
+            if not self.path.is_file():
+                raise ValueError("no regular file")
             with self.path.open(newline="") as file:
                 reader = csv.DictReader(file)
                 if tuple(reader.fieldnames or ()) != COLUMNS:

@@ -16,7 +16,8 @@ import torch
 from monai.data import MetaTensor
 
 from medsr_monai.data import check_format, describe_volume, save_dicom_slices, write_voxels
-from medsr_monai.errors import ERRORS, MedsrError, naming, reason_of
+from medsr_monai.data.dicom.slices import limit_unpacking
+from medsr_monai.errors import naming
 from medsr_monai.inferers.fast_network import chosen_precision
 from medsr_monai.inferers.plane import AUTO, UNKNOWN
 from medsr_monai.metrics.report import json_values
@@ -196,12 +197,14 @@ class Upscaler(Options):
     shows_progress: bool = False
 
     def __post_init__(self) -> None:
-        with _one_line():
+        with naming():
             super().__post_init__()
             self._load()
 
     def _load(self) -> None:
         device = choose_device(self.device, self.local_rank)
+        limit = None if self.max_memory is None else parse_size(self.max_memory)
+        limit_unpacking(limit)
         batch = SLICE_BATCH if self.slice_batch == "auto" else int(self.slice_batch)
         fixed = {
             "sw_batch_size": batch,
@@ -214,7 +217,7 @@ class Upscaler(Options):
         self.inferer = self.runner["inferer"]
         self.memory = Memory(
             self.runner,
-            None if self.max_memory is None else parse_size(self.max_memory),
+            limit,
             automatic=self.slice_batch == "auto" and device.startswith("cuda"),
             picture=self.draws,
             enforced=self.bound is not None,
@@ -252,7 +255,7 @@ class Upscaler(Options):
         Raises:
             MedsrError: the volume cannot be super-resolved rightly; one line.
         """
-        with _one_line(), self._lock:
+        with naming(), self._lock:
             if self.max_memory is not None:
                 raise ValueError("max_memory is for files, which medsr upscale makes slab by slab: leave it out")
             lap = Laps()
@@ -432,14 +435,3 @@ def _digest(image: MetaTensor) -> dict[str, Any]:
 def _tile(roi_size: Sequence[int]) -> list[int] | None:
     """Side lengths of tiles; None for whole slices."""
     return None if min(roi_size) < 1 else [int(n) for n in roi_size]
-
-
-@contextlib.contextmanager
-def _one_line() -> Iterator[None]:
-    """Whatever a caller can mend becomes a `MedsrError` with the one line that the command prints."""
-    try:
-        yield
-    except MedsrError:
-        raise
-    except ERRORS as error:
-        raise MedsrError(reason_of(error)) from error

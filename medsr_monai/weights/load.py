@@ -12,7 +12,7 @@ from monai.networks.utils import copy_model_state
 
 from medsr_monai.atomic import written_atomically
 from medsr_monai.errors import is_out_of_memory, reason_of
-from medsr_monai.networks.arguments import NetworkArguments, build_network
+from medsr_monai.networks.arguments import NetworkArguments, build_network, check_size
 from medsr_monai.weights.stated import LARGE_FILES, OFFLINE_FOLDER, StatedFile, bundle_of, examine
 
 __all__ = [
@@ -119,6 +119,7 @@ def load_network(path: str | os.PathLike | None) -> torch.nn.Module:
         )
     path, content = read_weights(Path(path))
     try:
+        check_size(content["network"], content["model"])
         network = build_network(content["network"])
     except (AttributeError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: {reason_of(error)}") from error
@@ -163,7 +164,8 @@ def read_weights(path: Path) -> tuple[Path, Mapping]:
     if found.state == "own":
         logger.warning("%s: %s", found.file, found.reason)
     content = _read(found.file)
-    if not isinstance(content, Mapping) or not {"model", "network"} <= set(content):
+    known = isinstance(content, Mapping) and {"model", "network"} <= set(content)
+    if not known or not isinstance(content["network"], Mapping):
         raise ValueError(f'{found.file}: no {{"model", "network"}} dictionary; official weights: `medsr convert` first')
     return found.file, content
 
@@ -202,5 +204,5 @@ def fill_network(network: torch.nn.Module, path: Path, content: Mapping) -> None
     try:
         NetworkArguments(network).load_state_dict(content["network"])
         getattr(network, "module", network).load_state_dict(content["model"])
-    except (AttributeError, TypeError, ValueError, RuntimeError) as error:
+    except Exception as error:  # of whatever lies in the file in place of tensors
         raise ValueError(f"{path}: {reason_of(error)}") from error

@@ -9,6 +9,7 @@ import io
 import json
 import logging
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -19,9 +20,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from medsr_monai import __version__
-from medsr_monai.atomic import check_output, written_atomically
+from medsr_monai.atomic import check_output, read_json, written_atomically
 from medsr_monai.weights.fetch import fetch_file
-from medsr_monai.weights.stated import LARGE_FILES, MAIN_WEIGHTS, StatedFile, examine, stated_files
+from medsr_monai.weights.stated import LARGE_FILES, MAIN_WEIGHTS, METADATA, StatedFile, examine, stated_files
 from medsr_monai.weights.vendoring import (
     PACKAGE,
     SCRIPTS,
@@ -99,7 +100,9 @@ def write_package(
     Raises:
         FileNotFoundError, FileExistsError, ValueError: one line.
     """
-    metadata = json.loads((folder / "configs" / "metadata.json").read_text())
+    metadata = read_json(folder / METADATA, "a bundle's metadata")
+    if not isinstance(metadata.get("version"), str) or not re.fullmatch(r"\w[\w.+-]*", metadata["version"]):
+        raise ValueError(f"{folder / METADATA}: version is {metadata.get('version')!r}, expected one such as '0.1.0'")
     name = folder.resolve().name
     release = f"{name}_v{metadata['version']}"
     outputs = [Path(output) / f"{release}{suffix}" for suffix in (".zip", ".zip.sha256", ".json")]

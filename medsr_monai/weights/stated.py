@@ -8,12 +8,13 @@ A bundle states the sha256 of the weights that it was published with under ``"we
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import zipfile
 import zlib
 from pathlib import Path
 from typing import NamedTuple
+
+from medsr_monai.atomic import read_json, read_yaml
 
 __all__ = ["LARGE_FILES", "MAIN_WEIGHTS", "OFFLINE_FOLDER", "Examined", "StatedFile", "examine", "stated_files"]
 
@@ -94,7 +95,7 @@ def stated_files(bundle: str | os.PathLike) -> dict[str, StatedFile]:
     """
     bundle = Path(bundle)
     stated = {}
-    for entry in json.loads((bundle / METADATA).read_text()).get("weights", []):
+    for entry in _entries(bundle / METADATA, read_json(bundle / METADATA, "a bundle's metadata"), "weights", []):
         file = _stated(bundle, METADATA, entry | {"hash_val": entry.get("sha256"), "hash_type": "sha256"})
         stated[file.path] = file
     for entry in _large_files(bundle):
@@ -113,28 +114,44 @@ def stated_files(bundle: str | os.PathLike) -> dict[str, StatedFile]:
 
 
 def _large_files(bundle: Path) -> list[dict]:
-    if not (bundle / LARGE_FILES).is_file():
+    file = bundle / LARGE_FILES
+    if not file.is_file():
         return []
-    import yaml
-
-    try:
-        content = yaml.safe_load((bundle / LARGE_FILES).read_text())
-        return list(content["large_files"])
-    except (yaml.YAMLError, KeyError, TypeError) as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(
-            f"{bundle / LARGE_FILES}: expected a list large_files of path, url, hash_val: {reason}"
-        ) from error
+    return _entries(file, read_yaml(file, "a list large_files of path, url, hash_val"), LARGE_FILES.partition(".")[0])
 
 
-def _stated(bundle: Path, source: str, entry: dict) -> StatedFile:
+def _entries(file: Path, content: dict, name: str, default: list | None = None) -> list[dict[str, str]]:
+    """The entries of a list in a file that states others: dictionaries whose values are text."""
+    entries = content.get(name, default)
+    if not isinstance(entries, list):
+        raise ValueError(f"{file}: {name} is {_shown(entries)}, expected a list large_files of path, url, hash_val")
+    for number, entry in enumerate(entries, 1):
+        if not isinstance(entry, dict):
+            raise ValueError(f"{file}: entry {number} of {name} is {_shown(entry)}, expected path, url, hash_val")
+        for key in ("path", "url", "hash_val", "hash_type", "sha256"):
+            if not isinstance(entry.get(key), (str, type(None))):
+                raise ValueError(f"{file}: {key} of entry {number} of {name} is {_shown(entry[key])}, expected text")
+    return entries
+
+
+def _shown(value: object) -> str:
+    return repr(value)[:80]
+
+
+def _stated(bundle: Path, source: str, entry: dict[str, str]) -> StatedFile:
     path, hash_type = entry.get("path"), entry.get("hash_type") or "sha256"  # MONAI's default
     root = bundle.resolve()
-    if not path or not (root / path).resolve().is_relative_to(root):
-        raise ValueError(f"{bundle / source}: path is {path!r}, expected one inside the bundle, such as {MAIN_WEIGHTS}")
+    try:
+        inside = bool(path) and (root / path).resolve().is_relative_to(root) and (root / path).resolve() != root
+    except (OSError, ValueError):  # a name that is too long, or with a NUL
+        inside = False
+    if not inside:
+        raise ValueError(
+            f"{bundle / source}: path is {_shown(path)}, expected one inside the bundle, such as {MAIN_WEIGHTS}"
+        )
     if hash_type not in HASH_TYPES:
         raise ValueError(f"{bundle / source}: hash_type is {hash_type!r}, expected one of {', '.join(HASH_TYPES)}")
-    hash_val = str(entry.get("hash_val") or "").lower()
+    hash_val = (entry.get("hash_val") or "").lower()
     return StatedFile(Path(path).as_posix(), hash_type, hash_val or None, entry.get("url") or None)
 
 

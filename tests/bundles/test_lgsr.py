@@ -34,8 +34,9 @@ TINY = {f"network_def#{name}": value for name, value in SMALL.items()}
 
 
 def smooth(rng, *shape):
-    """Shapes of a few pixels, such as interpolation blurs."""
-    return np.kron(rng.random([-(-n // 4) for n in shape]), np.ones([4] * len(shape)))[tuple(map(slice, shape))]
+    """Shapes of a few pixels, such as interpolation blurs, with a little noise: of one value each, they were labels."""
+    shapes = np.kron(rng.random([-(-n // 4) for n in shape]), np.ones([4] * len(shape)))[tuple(map(slice, shape))]
+    return 0.95 * shapes + 0.05 * rng.random(shape)
 
 
 @pytest.fixture(scope="module")

@@ -64,7 +64,8 @@ def test_the_door_is_typed_and_light():
 import sys, medsr_monai
 dir(medsr_monai), medsr_monai.__version__
 assert not {"torch", "monai", "nibabel", "numpy", "fire"} & set(sys.modules)
-from medsr_monai import degrade, evaluate
-assert callable(degrade) and callable(evaluate)
 """
     subprocess.run([sys.executable, "-c", program], check=True)
+    from medsr_monai import degrade, evaluate
+
+    assert callable(degrade) and callable(evaluate)

@@ -115,9 +115,12 @@ def test_a_bug_of_ours_is_seen_and_stops_nothing(medsr, bundle, tmp_path, monkey
 
     monkeypatch.setattr(BundleRunner, "read", fail)
     code, _, err = medsr("upscale", "in", "out", "--bundle", bundle, "--nopicture")
-    assert code == 1 and "Traceback" in err and "b.nii.gz: unexpected TypeError, please report it" in err
+    line = r"medsr: error: .*TypeError: no such thing in .*b.nii.gz: please report it with what --verbose shows"
+    assert code == 1 and "Traceback" not in err and re.search(line, err), err
     assert statuses() == {"a": "done", "b": "failed", "sub-1/c": "done"}
-    assert status()["b"]["reason"] == "unexpected TypeError: no such thing in b.nii.gz"
+    assert "TypeError: no such thing in b.nii.gz: please report it" in status()["b"]["reason"]
+    code, _, err = medsr("upscale", "in", "out", "--bundle", bundle, "--nopicture", "--verbose")
+    assert code == 1 and "Traceback" in err and re.search(line, err), err
 
 
 def test_the_network_is_loaded_once(medsr, bundle, tmp_path, monkeypatch):

@@ -248,21 +248,20 @@ def cropped(path):
 
 
 def verdict(found, kind, width):
-    """Of what was found, against the truth."""
+    """Of what was found, against the truth; of a kind that is not known the equivalent width is judged."""
     if found.point_spread is None:
         return "unknown"
-    if not found.kind_is_known:
-        equal = width / (1 if found.point_spread.kind == kind else 1.4)
-        near = abs(found.point_spread.width / equal - 1) <= 0.15
-        return "kind not known, width right" if near else "kind not known, width off"
-    if found.point_spread.kind != kind:
+    known = found.kind_is_known
+    if known and found.point_spread.kind != kind:
         return "wrong kind"
-    if abs(found.point_spread.width / width - 1) <= 0.15:
-        return "right"
-    return "width said to be in doubt" if found.doubt > 0.15 else "wrong width"
+    equal = width if known or kind == "gaussian" else width / 1.4
+    right = abs(found.point_spread.width / equal - 1) <= 0.15
+    if found.doubt > 0.15:
+        return f"said to be in doubt, {'right' if right else 'off'}"
+    return ("right" if right else "wrong width") + ("" if known else ", kind not known")
 
 
-WRONG = ("wrong kind", "wrong width")
+WRONG = ("wrong kind", "wrong width", "wrong width, kind not known")
 
 
 @pytest.mark.slow
@@ -290,8 +289,9 @@ def test_table_across_slices_of_six_volumes():
     pairs = np.concatenate(list(gains.values()))
     print(f"all: found {pairs[:, 0].mean():+.3f} (worst {pairs[:, 0].min():+.2f}), true {pairs[:, 1].mean():+.3f}")
     total = sum((verdicts[name] for name in SIX), Counter())
-    assert sum(total[one] for one in WRONG) <= 0.1 * total.total()
-    assert pairs[:, 0].mean() > 0.4 * pairs[:, 1].mean()
+    said = total.total() - sum(count for one, count in total.items() if one.startswith(("unknown", "said")))
+    assert sum(total[one] for one in WRONG) <= 0.1 * said
+    assert pairs[:, 0].mean() > 0.5 * pairs[:, 1].mean() and pairs[:, 0].min() > -0.3
 
 
 @pytest.mark.slow

@@ -32,7 +32,16 @@ from pydicom.uid import (
 
 from medsr_monai.errors import first_line
 
-__all__ = ["DicomFiles", "DicomSlice", "FoundSlices", "begins_as_dicom", "check_unpacked", "is_zip", "read_slices"]
+__all__ = [
+    "DicomFiles",
+    "DicomSlice",
+    "FoundSlices",
+    "begins_as_dicom",
+    "check_unpacked",
+    "is_zip",
+    "limit_unpacking",
+    "read_slices",
+]
 
 PREAMBLE = 132
 SLICE_SUFFIXES = (".dcm", ".dicom", ".ima")
@@ -145,11 +154,22 @@ def is_zip(path: str | os.PathLike) -> bool:
     return Path(path).is_file() and (str(path).lower().endswith(".zip") or zipfile.is_zipfile(path))
 
 
+_limit: int | None = None
+
+
+def limit_unpacking(size: int | None) -> None:
+    """Say how many bytes a file may take in this process when it is unpacked; None for half of the machine's memory."""
+    global _limit
+    _limit = size
+
+
 def unpacked_limit() -> int:
-    """Give the bytes that one compressed file may take when it is unpacked: half of this machine's memory.
+    """Give the bytes that one file may take when it is unpacked, see :func:`limit_unpacking`.
 
     It is 4 GiB where the system does not tell its memory, as Windows.
     """
+    if _limit is not None:
+        return _limit
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
     except (AttributeError, ValueError, OSError):
@@ -169,7 +189,7 @@ def check_unpacked(size: int) -> None:
     if size > unpacked_limit():
         raise TooLargeError(
             f"would take {size / 2**30:.1f} GiB or more when unpacked, {unpacked_limit() / 2**30:.1f} GiB are allowed "
-            "(half of this machine's memory)"
+            f"({'--max-memory' if _limit is not None else 'half of the memory of this machine'})"
         )
 
 
