@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, checks of the paths that a user names, and JSON and YAML within bounds."""
+"""Files written whole or not at all, checks of the paths that a user names, and JSON and YAML within bounds."""
 
 from __future__ import annotations
 
