@@ -11,7 +11,6 @@ from pathlib import Path
 __all__ = [
     "ERRORS",
     "MedsrError",
-    "cause_of",
     "first_line",
     "is_out_of_memory",
     "line_of",

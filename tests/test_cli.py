@@ -444,7 +444,7 @@ def test_a_folder_named_2024_is_upscaled_into_1e3(medsr, bundle, tmp_path):
         "upscale in out --foo 3",
         "upscale in out --foo=3",
         "upscale in out b auto cpu None None 4 None True surplus",
-        "upscale in out surplus b auto cpu None None 4 None True",
+        "upscale in out surplus b auto cpu None None None 4 None True",
         "upscale in out --overwrite surplus",
         "upscale in out --overwrite=yes",
         "upscale in --overwrite out --verbose no",

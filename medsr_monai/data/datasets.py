@@ -52,7 +52,7 @@ class SliceDataset(Dataset):
             high-resolution truth.
         min_std: a slice is usable if its standard deviation is above this fraction of its volume's, which leaves out
             air.
-        slices_per_volume: as many evenly spread usable slices per plane of a volume, None for all.
+        slices_per_volume: how many usable slices are taken per plane of a volume, evenly spread; None takes all.
         keys: volumes and what their slices are called. By default the image is the high-resolution truth; for
             segmentation take ``{"image": "image", "label": "label"}``, with ``label`` in the grid of ``image``.
         seed: the seed of the random transforms.
@@ -252,7 +252,7 @@ def _usable(image: torch.Tensor, axis: int, min_std: float) -> list[int]:
 
 
 def _thinned(positions: list[int], count: int | None) -> list[int]:
-    """As many as ``count`` of the positions, evenly spread."""
+    """Choose ``count`` of the positions, evenly spread."""
     if count is None or len(positions) <= count:
         return positions
     picks = np.linspace(0, len(positions) - 1, 2 * count + 1)[1::2]

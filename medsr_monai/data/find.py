@@ -111,7 +111,7 @@ def _kind(path: Path) -> str | None:
 
 
 def _kind_of_pair(path: Path) -> str | None:
-    """The same of half a pair; a whole one goes by the name of its voxels."""
+    """Name the list that half a pair belongs to; a whole pair goes by the name of its voxels."""
     header, voxels = pair_of(path)
     if not (header.is_file() and voxels.is_file()):
         return "half a pair of .hdr and .img"

@@ -46,7 +46,7 @@ def looks_like_labels(voxels: np.ndarray | nibabel.arrayproxy.ArrayLike) -> bool
 
 
 def _are_labels(voxels: np.ndarray, hint: bool = False) -> bool:
-    """The same, slowly; of a part, ``hint`` asks whether the whole may be labels."""
+    """Say the same of voxels in memory; with ``hint`` they are a part of what may be labels."""
     if not (np.isfinite(voxels).all() and (voxels == np.rint(voxels)).all()):
         return False
     values, counts = np.unique(voxels, return_counts=True)

@@ -234,7 +234,7 @@ def _edges(picture: Image.Image, tags: dict) -> tuple[float, float] | None:
 
 
 def _read_deep_tiff(path: Path, tags: dict) -> np.ndarray:
-    """By tifffile, or by ITK where tifffile lacks the codec; but ITK gives tiles and planes of colours 8 bits."""
+    """Read by tifffile, or by ITK where tifffile lacks the codec; ITK cuts tiles and planes of colours to 8 bits."""
     try:
         pixels = tifffile.imread(path)
     except Exception as error:  # tifffile and its codecs raise many kinds
@@ -322,7 +322,7 @@ def check_format(path: str | os.PathLike, volume: MetaTensor) -> None:
 
 
 def _write_deep_colour_png(array: np.ndarray, path: Path, dpi: tuple[float, float] | None) -> None:
-    """By ITK, since Pillow writes 8 bits of colour; ITK leaves out the chunk with the pixels' size."""
+    """Write by ITK, since Pillow writes 8 bits of colour; ITK leaves out the chunk with the pixels' size."""
     image = itk.image_from_array(array, is_vector=True)
     writer = itk.ImageFileWriter[type(image)].New(image, FileName=str(path), UseCompression=True)
     writer.Update()

@@ -25,8 +25,8 @@ class StoredVolume:
     read all of the file.
 
     Attributes:
-        shape, ndim: as of a tensor.
-        meta, affine: as of a ``MetaTensor``.
+        shape, ndim: those that a tensor would have.
+        meta, affine: those that a ``MetaTensor`` would have.
         least, greatest: the extremes of the voxels that were written, [C] each.
         broken: how many of the voxels that were written are NaN or infinite.
 

@@ -81,7 +81,7 @@ def measure(
 
     Args:
         chosen: arguments of the networks by the names that rows get.
-        size: of the input: slices, their rows and columns.
+        size: the size of the input: the number of slices, their rows and their columns.
         devices: cpu or cuda:0.
         runs: timed runs; 0 counts weights and MACs only.
         training: time steps of training instead of forward passes.

@@ -74,7 +74,7 @@ def evaluate(
             compared.
         plane: axial, coronal or sagittal, whose slices are compared; auto for the one with the finest pixels.
         border: pixels left out at each side of a slice (not for MONAI's PSNR and SSIM).
-        frame: of references with four axes, counted from 0.
+        frame: the frame of references with four axes, counted from 0.
         csv: file for the figures of every slice (of two volumes without further options: psnr and ssim).
         overwrite: replace existing files.
         intensity: what is scaled to [0, 1], minmax or percentile (0.1 and 99.9).
@@ -85,7 +85,7 @@ def evaluate(
             on the references are the truth.
         label_map: labels to be replaced, and what by, such as ``{"255": 1}``.
         output: folder for slices.csv, summary.csv, summary.md and summary.json, made if missing.
-        device: auto, cpu or cuda:0; of the networks.
+        device: where the networks run: auto, cpu or cuda:0.
 
     Raises:
         MedsrError: one line: an option, a file that is missing or exists, volumes that cannot be compared.

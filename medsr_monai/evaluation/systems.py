@@ -66,7 +66,7 @@ def load_systems(chosen: Sequence[System], trust_code: bool = False, **overrides
     """Load systems, and return what runs each, by its name.
 
     Args:
-        chosen: from :func:`named_systems`.
+        chosen: the systems that :func:`named_systems` has found.
         trust_code: see :class:`medsr_monai.upscaling.bundles.BundleRunner`.
         overrides: see :class:`medsr_monai.upscaling.bundles.BundleRunner`.
 

@@ -76,9 +76,9 @@ class PointSpread:
             k-space kinds it is the width of an acquired pixel over the spacing, by which the spectrum ends at half a
             cycle a width: below 1 the coarse samples alias, above 1 they are interpolated by zero filling. (The full
             width at half maximum of their point spread is 1.21, with the Hamming window 1.81 times this width.)
-        gap: part of the spacing that lies between two slices, 1 - thickness / spacing; below 0 slices overlap. Only of
-            SLICE_KINDS.
-        sharpness: of the kind ``ct``, from -1 to 1; 0 is the box.
+        gap: the part of the spacing that lies between two slices, 1 - thickness / spacing; below 0 slices overlap. Only
+            SLICE_KINDS have it.
+        sharpness: the sharpness of the kind ``ct``, from -1 to 1; 0 is the box.
 
     Raises:
         ValueError: an unknown kind, a value out of its range, or one that the kind does not have.
@@ -279,7 +279,7 @@ def _boxes(size: int, small: int, widths: Tensor, sigmas: Tensor) -> Tensor:
     _, numbers, distances = _taps(size, small, float((widths / 2 + 6 * sigmas).max()))
 
     def integral(upto: Tensor) -> Tensor:
-        """From far below to so far from the centre."""
+        """Integrate from far below up to this distance from the centre."""
         if not sigmas.any():
             return (upto + width / 2).clamp(min=0).minimum(width)
         return sigma * (_ramp((upto + width / 2) / sigma) - _ramp((upto - width / 2) / sigma))
@@ -357,7 +357,7 @@ class RandPointSpread(Randomizable):
         self.point_spread: PointSpread | None = None
         """What was drawn last."""
         self.told: PointSpread | None = None
-        """The same, or None where the network is told nothing."""
+        """What was drawn last, or None where the network is told nothing."""
 
     def randomize(self, data: object = None) -> None:
         shares = np.array(list(self.kinds.values()))
@@ -368,7 +368,7 @@ class RandPointSpread(Randomizable):
 
     @staticmethod
     def _point_spread(kind: str, values: Mapping[str, float]) -> PointSpread:
-        """Of a kind, with those of the values that it has."""
+        """Make a point spread of a kind, with those of the values that it has."""
         made = PointSpread(kind)
         if kind != "bicubic":
             made = replace(made, width=values["width"])

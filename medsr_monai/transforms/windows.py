@@ -15,7 +15,7 @@ def cut_windows(images: Sequence[Tensor], corners: Sequence[tuple[int, int]], si
     """Cut windows [B, C, *size] out of images [C, H, W].
 
     Args:
-        images: of any heights and widths; each window overlaps its image.
+        images: the images, of any heights and widths; each window overlaps its image.
         corners: first row and column of each window, below 0 where padding begins.
         size: rows and columns of the windows.
         mode: how ``torch.nn.functional.pad`` fills what lies beyond an image.

@@ -159,7 +159,7 @@ def _series_cases(path: Path, out: Path, overwrite: bool, study: list[tuple[Dico
 
 
 def _suffix(source: str) -> str:
-    """Of the output that is made of ``source`` in a folder."""
+    """Give the suffix of the output that is made of ``source`` in a folder."""
     from medsr_monai.data import is_picture, output_suffix
 
     return output_suffix(source) if is_picture(source) else ".nii.gz"

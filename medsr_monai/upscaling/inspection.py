@@ -63,7 +63,7 @@ def inspect(
 
     Args:
         path: NIfTI or FreeSurfer file, picture, DICOM file, zip with DICOM files, or a folder of any of these.
-        frame: of a file with four axes, counted from 0.
+        frame: the frame of a file with four axes, counted from 0.
         slice_batch: slices computed at a time, for the memory estimate.
         timing: estimate the network's time, for which it runs on a small slice for a few seconds.
 
@@ -270,7 +270,7 @@ def _choose(item: dict[str, Any]) -> tuple[str, str]:
 
 
 def _command(source: str | DicomSeries, bundle: str, frame: int | None) -> str:
-    """To be typed; the output lies in the folder where it is typed."""
+    """Write the command to type; its output lies in the folder where it is typed."""
     words = ["medsr", "upscale"]
     if isinstance(source, str):
         suffix = output_suffix(source) if is_picture(source) else NIFTI_SUFFIXES[1]

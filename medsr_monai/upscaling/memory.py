@@ -262,7 +262,7 @@ class Memory:
         return {"EstimateMiB": mib[0], "LimitMiB": mib[1], "Slabs": way.slabs}
 
     def _resident(self) -> int | None:
-        """Of the process now, what it does not need any more given back; None where the system does not tell."""
+        """Read the process's memory once unused parts are given back; None where the system does not tell it."""
         if self.limit is not None:
             gc.collect()
             if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
@@ -270,7 +270,7 @@ class Memory:
         return resident_bytes()
 
     def _activations(self, *batch: int) -> int | None:
-        """Of a batch of slices with rows and columns."""
+        """Count the activations of a batch of slices with rows and columns."""
         if batch not in self.activations:
             count, rows, columns = batch
             network = self.runner.network

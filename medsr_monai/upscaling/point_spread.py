@@ -56,23 +56,23 @@ Gaussians and boxes of 0.7, 1 and 1.3 of the spacing, with 3 and 5 fine samples 
 WIDTHS = np.round(np.arange(0.5, 1.401, 0.025), 3)
 """The widths that are tried, as multiples of the spacing; beforehand all are equally probable."""
 NARROWEST = 0.65
-"""Scanners make no narrower profiles; a Gaussian below it stands for a box of equal second moment only."""
+"""Scanners make no narrower profiles than this; a narrower Gaussian only stands for a box of equal second moment."""
 KINDS = ("gaussian", "box")
 """The profiles that are tried."""
 EQUAL = 1.4
-"""A box leaves nearly what a Gaussian does that is narrower by this factor: their second moments are equal."""
+"""A box has nearly the effect of a Gaussian that is narrower by this factor, since their second moments are equal."""
 SURE = 0.8
 """A kind is known if its probability is at least this."""
 DOUBTFUL = 0.15
 """A width is known if its standard deviation is at most this part of it."""
 TELLING = 0.2
-"""Up to here it is told, and said to be in doubt: on made scans that gained more than telling nothing (the table)."""
+"""Up to this part a width is told, as one in doubt: on made scans this gained more than telling nothing."""
 AGREES = 0.15
 """A header and a measurement agree if they differ by at most this part of the width, or by its standard deviation."""
 UNLIKE = 0.6
-"""Logarithm of the ratio of order 1 from which on the anatomy is too different across slices and in their plane."""
+"""If the logarithm of the ratio of order 1 is larger, the anatomy differs too much across slices and within them."""
 FITS = 11.0
-"""The squared distance from likeness, in units of ANATOMY, up to which a profile is believed: 95 of 100 lie below."""
+"""A profile is believed up to this squared distance from likeness, in units of ANATOMY; 95 of 100 lie below."""
 LEAST_SAMPLES = 12
 """At least this many slices, and samples at the same distance within them, are needed for a measurement."""
 LEAST_RATIO = 2.0
@@ -98,11 +98,11 @@ class SliceProfile:
     """The profile that was measured across slices, with widths as parts of the slices' distance.
 
     Attributes:
-        gaussian, box: width of the profile if it is of this kind, and its standard deviation.
-        equal: the same of a Gaussian of equal second moment, whatever the kind.
-        probability: of the Gaussian; 1 minus it of the box.
-        asymmetry: logarithm of the ratio of order 1, of the axis of the slices where it is larger; see :data:`UNLIKE`.
-        misfit: squared distance from likeness under the best profile, see :data:`FITS`.
+        gaussian, box: the width of the profile if it is of this kind, and the width's standard deviation.
+        equal: the same for a Gaussian of equal second moment, whatever the kind is.
+        probability: the probability of the Gaussian; the rest is that of the box.
+        asymmetry: the larger logarithm of the ratio of order 1 along the two axes of the slices, see :data:`UNLIKE`.
+        misfit: the squared distance from likeness under the best profile, see :data:`FITS`.
     """
 
     gaussian: tuple[float, float]
@@ -254,7 +254,7 @@ def _ratios(image: torch.Tensor, axis: int, other: int, samples: int) -> np.ndar
 
 
 def _profile(ratios: np.ndarray) -> SliceProfile:
-    """From logarithms [axes of the slices, candidates, ORDERS] to the probabilities of the candidates."""
+    """Turn logarithms [axes of the slices, candidates, ORDERS] into the probabilities of the candidates."""
     shapes = ratios[..., 1:] - ratios[..., :1]
     mean = shapes.mean(0)
     apart = (shapes[0] - shapes[-1]) / 2
@@ -311,7 +311,7 @@ def _across_slices(
 
 
 def _agreed(profile: SliceProfile, thickness: float, distance: float, reason: str) -> FoundPointSpread:
-    """Of the kinds whose measured width the header's thickness agrees with, the one that comes closest."""
+    """Choose, of the kinds whose measured width agrees with the header's thickness, the one that comes closest."""
     stated = thickness / distance
     apart = {}
     for kind, factor in zip(KINDS, (1, EQUAL), strict=True):
@@ -404,6 +404,6 @@ def _window(spectrum: AxisSpectrum) -> tuple[str | None, float] | None:
 
 
 def _rounded(point_spread: PointSpread) -> str:
-    """As in a log line."""
+    """Describe a point spread for a log line."""
     kind, width = point_spread.kind, point_spread.width_over_spacing
     return f"{kind} of {width:.2f} of the spacing"

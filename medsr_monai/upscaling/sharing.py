@@ -119,7 +119,7 @@ def run_processes(
 
     Args:
         work: a function of a module; makes its :class:`Ranks` by :func:`join_processes`.
-        arguments: that can be pickled.
+        arguments: further arguments of ``work``, which can be pickled.
         processes: their number.
         progress: called with the number of finished cases, twice a second.
 

@@ -80,7 +80,10 @@ def test_compiling_is_recorded_and_asked_of_the_inferer(medsr, monkeypatch):
         (["--precision", "half"], "precision is 'half', expected auto, float32, bfloat16, float16"),
         (["--slice-batch", "0"], "slice_batch is 0, expected auto or at least 1"),
         (["--slice-batch", "many"], "slice_batch is many, expected auto or at least 1"),
-        (["--weights", "net.ts", "--compile"], "a network exported as torchscript is run as it is: leave --compile"),
+        (
+            ["--weights", "net.ts", "--compile", "--trust-code"],
+            "a network exported as torchscript is run as it is: leave --compile",
+        ),
     ],
     ids=str,
 )
@@ -139,7 +142,7 @@ def test_slices_that_fit_a_gpu(runner):
 
 
 def test_a_gpu_takes_no_more_slices_than_it_could(runner, monkeypatch):
-    monkeypatch.setattr("medsr_monai.upscaling.plan.free_gpu_bytes", lambda device: 2**45)
+    monkeypatch.setattr("medsr_monai.upscaling.memory.free_gpu_bytes", lambda device: 2**45)
     memory = Memory(runner, automatic=True)
     plan, slices = runner.plan(torch.eye(4), (12, 12, 20)), runner["inferer"]
     assert memory.of(plan).slice_batch == slices.sw_batch_size == 20
@@ -149,7 +152,7 @@ def test_a_gpu_takes_no_more_slices_than_it_could(runner, monkeypatch):
 
 def test_a_compiled_network_keeps_to_one_number_of_slices(monkeypatch):
     """Each further one would take minutes; what does not fit any more is compiled for all the same."""
-    monkeypatch.setattr("medsr_monai.upscaling.plan.free_gpu_bytes", lambda device: free)
+    monkeypatch.setattr("medsr_monai.upscaling.memory.free_gpu_bytes", lambda device: free)
     runner = BundleRunner("rdst_e", compile=True)
     memory, chosen = Memory(runner, automatic=True), []
     one = activation_bytes(runner.network, (1, 1, 12, 12))

@@ -130,7 +130,7 @@ LOSSY = (
 
 
 def derived_class(header: Dataset) -> str:
-    """SOP class of single-frame images that are derived from an image.
+    """Give the SOP class of single-frame images that are derived from an image.
 
     Raises:
         ValueError: neither MR nor CT.
@@ -146,12 +146,12 @@ def derived_class(header: Dataset) -> str:
 
 
 def is_frame(header: Dataset) -> bool:
-    """Whether a slice's header is that of a frame, see :func:`frame_header`."""
+    """Say whether a slice's header is that of a frame, see :func:`frame_header`."""
     return CLASSES.get(header.get("SOPClassUID"), header.get("SOPClassUID")) != header.get("SOPClassUID")
 
 
 def frame_header(whole: Dataset, frame: int) -> Dataset:
-    """Header of a frame, counted from 0, of a multi-frame file, as of a single-frame image.
+    """Make the header of a frame, counted from 0, of a multi-frame file, as a single-frame image would have it.
 
     What the functional groups say of the frame (position, orientation, pixel spacing, thickness, slope and intercept,
     echo time and so on) stands in it by the names that single-frame images have for it, and the groups themselves do
@@ -215,7 +215,7 @@ def _name_sequence(header: Dataset) -> None:
 
 
 def constant(headers: Sequence[Dataset], name: str) -> object | None:
-    """Value of an attribute that all headers share, else None."""
+    """Give the value of an attribute if all headers share it, else None."""
     first = headers[0].get(name)
     return first if all(h.get(name) == first for h in headers[1:]) else None
 
@@ -243,14 +243,13 @@ def _drop_contact(inner: Dataset, element: DataElement) -> None:
 
 
 def held_attributes(headers: Sequence[Dataset]) -> Dataset:
-    """What headers of a series say of patient, study, equipment and acquisition, as far as it holds of a derived one.
+    """Take what headers say of patient, study, equipment and acquisition, as far as it holds of a derived series.
 
-    Held is what stands in the groups 0008, 0010, 0012, 0018, 0032, 0038 and 0040 and is equal in all headers, without
-    private elements at any depth. Not held: NOT_HELD; of the groups 0020 and 0028 all but HELD; and all other groups,
-    among them overlays, curves, icons, palettes and annotations, whose coordinates are the source's pixels. Acquired
-    values such as AcquisitionMatrix, PixelBandwidth or the field of view stay: they tell of the acquisition, which
-    is the same. Attributes of type 2 that the source lacks are there, empty.
-
+    Held are the attributes of the groups 0008, 0010, 0012, 0018, 0032, 0038 and 0040 that are equal in all headers,
+    without private elements at any depth. Not held are those in NOT_HELD, those of the groups 0020 and 0028 that are
+    not in HELD, and all other groups, among them overlays, curves, icons, palettes and annotations, whose coordinates
+    are the source's pixels. Acquired values such as AcquisitionMatrix, PixelBandwidth or the field of view stay: they
+    tell of the acquisition, which is the same. Attributes of type 2 that the source lacks are there, empty.
     """
     held, of_frames = Dataset(), is_frame(headers[0])
     tags = {tag_for_keyword(name) for name in HELD}
@@ -273,7 +272,7 @@ def held_attributes(headers: Sequence[Dataset]) -> Dataset:
 
 
 def compression_history(headers: Sequence[Dataset]) -> Dataset:
-    """LossyImageCompression, its ratio and method: what was lost once stays lost, whatever was computed since."""
+    """Take LossyImageCompression, its ratio and method: what was lost once stays lost."""
     history = Dataset()
     lossy = [h for h in headers if h.get("LossyImageCompression", "01" if _lossy_method(h) else None) == "01"]
     if lossy:

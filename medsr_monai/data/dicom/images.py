@@ -18,7 +18,7 @@ __all__ = ["holds_dicom", "is_dicom_file", "is_dicom_folder", "is_flat_image", "
 
 
 def is_dicom_folder(path: str | os.PathLike) -> bool:
-    """Whether ``path`` is a folder that directly holds DICOM files and no volume of another kind."""
+    """Say whether a path is a folder that directly holds DICOM files and no volume of another kind."""
     folder = Path(path)
     if not folder.is_dir():
         return False
@@ -27,7 +27,7 @@ def is_dicom_folder(path: str | os.PathLike) -> bool:
 
 
 def is_dicom_file(path: str | os.PathLike) -> bool:
-    """Whether ``path`` is a file that begins as DICOM files do, whatever its name."""
+    """Say whether a path is a file that begins as DICOM files do, whatever its name."""
     path = Path(path)
     if not path.is_file():
         return False
@@ -36,13 +36,13 @@ def is_dicom_file(path: str | os.PathLike) -> bool:
 
 
 def holds_dicom(folder: str | os.PathLike) -> bool:
-    """Whether DICOM files lie in a folder or below it, behind links too."""
+    """Say whether DICOM files lie in a folder or below it, behind links too."""
     with DicomFiles(folder) as files:
         return any(is_dicom_file(Path(folder) / name) for name in files.names())
 
 
 def is_flat_image(path: str | os.PathLike) -> bool:
-    """Whether what a DICOM file or folder holds is no part of a volume: images that do not state their place.
+    """Say whether a DICOM file or folder holds images that do not state their place, and so are no part of a volume.
 
     So it is with ultrasound, endoscopy and X-rays.
     """
@@ -52,7 +52,7 @@ def is_flat_image(path: str | os.PathLike) -> bool:
 
 
 def read_dicom_image(path: str | os.PathLike) -> tuple[np.ndarray, tuple[float, float] | None]:
-    """Stored pixels [rows, columns] or [rows, columns, 3] of a DICOM file, and their width and height in mm.
+    """Read the stored pixels [rows, columns] or [rows, columns, 3] of a DICOM file, and their width and height in mm.
 
     Rescale slope and intercept are not applied. Of MONOCHROME1, whose low values are bright, the inverse is returned.
     The size is PixelSpacing, or None. Pixels are uint8 or uint16; signed if there are negative ones.

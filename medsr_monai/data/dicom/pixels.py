@@ -54,7 +54,7 @@ PIXEL_TAGS = (
 
 
 def codec_problem(syntax: UID) -> str | None:
-    """Why pixels of a transfer syntax cannot be decoded here, and what to do; None where they can."""
+    """Say why pixels of a transfer syntax cannot be decoded here, and what to do; None where they can."""
     if not syntax.is_transfer_syntax or syntax.is_private:
         return f"of the unknown transfer syntax {syntax}: export the series uncompressed"
     if not syntax.is_encapsulated or syntax in ITK_SYNTAXES or _pydicom_decodes(syntax):
@@ -76,7 +76,7 @@ def _pydicom_decodes(syntax: UID) -> bool:
 
 
 def read_stack(files: DicomFiles, slices: Sequence[DicomSlice]) -> np.ndarray:
-    """Voxels [X, Y, Z] of slices of one size, in their order: columns, rows, slices; float32, each slice rescaled.
+    """Read the voxels [X, Y, Z] (columns, rows, slices) of slices of one size; float32, each slice rescaled.
 
     RescaleSlope and RescaleIntercept are those of each slice. MONOCHROME1, which says that a viewer shows low values
     bright, changes no value.
@@ -102,7 +102,7 @@ def read_stack(files: DicomFiles, slices: Sequence[DicomSlice]) -> np.ndarray:
 
 
 def decoded_pixels(header: pydicom.Dataset, name: str | os.PathLike) -> np.ndarray:
-    """Stored values [rows, columns] or [frames, rows, columns], of colours [rows, columns, 3] as RGB.
+    """Decode the stored values [rows, columns] or [frames, rows, columns]; colours give RGB [rows, columns, 3].
 
     They are decoded by pydicom's decoders, or by ITK where pydicom has none.
 

@@ -79,41 +79,41 @@ class DicomSeries:
 
     @property
     def files(self) -> list[str]:
-        """Paths in the order of the slices, each once; of a zip ``study.zip/member``, which is no path on disk."""
+        """The paths in the order of the slices, each once; in a zip they are ``study.zip/member``, no paths on disk."""
         root = Path(self.root)
         names = dict.fromkeys(item.file for item in self.slices)
         return [str(root)] if root.is_file() and list(names) == [root.name] else [str(root / name) for name in names]
 
     @property
     def disk_files(self) -> list[str]:
-        """Files to hash: those of the series, or the zip that holds them."""
+        """The files on disk, for checksums: those of the series, or the zip that holds them."""
         return [self.root] if Path(self.root).is_file() else self.files
 
     @property
     def syntax(self) -> UID:
-        """Transfer syntax of the first slice."""
+        """The transfer syntax of the first slice."""
         return self.slices[0].syntax
 
     @property
     def label(self) -> str:
-        """``3 t1_sag, echo 2``: number, description and part, whichever there are."""
+        """Its number, description and part, whichever there are, as in ``3 t1_sag, echo 2``."""
         name = " ".join(str(word) for word in (self.number, self.description) if word not in (None, ""))
         return ", ".join(word for word in (name or self.uid, self.part) if word)
 
     @property
     def choice(self) -> str:
-        """What `--series` chooses it by, and no other."""
+        """The name by which `--series` chooses this series and no other."""
         return f"{self.uid}, {self.part}" if self.part else self.uid
 
     @property
     def left_out(self) -> str | None:
-        """What it is, if a study's volumes do not include it unless asked."""
+        """What it is, if it is only taken on request, such as a localiser; None for others."""
         kinds = {"localiser": self.localiser, "secondary capture": self.secondary_capture, "derived": self.derived}
         return next((kind for kind, holds in kinds.items() if holds), None)
 
     @property
     def kind(self) -> str:
-        """SOPClassUID, which says what kind of object its files are."""
+        """The SOPClassUID, which says what kind of object its files are."""
         return str(self.slices[0].header.get("SOPClassUID"))
 
     @property
@@ -123,19 +123,19 @@ class DicomSeries:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Columns, rows, slices: the volume's axes."""
+        """The numbers of columns, rows and slices, which are the volume's axes."""
         return self.slices[0].columns, self.slices[0].rows, len(self.slices)
 
     @property
     def spacing(self) -> tuple[float, float, float] | None:
-        """Voxel edges in mm along the axes of ``shape``; None where no geometry is known."""
+        """The voxel's edges in mm along the axes of ``shape``; None where no geometry is known."""
         if self.affine is None:
             return None
         return tuple(float(edge) for edge in np.linalg.norm(self.affine[:3, :3], axis=0))
 
     @cached_property
     def affine(self) -> np.ndarray | None:
-        """4x4, voxel to RAS millimetres, of the stack from its first to its last slice; None without geometry.
+        """The 4x4 affine from voxels to RAS mm, of the stack from its first to its last slice; None without geometry.
 
         Of a series with a ``problem`` it is what the headers say, and no volume follows it.
         """
@@ -143,7 +143,7 @@ class DicomSeries:
 
     @property
     def doubt(self) -> str | None:
-        """One line if its slices lie farther apart, or nearer together, than their headers make one expect."""
+        """One line if its slices lie farther apart, or nearer together, than their headers state; None otherwise."""
         first = self.slices[0]
         stated, thickness = abs(first.gap or 0), first.thickness or 0
         expected = stated if stated >= (1 - UNEVEN) * thickness else thickness + stated
@@ -169,7 +169,7 @@ class DicomSeries:
             raise ValueError(f"{self.source}: {reason}: correct the headers")
 
     def read(self) -> np.ndarray:
-        """Voxels [X, Y, Z] of ``shape``, float32, rescaled slice by slice.
+        """Read the voxels [X, Y, Z] of ``shape``, float32, rescaled slice by slice.
 
         Raises:
             ValueError: the series has a problem, or its pixels are damaged.
@@ -184,7 +184,7 @@ class DicomSeries:
                 raise ValueError(f"{self.source}: {error}") from error
 
     def headers(self) -> list[pydicom.Dataset]:
-        """The whole header of each slice, without pixels, in the order of the volume's last axis.
+        """Read the whole header of each slice, without pixels, in the order of the volume's last axis.
 
         Of a frame of a multi-frame file, see :func:`medsr_monai.data.dicom.attributes.frame_header`.
 
@@ -235,7 +235,7 @@ class DicomStudy:
 
     @property
     def beside_volumes_line(self) -> str | None:
-        """One line that counts and names its series, for who reads the volumes of other kinds in its folder."""
+        """One line that counts and names its series, for those who read volumes of other kinds in its folder."""
         count = len({item.file for one in self.series for item in one.slices}) + len(self.damaged)
         if not count:
             return None
@@ -251,15 +251,16 @@ def _files(count: int) -> str:
 
 
 def find_series(path: str | os.PathLike) -> list[DicomSeries]:
-    """The series of :func:`read_study`."""
+    """Find the series that a folder, zip or file holds, see :func:`read_study`."""
     return read_study(path).series
 
 
 def read_study(path: str | os.PathLike) -> DicomStudy:
     """Sort what a folder (with those below it), a zip or a file holds into series; only headers are read.
 
-    First by SeriesInstanceUID and kind of object, then by geometry (orientation, rows, columns, pixel spacing). Where
-    slices lie at the same positions, or volumes within each other, then by what tells them apart: echo, b-value,
+    They are sorted by SeriesInstanceUID and kind of object, then by geometry (orientation, rows, columns, pixel
+    spacing). Where slices lie at the same positions, or volumes within each other, they are sorted by what tells them
+    apart: echo, b-value,
     gradient direction, time, image type, units, acquisition, also by what Siemens, GE and Philips say of these in
     private elements; else by InstanceNumber where each position occurs equally often. A DICOMDIR, reports and files of
     other kinds are left out.
@@ -297,7 +298,7 @@ def read_study(path: str | os.PathLike) -> DicomStudy:
 
 
 def one_series(path: str | os.PathLike) -> DicomSeries:
-    """The only series of a folder, zip or file, or the only one that is no localiser, derived or secondary capture.
+    """Find the only series in a folder, zip or file, or the only one that is no localiser, derived or captured.
 
     What is left out is logged as a warning.
 
@@ -575,7 +576,7 @@ def _normal(slices: Sequence[DicomSlice]) -> np.ndarray:
 
 
 def _distances(slices: Sequence[DicomSlice]) -> np.ndarray:
-    """Of each slice from the patient's origin, along the first slice's normal, in mm."""
+    """Measure the distance in mm of each slice from the patient's origin, along the first slice's normal."""
     return np.array([item.position for item in slices]) @ _normal(slices)
 
 
@@ -778,7 +779,7 @@ def _affine(slices: Sequence[DicomSlice]) -> np.ndarray | None:
 
 
 def _stack_affine(slices: Sequence[DicomSlice]) -> np.ndarray:
-    """As the headers say, right or wrong."""
+    """Compute the affine that the headers state, right or wrong."""
     first, last = slices[0], slices[-1]
     if len(slices) > 1:
         step = (np.array(last.position) - first.position) / (len(slices) - 1)

@@ -135,7 +135,7 @@ class DicomSlice:
 
     @property
     def syntax(self) -> pydicom.uid.UID:
-        """Transfer syntax, which says how the pixels are compressed."""
+        """The transfer syntax, which says how the pixels are compressed."""
         return self.header.file_meta.get("TransferSyntaxUID", pydicom.uid.ImplicitVRLittleEndian)
 
     @property
@@ -145,12 +145,12 @@ class DicomSlice:
 
     @property
     def name(self) -> str:
-        """File, with the frame counted from 1, as viewers do."""
+        """The file and its frame, counted from 1 as viewers do."""
         return self.file if self.frame is None else f"{self.file} frame {self.frame + 1}"
 
 
 def is_zip(path: str | os.PathLike) -> bool:
-    """Whether ``path`` is a zip file by its content or its name."""
+    """Say whether a path is a zip file by its content or its name."""
     return Path(path).is_file() and (str(path).lower().endswith(".zip") or zipfile.is_zipfile(path))
 
 
@@ -164,7 +164,7 @@ def limit_unpacking(size: int | None) -> None:
 
 
 def unpacked_limit() -> int:
-    """Bytes that one file may take when it is unpacked: see :func:`limit_unpacking`.
+    """Give the bytes that one file may take when it is unpacked, see :func:`limit_unpacking`.
 
     It is 4 GiB where the system does not tell its memory, as Windows.
     """
@@ -223,7 +223,7 @@ class DicomFiles:
             self.archive.close()
 
     def names(self) -> list[str]:
-        """Paths below the root, sorted, of all files but those in ``left_out``."""
+        """List the paths below the root, sorted, of all files but those in ``left_out``."""
         if self.archive is not None:
             found = self._members()
         elif self.root.is_dir():
@@ -278,7 +278,7 @@ class DicomFiles:
 
     @contextmanager
     def open(self, name: str) -> Iterator[BinaryIO]:
-        """A file to read from; a zip's is decompressed only if it begins as DICOM files do.
+        """Open a file to read from; one in a zip is decompressed only if it begins as DICOM files do.
 
         Of a file whose data set is deflated it is an uncompressed copy.
 
@@ -304,7 +304,7 @@ class DicomFiles:
 
 
 def _inflated(file: BinaryIO) -> BinaryIO:
-    """The same file, or a copy of it without the compression of its data set, of which pydicom knows no bounds."""
+    """Give the same file, or a copy whose data set is not deflated, since pydicom inflates without bounds."""
     head = file.read(HEAD)
     file.seek(0)
     if DeflatedExplicitVRLittleEndian.encode() not in head or head[128:PREAMBLE] != b"DICM":
@@ -332,7 +332,7 @@ def _inflated(file: BinaryIO) -> BinaryIO:
 
 
 def begins_as_dicom(head: bytes) -> bool:
-    """Whether a file with these first 132 bytes is DICOM.
+    """Say whether a file with these first 132 bytes is DICOM.
 
     Either DICM follows a preamble of 128 bytes, or, as some scanners and archives write it, there is no preamble and
     the file begins with a data element of group 0002 or 0008.
@@ -465,7 +465,7 @@ def _of_header(name: str, header: pydicom.Dataset) -> list[DicomSlice]:
 
 def _slice(name: str, frame: int | None, header: pydicom.Dataset, groups: Sequence[pydicom.Dataset]) -> DicomSlice:
     def value(keyword: str, *sequences: str) -> Any:
-        """Of the frame's functional groups, else of the shared ones, else of the header."""
+        """Find a value in the frame's functional groups, else in the shared ones, else in the header."""
         for group in groups:
             item = group
             for sequence in sequences:

@@ -24,7 +24,7 @@ SHORTEST_NAME = 3
 def find_study(
     source: str, series: str | None = None, all_series: bool = False, *, only_dicom: bool = False
 ) -> list[tuple[DicomSeries, str]] | None:
-    """Series to take of a folder, zip or DICOM file, each with the name of its output, or None for other images.
+    """Find the series to take of a folder, zip or DICOM file, each with its output's name; None for other images.
 
     A folder with volumes of other kinds is one of those, unless series are asked for, and so are DICOM images that do
     not state their place, such as ultrasound; those are pictures. What is left out is printed, a line each.
@@ -57,7 +57,7 @@ def find_study(
 
 
 def choose_series(found: list[DicomSeries], series: str | None = None, all_series: bool = False) -> list[DicomSeries]:
-    """Series to take; the others are printed, a line each.
+    """Choose the series to take; the others are printed, one line each.
 
     Args:
         found: the series of a study, at least one. A single one is taken whatever it is.
@@ -106,7 +106,7 @@ def _named(found: list[DicomSeries], wanted: str) -> list[DicomSeries]:
 
 
 def output_names(found: list[DicomSeries]) -> list[Path]:
-    """Of each series ``003_t1_sag`` by number and description, unique, without the patient's name.
+    """Name the output of each series by number and description, such as ``003_t1_sag``, without the patient's name.
 
     Where there are several studies, each has a folder: the input's below the root if it holds one study only and is
     not called after the patient, else a hash of the study's UID.
@@ -142,7 +142,7 @@ def _common_folder(members: list[DicomSeries]) -> Path:
 
 
 def safe_name(text: str) -> str:
-    """Text of a header as one component of a path that every file system holds, of at most 150 bytes; may be empty.
+    """Make of header text one component of a path that every file system holds, of at most 150 bytes; it may be empty.
 
     Letters, digits, ``_``, ``+``, ``-`` and single dots within it stay, whatever the alphabet; all else, such as
     separators, becomes a dash, and control characters and marks of direction vanish. It begins and ends with no dot and

@@ -270,7 +270,7 @@ def _decimal(value: float) -> str:
 
 
 def _rounded(value: float, rounding: str) -> str:
-    """As a decimal string that loses at most the tenth digit, in a known direction."""
+    """Write a number as a decimal string that loses at most the tenth digit, in a known direction."""
     digits = f"{Context(prec=10, rounding=rounding).create_decimal(Decimal(value)).normalize()}"
     return digits if len(digits) <= 16 else f"{float(digits):.9e}"
 
@@ -342,7 +342,7 @@ def _items(headers: Sequence[Dataset], name: str) -> list[Dataset]:
 
 
 def _timezone(dataset: Dataset) -> datetime.tzinfo | None:
-    """Of the times in the source, as far as it is stated."""
+    """Read the time zone of the source's times, if it is stated."""
     try:
         return datetime.datetime.strptime(str(dataset.get("TimezoneOffsetFromUTC")), "%z").tzinfo
     except ValueError:
