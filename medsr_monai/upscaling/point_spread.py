@@ -54,7 +54,7 @@ fine samples a slice."""
 WIDTHS = np.round(np.arange(0.5, 1.401, 0.025), 3)
 """The widths that are tried, over the spacing; each is as probable as the others beforehand."""
 NARROWEST = 0.65
-"""Scanners make no narrower profiles; a Gaussian below it stands for a box of equal second moment only."""
+"""Narrower profiles are taken to be implausible, an assumption by which kinds are told apart; a Gaussian below it stands for a box of equal second moment only."""
 KINDS = ("gaussian", "box")
 """The profiles that are tried."""
 EQUAL = 1.4
@@ -70,7 +70,8 @@ AGREES = 0.15
 UNLIKE = 0.6
 """Logarithm of the ratio of order 1 from which on the anatomy is too different across slices and in their plane."""
 FITS = 11.0
-"""The squared distance from likeness, in units of ANATOMY, up to which a profile is believed: 95 of 100 lie below."""
+"""The squared distance from likeness, in units of ANATOMY, up to which a profile is believed: 95 of 100 would lie
+below it if they strayed normally."""
 LEAST_SAMPLES = 12
 """Slices, and samples of their distance within them, below which there is no measurement."""
 LEAST_RATIO = 2.0
