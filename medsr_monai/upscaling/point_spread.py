@@ -54,7 +54,8 @@ fine samples a slice."""
 WIDTHS = np.round(np.arange(0.5, 1.401, 0.025), 3)
 """The widths that are tried, over the spacing; each is as probable as the others beforehand."""
 NARROWEST = 0.65
-"""Narrower profiles are taken to be implausible, an assumption by which kinds are told apart; a Gaussian below it stands for a box of equal second moment only."""
+"""Narrower profiles are taken to be implausible, an assumption by which kinds are told apart; a Gaussian
+below it stands for a box of equal second moment only."""
 KINDS = ("gaussian", "box")
 """The profiles that are tried."""
 EQUAL = 1.4
