@@ -56,7 +56,8 @@ Gaussians and boxes of 0.7, 1 and 1.3 of the spacing, with 3 and 5 fine samples 
 WIDTHS = np.round(np.arange(0.5, 1.401, 0.025), 3)
 """The widths that are tried, as multiples of the spacing; beforehand all are equally probable."""
 NARROWEST = 0.65
-"""Scanners make no narrower profiles than this; a narrower Gaussian only stands for a box of equal second moment."""
+"""Narrower profiles are taken to be implausible, an assumption by which kinds are told apart; a Gaussian
+below it stands for a box of equal second moment only."""
 KINDS = ("gaussian", "box")
 """The profiles that are tried."""
 EQUAL = 1.4
@@ -72,7 +73,8 @@ AGREES = 0.15
 UNLIKE = 0.6
 """If the logarithm of the ratio of order 1 is larger, the anatomy differs too much across slices and within them."""
 FITS = 11.0
-"""A profile is believed up to this squared distance from likeness, in units of ANATOMY; 95 of 100 lie below."""
+"""The squared distance from likeness, in units of ANATOMY, up to which a profile is believed: 95 of 100 would lie
+below it if they strayed normally."""
 LEAST_SAMPLES = 12
 """At least this many slices, and samples at the same distance within them, are needed for a measurement."""
 LEAST_RATIO = 2.0
