@@ -305,7 +305,7 @@ def test_bad_input_is_one_line_and_no_output(medsr, tiny, tmp_path, edges, optio
 @pytest.mark.parametrize("option", [["--thick-axis", "left-right"], ["--refine", "axial"], ["--target-spacing", 1]])
 def test_options_for_thick_slices_with_another_bundle(medsr, tmp_path, option):
     make_volume(tmp_path / "in.nii.gz")
-    reason = f"bundle rdst_e has no option {option[0]}: it has --plane, --frame"
+    reason = f"bundle rdst_e has no option {option[0]}: it has --plane, --psf, --frame"
     refused(medsr("upscale", "in.nii.gz", "out.nii.gz", "--bundle", "rdst_e", *option), reason, tmp_path)
 
 
