@@ -42,6 +42,10 @@ def written_together(*paths: str | os.PathLike) -> Iterator[list[Path]]:
 
     They take their names in the given order when all of them are on disk. A process that is killed leaves all or none,
     but for the moment of the renaming itself. An error in this moment removes those whose names were free before.
+
+    Raises:
+        FileExistsError: :func:`check_output` has found a name free that another program has taken meanwhile; that file
+            is kept.
     """
     pairs = [(Path(path).with_name(f".partial-{os.getpid()}-{Path(path).name}"), Path(path)) for path in paths]
     free: list[Path] = []
@@ -50,11 +54,18 @@ def written_together(*paths: str | os.PathLike) -> Iterator[list[Path]]:
             yield [partial for partial, _ in pairs]
             for partial, _ in pairs:
                 _to_disk(partial)
-            free = [path for _, path in pairs if not os.path.lexists(path)]
+            taken = [path for _, path in pairs if os.path.lexists(path)]
+            for path in taken:
+                _check_still_free(path)
             for partial, path in pairs:
-                if partial.is_dir() and path not in free:
+                if path not in taken:
+                    _give_free_name(partial, path)
+                    free.append(path)
+                    continue
+                if partial.is_dir():
                     os.replace(path, _replaced(path))
                 os.replace(partial, path)
+        _to_be_new.difference_update(path.absolute() for _, path in pairs)
     except BaseException:
         for path in free:
             _remove(path)
@@ -65,6 +76,29 @@ def written_together(*paths: str | os.PathLike) -> Iterator[list[Path]]:
             if not path.exists() and _replaced(path).exists():
                 os.replace(_replaced(path), path)
             _remove(_replaced(path))
+
+
+_to_be_new: set[Path] = set()
+"""Names that `check_output` has found free and that must not be overwritten."""
+
+
+def _check_still_free(path: Path) -> None:
+    if path.absolute() in _to_be_new:
+        raise FileExistsError(f"{path}: was written by another program meanwhile and is kept: choose another output")
+
+
+def _give_free_name(partial: Path, path: Path) -> None:
+    """Rename, unless the name is taken meanwhile: of two programs that write one output the second loses."""
+    if partial.is_dir():
+        os.replace(partial, path)  # refused by the system where a folder that is not empty has come up
+        return
+    try:
+        os.link(partial, path)
+    except FileExistsError:
+        _check_still_free(path)
+        os.replace(partial, path)
+    except OSError:  # a file system without links
+        os.replace(partial, path)
 
 
 def _replaced(folder: Path) -> Path:
@@ -119,7 +153,7 @@ def check_output(path: Path, overwrite: bool, source: str | None = None) -> None
 
     Raises:
         ValueError: it is the input, or a folder.
-        FileExistsError: it exists.
+        FileExistsError: it exists. If it does not, it must not when it is written either.
         PermissionError: nothing can be written to its folder.
     """
     if source is not None and path.resolve() == Path(source).resolve():
@@ -128,6 +162,7 @@ def check_output(path: Path, overwrite: bool, source: str | None = None) -> None
         raise ValueError(f"{path}: is a folder, give the name of a file")
     if path.exists() and not overwrite:
         raise FileExistsError(f"{path}: exists, choose another name or add --overwrite")
+    (_to_be_new.discard if overwrite else _to_be_new.add)(path.absolute())
     parent = next(p for p in path.absolute().parents if p.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
         raise PermissionError(f"{path}: nothing can be written to {parent}, choose another output")

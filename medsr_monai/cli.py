@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 import sys
+import threading
 import traceback
+from typing import Any
 
 from medsr_monai.commands.benchmark import benchmark
 from medsr_monai.commands.compare import compare
@@ -31,11 +34,28 @@ COMMANDS = {
 }
 
 
+class TerminatedError(BaseException):
+    """SIGTERM has come."""
+
+
+def _terminate(*_: object) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one would interrupt the tidying up
+    raise TerminatedError
+
+
+def _listen(number: int, handler: Any) -> Any:
+    """Set what a signal does, in the main thread, and return what it did before; None elsewhere."""
+    if threading.current_thread() is not threading.main_thread() or handler is None:
+        return None
+    return signal.signal(number, handler)
+
+
 def main(argv: list[str] | None = None) -> None:
     """Run ``medsr``: exit code 0, 1 for an error (one line on stderr), 2 for a wrong command line (with the usage).
 
-    ``upscale`` of a folder ends with 1 if some cases failed, and with 2 if all did. It is 130 after Ctrl-C, and 141
-    where nobody reads the output any more, as after ``| head``. With ``--verbose`` an error shows its traceback.
+    ``upscale`` of a folder ends with 1 if some cases failed, and with 2 if all did. It is 130 after Ctrl-C, 143 after
+    SIGTERM, which tidies up likewise, and 141 where nobody reads the output any more, as after ``| head``. With
+    ``--verbose`` an error shows its traceback.
     """
     from medsr_monai.command_line import Pipe, parse, quiet_libraries
 
@@ -46,20 +66,27 @@ def main(argv: list[str] | None = None) -> None:
         print(__version__)
         return
     call = None
+    before = _listen(signal.SIGTERM, _terminate)
     try:
-        with contextlib.redirect_stdout(Pipe(sys.stdout)):
+        with contextlib.redirect_stdout(Pipe(sys.stdout)) as pipe:
             call = parse(COMMANDS, arguments, "medsr")
             if call is None:
                 return
             quiet_libraries(call.verbose)
+            pipe.escaping = True
             code = call.function(*call.args, **call.kwargs)
             sys.stdout.flush()
     except KeyboardInterrupt:
         print("medsr: interrupted", file=sys.stderr)
         sys.exit(130)
+    except TerminatedError:
+        print("medsr: terminated", file=sys.stderr)
+        sys.exit(143)
     except Exception as error:
         if call is not None and call.verbose:
             traceback.print_exc()
         print(f"medsr: error: {line_of(error)}", file=sys.stderr)
         sys.exit(1)
+    finally:
+        _listen(signal.SIGTERM, before)
     sys.exit(code or 0)

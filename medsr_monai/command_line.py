@@ -13,6 +13,8 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TextIO
 
+from medsr_monai.errors import printable
+
 PIPE_CLOSED = 141
 """The exit code of a program whose output nobody reads any more, as shells give it: 128 plus the number of SIGPIPE."""
 
@@ -166,6 +168,17 @@ def _text(result: object) -> str | None:
     return result if isinstance(result, str) else None  # Fire's completion script
 
 
+def _lines(text: str) -> str:
+    return "\n".join(map(printable, text.split("\n")))
+
+
+class _Escaping(logging.Formatter):
+    """What is logged may hold text of headers."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return _lines(super().format(record))
+
+
 def quiet_libraries(verbose: bool = False) -> None:
     """Leave to a command's process what is said to users, a line each: this package's warnings.
 
@@ -174,10 +187,9 @@ def quiet_libraries(verbose: bool = False) -> None:
     """
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")  # names of files in another encoding
-    logging.basicConfig(
-        level=logging.INFO if verbose else logging.CRITICAL,
-        format="medsr: %(name)s: %(message)s" if verbose else "medsr: %(message)s",
-    )
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Escaping("medsr: %(name)s: %(message)s" if verbose else "medsr: %(message)s"))
+    logging.basicConfig(level=logging.INFO if verbose else logging.CRITICAL, handlers=[handler])
     logging.getLogger("medsr_monai").setLevel(logging.INFO if verbose else logging.WARNING)
     if verbose:
         return
@@ -201,13 +213,15 @@ class Pipe:
 
     def __init__(self, stream: TextIO) -> None:
         self.stream = stream
+        self.escaping = False
+        """Whether control characters are escaped; those of Fire's help are not."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.stream, name)
 
     def write(self, text: str) -> int:
         with self._ending():
-            return self.stream.write(text)
+            return self.stream.write(_lines(text) if self.escaping else text)
 
     def flush(self) -> None:
         with self._ending():

@@ -8,7 +8,17 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["ERRORS", "MedsrError", "cause_of", "first_line", "is_out_of_memory", "line_of", "naming", "reason_of"]
+__all__ = [
+    "ERRORS",
+    "MedsrError",
+    "cause_of",
+    "first_line",
+    "is_out_of_memory",
+    "line_of",
+    "naming",
+    "printable",
+    "reason_of",
+]
 
 
 class MedsrError(ValueError):
@@ -29,6 +39,11 @@ PHRASES = re.compile(
     re.IGNORECASE,
 )
 """What the texts of errors say when memory has run out."""
+
+
+def printable(text: str) -> str:
+    """The same text with escapes for control characters, which move cursors, and for marks of direction."""
+    return "".join(c if c.isprintable() or c == " " else c.encode("unicode_escape").decode() for c in text)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -61,7 +76,7 @@ def reason_of(error: BaseException) -> str:
     If memory has run out, which libraries tell in their own words, the line says what to do.
     """
     error = cause_of(error)
-    reason = " ".join(str(error).split()) or type(error).__name__
+    reason = printable(" ".join(str(error).split())) or type(error).__name__
     reason = reason if len(reason) <= LONGEST else f"{reason[:LONGEST]} ..."  # torch lists all of a network's layers
     if is_out_of_memory(error) and "--tile" not in reason:
         return f"out of memory ({reason}): end other programs, or take a smaller volume, or a computer with more memory"

@@ -7,8 +7,10 @@ start, so they are forked from one that has imported everything.
 from __future__ import annotations
 
 import functools
+import hashlib
 import io
 import itertools
+import json
 import os
 import re
 import shutil
@@ -566,6 +568,26 @@ def test_a_series_that_is_only_unusual_is_read_in_its_place(medsr, bundle, tmp_p
     np.testing.assert_allclose(corners("out.nii.gz"), stated_corners(folder), atol=1e-3)
 
 
+def test_control_characters_of_names_and_headers_never_reach_the_terminal(medsr, bundle, tmp_path):
+    """A terminal would clear the screen, or show a line that is none of ours; and no formula reaches a table."""
+    (tmp_path / "in").mkdir()
+    save(tmp_path / "in" / "=a\x1b[2J\u202e.nii.gz")
+    (tmp_path / "in" / "b\x1b[2J\nmedsr: all is well.nii.gz").write_text("no volume")
+    make_series(tmp_path / "study", lambda n, header: setattr(header, "SeriesDescription", "x\x1b[2J\u202e"))
+    (tmp_path / "study" / "1.dcm").write_bytes(b"damaged")
+    results = [
+        medsr("upscale", "in", "out", "--bundle", bundle),
+        medsr("inspect", "in", "--no-timing"),
+        medsr("inspect", "study", "--no-timing"),
+        medsr("upscale", "study", "series", "--bundle", bundle),
+    ]
+    terminal = re.compile("[\x00-\x09\x0b-\x1f\u202e]|^medsr: all is well", re.MULTILINE)
+    for result in results:
+        assert not terminal.search(result.out + result.err), result
+    table = (tmp_path / "out" / "status.csv").read_text()
+    assert "\x1b" not in table and "\n'=a\\x1b[2J" in table.replace('"', ""), table
+
+
 # bounds
 
 
@@ -778,13 +800,18 @@ def counted(name):
     setattr(os, name, step)
 counted("fsync")
 counted("replace")
+counted("link")
 """
 """A signal before one of the steps that bring files to disk and give them their names."""
 
 
 def steps(end: signal.Signals, run: Callable[..., Result], every: int = 1) -> Iterator[int]:
     """Runs that end before the first of these steps, the second and so on, until one gets through all of them."""
-    told = {signal.SIGINT: (130, "", "medsr: interrupted\n"), signal.SIGKILL: (-signal.SIGKILL, "", "")}[end]
+    told = {
+        signal.SIGINT: (130, "", "medsr: interrupted\n"),
+        signal.SIGTERM: (143, "", "medsr: terminated\n"),
+        signal.SIGKILL: (-signal.SIGKILL, "", ""),
+    }[end]
     for number in itertools.count(1, every):
         result = run(before=AT_STEP.format(number=number, signal=end))
         if result.code == 0:
@@ -804,19 +831,71 @@ def slow_case(processes, bundle, tmp_path_factory) -> tuple[Path, np.ndarray]:
     return folder, nib.load(folder / "expected.nii.gz").get_fdata()
 
 
-def test_an_interrupted_run_leaves_nothing(medsr, bundle, tmp_path, slow_case):
+@pytest.mark.parametrize(
+    ("end", "code", "line"),
+    [(signal.SIGINT, 130, "medsr: interrupted\n"), (signal.SIGTERM, 143, "medsr: terminated\n")],
+)
+def test_an_interrupted_run_leaves_nothing(medsr, bundle, tmp_path, slow_case, end, code, line):
     shutil.copy(slow_case[0] / "a.nii.gz", tmp_path)
     command = ("upscale", "a.nii.gz", "new/out.nii.gz", "--bundle", bundle)
-    result = medsr(*command, kill=(signal.SIGINT, 0.05))
-    assert (result.code, result.err) == (130, "medsr: interrupted\n"), result
+    result = medsr(*command, kill=(end, 0.05))
+    assert (result.code, result.err) == (code, line), result
     assert not [name for name in contents(tmp_path) if "out" in name]
 
 
-def test_an_interruption_of_writing_leaves_nothing(medsr, bundle, tmp_path):
+@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM])
+def test_an_interruption_of_writing_leaves_nothing(medsr, bundle, tmp_path, end):
     save(tmp_path / "a.nii.gz")
     run = functools.partial(medsr, "upscale", "a.nii.gz", "new/out.nii.gz", "--bundle", bundle)
-    for _ in steps(signal.SIGINT, run):
+    for _ in steps(end, run):
         assert not [name for name in contents(tmp_path) if "out" in name]
+
+
+MEANWHILE = """
+from pathlib import Path
+from medsr_monai.upscaling.bundles import BundleRunner
+read = BundleRunner.read
+def other(self, source):
+    Path("out.nii.gz").write_text("another run's")
+    return read(self, source)
+BundleRunner.read = other
+"""
+
+
+def test_of_two_runs_to_one_output_the_second_to_finish_loses(medsr, bundle, tmp_path):
+    """Unless it may overwrite."""
+    save(tmp_path / "a.nii.gz")
+    command = ("upscale", "a.nii.gz", "out.nii.gz", "--bundle", bundle)
+    told(medsr(*command, before=MEANWHILE), r"out\.nii\.gz: was written by another program meanwhile and is kept")
+    assert contents(tmp_path).keys() == {"a.nii.gz", "out.nii.gz"} and Path("out.nii.gz").read_text() == "another run's"
+    assert medsr(*command, "--overwrite", before=MEANWHILE).code == 0
+    assert nib.load("out.nii.gz").shape
+
+
+def test_two_runs_at_once_to_one_output(bundle, tmp_path):
+    """As users start them: one is done, the other refused, and what lies there belongs together."""
+    save(tmp_path / "a.nii.gz", smooth((20, 20, 5)))
+    command = [sys.executable, "-m", "medsr_monai", "upscale", "a.nii.gz", "out.nii.gz", "--bundle", str(bundle)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    running = [
+        subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True) for _ in range(2)
+    ]
+    errors = sorted(process.communicate(timeout=300)[1] for process in running)
+    assert sorted(process.returncode for process in running) == [0, 1], errors
+    assert "out.nii.gz: " in errors[1] and errors[1].count("\n") == 1
+    record = json.loads((tmp_path / "out.json").read_text())["Outputs"][0]
+    assert hashlib.sha256((tmp_path / "out.nii.gz").read_bytes()).hexdigest() == record["SHA256"]
+    assert not [name for name in contents(tmp_path) if name.startswith(".")]
+
+
+def test_after_kill_9_a_package_is_made_by_the_same_command(medsr, tmp_path):
+    run = functools.partial(medsr, "package", "rdst_e", "zoo", "--thin")
+    for number in range(1, 9):
+        if run(before=AT_STEP.format(number=number, signal=signal.SIGKILL)).code == 0:
+            break
+        assert run().code == 0
+        shutil.rmtree("zoo")
+    assert number > 6
 
 
 def test_after_kill_9_the_same_command_goes_through(medsr, bundle, tmp_path):

@@ -50,13 +50,13 @@ def changed(content: object, rng: random.Random) -> object:
         path = rng.choice(nodes(content))
         if not path:
             if rng.random() < 0.1:
-                content = rng.choice(VALUES)
+                content = copy.deepcopy(rng.choice(VALUES))
             continue
         inside = functools.reduce(lambda part, key: part[key], path[:-1], content)
         if rng.random() < 0.2:
             del inside[path[-1]]
         else:
-            inside[path[-1]] = rng.choice(VALUES)
+            inside[path[-1]] = copy.deepcopy(rng.choice(VALUES))
     return content
 
 

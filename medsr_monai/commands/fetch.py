@@ -13,8 +13,8 @@ from medsr_monai.weights.stated import OFFLINE_FOLDER
 def fetch(bundle: str, output: str | None = None, overwrite: bool = False) -> None:
     """Get the weights and other large files of a bundle, which its large_files.yml lists, and verify them.
 
-    This is the only command that uses the network, and it does so only where the list gives a web address; the address
-    of a file may also be a path on this machine, from which it is copied.
+    This is the only command that uses the network, and it does so only where the list gives an http or https address.
+    The address may also be the path of a file inside the bundle. An entry without a checksum is refused.
 
     Args:
         bundle: the name of a bundle (see `medsr models`) or the path of its folder.
@@ -27,5 +27,4 @@ def fetch(bundle: str, output: str | None = None, overwrite: bool = False) -> No
     root = output or os.environ.get(OFFLINE_FOLDER)
     target = Path(root) / folder.resolve().name if root else folder
     for path, stated, written in fetch_files(folder, target, overwrite):
-        checksum = f"{stated.hash_type} {stated.hash_val}" if stated.hash_val else "unverified: no hash_val is listed"
-        print(f"{path}: {'' if written else 'is here, '}{checksum}")
+        print(f"{path}: {'' if written else 'is here, '}{stated.hash_type} {stated.hash_val}")

@@ -6,6 +6,7 @@ import sys
 from typing import Any
 
 from medsr_monai.atomic import check_input
+from medsr_monai.errors import printable
 
 ZERO_FILLED = ("MR", "")
 """The DICOM modalities, and '' for files that state none, in which an empty border of k-space means zero filling."""
@@ -56,7 +57,7 @@ def inspect(
 
 def _text(item: dict[str, Any]) -> str:
     """One block, a line a fact."""
-    lines = [item["name"]]
+    lines = [printable(item["name"])]
     rows: list[tuple[str, str]] = []
     if item["series"]:
         series = item["series"]
@@ -74,7 +75,7 @@ def _text(item: dict[str, Any]) -> str:
         rows += [("" if n else "k-space", _axis_text(axis, item)) for n, axis in enumerate(item["axes"])]
     if item["plan"]:
         rows += _plan_rows(item)
-    return "\n".join([*lines, *(f"  {name:<11} {text}" for name, text in rows)])
+    return "\n".join([*lines, *(f"  {name:<11} {printable(text)}" for name, text in rows)])
 
 
 def _shape_text(item: dict[str, Any]) -> str:

@@ -10,7 +10,13 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from medsr_monai.errors import printable
+
 __all__ = ["group_rows", "json_text", "json_values", "markdown_table", "summarise_rows", "write_rows"]
+
+
+FORMULA = ("=", "+", "-", "@", "'", "\t", "\r", "\n", "\0")
+"""How cells begin that spreadsheets compute. An apostrophe is theirs for text, so one of a name's own gets another."""
 
 
 def json_values(value: object) -> object:
@@ -25,6 +31,8 @@ def json_values(value: object) -> object:
 def write_rows(rows: Sequence[dict], path: str | Path, columns: Sequence[str] | None = None) -> None:
     """Write rows as CSV with all digits; a value that a row does not have is empty.
 
+    Text, such as names of files, is written so that no spreadsheet reads it as a formula, control characters escaped.
+
     Args:
         rows: dictionaries with any keys.
         path: the file.
@@ -34,7 +42,14 @@ def write_rows(rows: Sequence[dict], path: str | Path, columns: Sequence[str] | 
     with Path(path).open("w", newline="") as file:
         writer = csv.DictWriter(file, fieldnames=names, extrasaction="ignore")
         writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows({name: _cell(value) for name, value in row.items()} for row in rows)
+
+
+def _cell(value: object) -> object:
+    """A value as a spreadsheet shows it, too: text that it would compute as a formula gets an apostrophe before it."""
+    if not isinstance(value, str):
+        return value
+    return f"'{printable(value)}" if value.lstrip().startswith(FORMULA) else printable(value)
 
 
 def markdown_table(rows: Sequence[dict], columns: Sequence[str] | None = None) -> str:
@@ -62,7 +77,7 @@ def _text(name: str, value: object) -> str:
     if value is None:
         return "-"
     if not isinstance(value, float):
-        return str(value)
+        return printable(str(value))
     return f"{value:.2f}" if name.startswith(("psnr", "fid", "fps")) else f"{value:.4f}"
 
 

@@ -340,11 +340,27 @@ def recorded(
         sidecar.write_text(json.dumps(json_values(record), indent=2, allow_nan=False) + "\n")
 
 
+def _is_at_work(partial: Path) -> bool:
+    """Whether the process whose number a temporary name holds lives on this machine, and is another one."""
+    number = partial.name.split("-")[1]
+    if not number.isdecimal() or int(number) == os.getpid():
+        return False
+    try:
+        os.kill(int(number), 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:  # somebody else's
+        return True
+    return True
+
+
 def remove_partial(output: str | os.PathLike) -> None:
-    """Remove what a killed process has left of an output, its sidecar and its picture; nobody else may work on it."""
+    """Remove what killed processes have left of an output, its sidecar and its picture; not what one at work writes."""
     output = Path(output)
     for path in (output, sidecar_path(output), output.with_name(volume_name(output) + QUALITY_SUFFIX)):
         for partial in path.parent.glob(f".partial-*-{glob.escape(path.name)}"):
+            if _is_at_work(partial):
+                continue
             if partial.is_dir():
                 shutil.rmtree(partial)
             else:

@@ -180,8 +180,8 @@ def header_of(case: Case) -> dict[str, Any]:
     """Read what the DICOM header, or the BIDS sidecar, of a case states about how its slices were made.
 
     Returns:
-        Those of :data:`STATED` that are there, lengths in mm; where it is stated, also ``AcquisitionShares``, the
-        acquired part of the matrix along one axis of the slices or along both.
+        Entries of :data:`STATED`, lengths in mm, texts as they stand there; and ``AcquisitionShares``, the acquired
+        part of the matrix along one axis of the slices or along both, where it is stated.
     """
     from medsr_monai.data import find_series, is_dicom_file, is_zip
 
@@ -195,7 +195,7 @@ def header_of(case: Case) -> dict[str, Any]:
     header = series.headers()[0]
     words = {name: header.get(name) for name in STATED}
     for name in ("SliceThickness", "SpacingBetweenSlices"):
-        words[name] = None if words[name] is None else float(words[name])
+        words[name] = float(words[name]) if words[name] else None
     sides = [header.get("Columns"), header.get("Rows")]
     return _stated(words, list(zip(acquisition_matrix(header) or (), sides, strict=False)))
 

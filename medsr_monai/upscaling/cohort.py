@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import logging
 import os
+import signal
 import sys
 import time
 import traceback
@@ -18,7 +19,7 @@ from tqdm import tqdm
 
 from medsr_monai.command_line import is_verbose, quiet_libraries
 from medsr_monai.data import is_dicom_file, volume_name
-from medsr_monai.errors import MedsrError, line_of, naming
+from medsr_monai.errors import MedsrError, line_of, naming, printable
 from medsr_monai.records.sidecar import (
     check_sidecar,
     remove_partial,
@@ -88,7 +89,7 @@ class Job:
         source = Path(os.path.relpath(case.source, self.source)).as_posix()
         source = self.source.name if source in (".", "..") or source.startswith("../") else source
         name = source.removesuffix(Path(source).name) + volume_name(source)
-        return {"case": name, "input": source, "output": output}
+        return {key: printable(value) for key, value in {"case": name, "input": source, "output": output}.items()}
 
 
 def upscale_files(
@@ -174,10 +175,13 @@ def _in_this_process(job: Job, ranks: Ranks) -> int:
     if ranks.rank == 0:
         _warn(upscaler)
     table = StatusTable(job.folder)
-    ranks.begin(lambda: _begin(job, table))
-    with _progress_bar(job, ranks.rank == 0) as progress:
+    with contextlib.ExitStack() as stack:
+        if ranks.rank == 0:
+            stack.enter_context(table.alone())
+        ranks.begin(lambda: _begin(job, table))
+        progress = stack.enter_context(_progress_bar(job, ranks.rank == 0))
         _work_off(job, ranks, upscaler, table, progress)
-    ranks.leave()
+        ranks.leave()
     return 0 if ranks.rank else _sum_up(job, upscaler, table, start)
 
 
@@ -187,8 +191,8 @@ def _in_processes(job: Job, jobs: int) -> int:
     upscaler = job.upscaler(device="cpu")  # a wrong option is told once, before any work
     _warn(upscaler)
     table = StatusTable(job.folder)
-    _begin(job, table)
-    with _progress_bar(job) as progress:
+    with table.alone(), _progress_bar(job) as progress:
+        _begin(job, table)
         ranks, died = run_processes(_process, (job, is_verbose()), min(jobs, len(job.cases)), progress)
     if ranks.store.check(["refused"]):
         raise MedsrError(ranks.store.get("refused").decode())
@@ -205,6 +209,7 @@ def _in_processes(job: Job, jobs: int) -> int:
 def _process(rank: int, processes: int, port: int, job: Job, verbose: bool) -> None:
     """One of the processes of `_in_processes`."""
     quiet_libraries(verbose)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # tidied up as after Ctrl-C
     ranks = join_processes(rank, processes, port)
     try:
         _work_off(job, ranks, job.upscaler(local_rank=ranks.local_rank), StatusTable(job.folder))
@@ -294,10 +299,10 @@ def _warn(upscaler: Upscaler) -> None:
 def say(text: str) -> None:
     """Print a line, above a progress bar if there is one."""
     with tqdm.external_write_mode(file=sys.stdout):
-        print(text, flush=True)
+        print(printable(text), flush=True)
 
 
 def complain(reason: str) -> None:
     """Print an error as the command line does."""
     with tqdm.external_write_mode(file=sys.stderr):
-        print(f"medsr: error: {reason}", file=sys.stderr, flush=True)
+        print(f"medsr: error: {printable(reason)}", file=sys.stderr, flush=True)

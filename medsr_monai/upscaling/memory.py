@@ -151,6 +151,9 @@ class Memory:
         """
         if self.limit is None:
             return None
+        from medsr_monai.data.dicom.slices import limit_unpacking
+
+        limit_unpacking(None)  # the estimate below says what would do
         shape, affine, read = self._header(case)
         plan = self.runner.plan(affine, shape)
         self.resident = self._resident()  # it has grown by what earlier volumes have left
@@ -166,6 +169,7 @@ class Memory:
                 f"{least}MiB"
             )
         self.slices.sw_batch_size = fitting.slice_batch
+        limit_unpacking(self.limit)
         return fitting
 
     def _ways(self) -> list[tuple[int, bool]]:

@@ -9,9 +9,9 @@ candidates' probabilities follow from how far these ratios stray in real volumes
 (:data:`ANATOMY`), and from how far the two axes of the slices disagree.
 
 A Gaussian and a box of equal second moment, one 1.4 times as wide as the other, leave nearly the same; which of them it
-is can only be told where the other would be implausibly narrow or wide. Where it cannot, the Gaussian is told: of the
-two a network errs less by it, and in a linear reconstruction either gains nearly what the true one does
-(``pytest -m slow -s tests/upscaling/test_point_spread.py``).
+is can only be told where the other would be implausibly narrow or wide. Where it cannot, the Gaussian of equal second
+moment is told: it errs less than "unknown" does. That was measured on linear reconstructions, to which it is worth
+nearly what the true profile is (``pytest -m slow -s tests/upscaling/test_point_spread.py``), not on networks.
 
 In the plane. The end of the spectrum tells the acquired pixel (:func:`medsr_monai.metrics.axis_spectrum`), and how the
 spectrum falls off before it the window: a power law times each window is fitted to it.
@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -345,12 +346,10 @@ def _is_length(value: object) -> bool:
 def _in_plane(
     image: torch.Tensor, volume: MetaTensor, axes: Sequence[int], stated: Mapping[str, Any]
 ) -> FoundPointSpread:
-    kernel = stated.get("ConvolutionKernel")
     modality = stated.get("Modality")
-    if modality == "CT" or kernel or (modality is None and _goes_down_to(volume) <= HOUNSFIELD_AIR):
-        named = f" {kernel}" if kernel else ""
-        reason = f"CT: how sharp the kernel{named} is, in terms of the kind ct, is not known"
-        return FoundPointSpread(None, "header" if modality or kernel else "measured", None, False, reason)
+    if modality == "CT" or (modality is None and _goes_down_to(volume) <= HOUNSFIELD_AIR):
+        reason = f"CT: how sharp the kernel{_kernel(stated)} is, in terms of the kind ct, is not known"
+        return FoundPointSpread(None, "header" if modality else "measured", None, False, reason)
     seen = [_window(axis_spectrum(image.numpy(), axis)) for axis in axes]
     if None in seen:
         return FoundPointSpread(None, "nothing", None, False, "too few pixels of tissue in a row to be measured")
@@ -370,6 +369,13 @@ def _in_plane(
         reason += ", or another one: without an end within the spectrum it looks as those of other kinds do"
         return FoundPointSpread(None, source, doubt, False, reason)
     return FoundPointSpread(PointSpread(kinds[0], float(np.mean(widths))), source, doubt, True, reason)
+
+
+def _kernel(stated: Mapping[str, Any]) -> str:
+    """A CT kernel's name for a sentence; empty if it is none, or some text that a record must not hold."""
+    name = stated.get("ConvolutionKernel")
+    name = name if isinstance(name, str) or not isinstance(name, Sequence) else next(iter(name), "")
+    return f" {name}" if re.fullmatch(r"[A-Za-z]{1,8}\d{0,3}[a-z]?", str(name)) and isinstance(name, str) else ""
 
 
 def _goes_down_to(volume: MetaTensor) -> float:

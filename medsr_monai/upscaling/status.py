@@ -12,15 +12,21 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from medsr_monai.atomic import written_atomically
+from medsr_monai.errors import MedsrError
 from medsr_monai.metrics import peak_resident_mib, write_rows
 
 __all__ = ["COLUMNS", "DONE", "FAILED", "KEPT", "PENDING", "StatusTable", "exit_code", "measured", "summary_line"]
 
 COLUMNS = ("case", "input", "output", "status", "reason", "seconds", "peak_mib")
 DONE, KEPT, FAILED, PENDING = "done", "kept", "failed", "pending"
+
+
+def _text(cell: object) -> object:
+    """What `write_rows` has made a cell of."""
+    return cell[1:] if isinstance(cell, str) and cell.startswith("'") else cell
 
 
 class StatusTable:
@@ -44,6 +50,26 @@ class StatusTable:
         if self.summary.exists() and not self.path.exists():
             raise ValueError(f"{self.summary}: is no summary of medsr, without a table beside it: move it away")
 
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Hold the folder against other runs while it is entered.
+
+        Raises:
+            MedsrError: another run is at work on it.
+        """
+        lock = FileLock(self.path.with_name(".medsr.lock"), timeout=0)
+        try:
+            lock.acquire()
+        except Timeout as error:
+            raise MedsrError(
+                f"{self.path.parent}: another run of medsr is writing to this folder: wait for it, or choose another"
+            ) from error
+        try:
+            yield
+        finally:
+            Path(lock.lock_file).unlink(missing_ok=True)
+            lock.release()
+
     def read(self) -> dict[str, dict[str, str]]:
         """Read the rows, by their outputs."""
         if not self.path.exists():
@@ -55,7 +81,8 @@ class StatusTable:
                 reader = csv.DictReader(file)
                 if tuple(reader.fieldnames or ()) != COLUMNS:
                     raise ValueError("it has other columns")
-                return {row["output"]: row for row in reader}
+                rows = [{name: _text(value) for name, value in row.items()} for row in reader]
+                return {row["output"]: row for row in rows}
         except (ValueError, csv.Error) as error:
             raise ValueError(f"{self.path}: is no table of medsr ({error}): move it away") from error
 

@@ -16,7 +16,6 @@ import torch
 from monai.data import MetaTensor
 
 from medsr_monai.data import check_format, describe_volume, save_dicom_slices, write_voxels
-from medsr_monai.data.dicom.slices import limit_unpacking
 from medsr_monai.errors import naming
 from medsr_monai.inferers.fast_network import chosen_precision
 from medsr_monai.inferers.plane import AUTO, UNKNOWN
@@ -204,7 +203,6 @@ class Upscaler(Options):
     def _load(self) -> None:
         device = choose_device(self.device, self.local_rank)
         limit = None if self.max_memory is None else parse_size(self.max_memory)
-        limit_unpacking(limit)
         batch = SLICE_BATCH if self.slice_batch == "auto" else int(self.slice_batch)
         fixed = {
             "sw_batch_size": batch,

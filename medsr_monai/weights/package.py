@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from medsr_monai import __version__
-from medsr_monai.atomic import check_output, read_json, written_atomically
+from medsr_monai.atomic import check_output, read_json, written_together
 from medsr_monai.weights.fetch import fetch_file
 from medsr_monai.weights.stated import LARGE_FILES, MAIN_WEIGHTS, METADATA, StatedFile, examine, stated_files
 from medsr_monai.weights.vendoring import (
@@ -105,9 +105,10 @@ def write_package(
         raise ValueError(f"{folder / METADATA}: version is {metadata.get('version')!r}, expected one such as '0.1.0'")
     name = folder.resolve().name
     release = f"{name}_v{metadata['version']}"
-    outputs = [Path(output) / f"{release}{suffix}" for suffix in (".zip", ".zip.sha256", ".json")]
+    outputs = [Path(output) / f"{release}{suffix}" for suffix in (".json", ".zip.sha256", ".zip")]
+    # the zip comes last: without it the others are what a killed run has left
     for path in outputs:
-        check_output(path, overwrite)
+        check_output(path, overwrite or (path != outputs[-1] and not outputs[-1].exists()))
     if weights is not None:
         from medsr_monai.weights.load import load_weights
 
@@ -125,13 +126,13 @@ def write_package(
     files["configs/metadata.json"] = (json.dumps(metadata, indent=4) + "\n").encode()
     content = _zipped({f"{name}/{path}": content for path, content in files.items()})
     sha256, sha1 = hashlib.sha256(content).hexdigest(), hashlib.sha1(content, usedforsecurity=False).hexdigest()
-    entry = {release: {"checksum": sha1, "source": outputs[0].name, "sha256": sha256}}
+    entry = {release: {"checksum": sha1, "source": outputs[-1].name, "sha256": sha256}}
     Path(output).mkdir(parents=True, exist_ok=True)
-    texts = [content, f"{sha256}  {outputs[0].name}\n".encode(), (json.dumps(entry, indent=4) + "\n").encode()]
-    for path, text in zip(outputs, texts, strict=True):
-        with written_atomically(path) as partial:
+    texts = [(json.dumps(entry, indent=4) + "\n").encode(), f"{sha256}  {outputs[-1].name}\n".encode(), content]
+    with written_together(*outputs) as partials:
+        for partial, text in zip(partials, texts, strict=True):
             partial.write_bytes(text)
-    return Packed(outputs[0], len(files), len(content), sha256)
+    return Packed(outputs[-1], len(files), len(content), sha256)
 
 
 def _own_files(folder: Path, keep_large_files: bool) -> dict[str, bytes]:
@@ -141,15 +142,32 @@ def _own_files(folder: Path, keep_large_files: bool) -> dict[str, bytes]:
     paths = [folder / "LICENSE", *(p for d in ("configs", "docs") for p in (folder / d).rglob("*"))]
     if keep_large_files and (folder / LARGE_FILES).is_file():
         paths.append(folder / LARGE_FILES)
-    inner = {path.relative_to(folder): path for path in paths if path.is_file()}
     # not what editors and systems hide
-    return {p.as_posix(): file.read_bytes() for p, file in inner.items() if not any(n.startswith(".") for n in p.parts)}
+    shown = [p for p in paths if not any(name.startswith(".") for name in p.relative_to(folder).parts)]
+    for path in shown:
+        _check_no_link(folder, path)
+        if path.suffix == ".json" and path.is_file():
+            read_json(path)
+    for needed in ("LICENSE", "docs/README.md"):
+        if not (folder / needed).is_file():
+            raise FileNotFoundError(f"{folder / needed}: no such file, which every package has")
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in shown if path.is_file()}
+
+
+def _check_no_link(folder: Path, path: Path) -> None:
+    """Refuse what a link leads to: a package holds the files of its bundle, and nothing else of this machine."""
+    for place in (path, *path.parents):
+        if place == folder:
+            return
+        if place.is_symlink():
+            raise ValueError(f"{place}: a symbolic link, which a package does not take: put the file itself there")
 
 
 def _weights_files(folder: Path, weights: str | os.PathLike | None, keep_large_files: bool) -> dict[str, bytes]:
     stated = stated_files(folder)
     files = {}
     for path in sorted({MAIN_WEIGHTS, *stated}):
+        _check_no_link(folder, folder / path)
         listed = path in stated and stated[path].url is not None
         if weights is not None and path == MAIN_WEIGHTS:
             files[path] = Path(weights).read_bytes()

@@ -59,13 +59,8 @@ SUPER_RESOLUTION = Kind(
         for name in ("_target_", "num_blocks", "bicubic_residual", "channels", "negative_slope", "res_scale")
     )
     | LGSR_DIFFERENCES
-    | {
-        "scale",
-        "psf",
-        "inferer#psf",
-        "inferer#find_psf#_target_",
-        "inferer#find_psf#_mode_",
-    },  # only the product's networks are told the point spread
+    | TOLD
+    | {"scale"},
     training_only=frozenset(),
     tiny={"network_def#num_blocks": 1},
 )

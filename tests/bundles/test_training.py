@@ -1,5 +1,6 @@
 """Training as real processes: kill and resume, several processes; and the parts of its state."""
 
+import copy
 import hashlib
 import json
 import math
@@ -136,15 +137,20 @@ def test_two_processes_equal_one(warm_python, volumes, uninterrupted, tmp_path):
 
 def test_training_lowers_the_loss_and_writes_the_average(volumes, tmp_path):
     flow = workflow(volumes, tmp_path, epochs=6, learning_rate=2e-3, ema_momentum=0.5)
-    losses = []
-    trainer = flow.parser.get_parsed_content("train#trainer")
+    losses, averages = [], []
+    trainer, ema = (flow.parser.get_parsed_content(name) for name in ("train#trainer", "ema"))
     trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda e: losses.append(e.state.output[0]["loss"]))
+    trainer.add_event_handler(
+        Events.EPOCH_COMPLETED, lambda e: averages.append(copy.deepcopy(ema.ema_model.state_dict()))
+    )
     flow.run()
     assert np.mean(losses[-4:]) < 0.8 * np.mean(losses[:4])
     content = torch.load(tmp_path / "models" / "model.pt", weights_only=True)
     final = state(tmp_path)
-    assert_same(content["model"], final["state"]["ema"], rtol=0, atol=0)
-    assert any(not torch.equal(content["model"][k], final["state"]["model"][k]) for k in content["model"])
+    assert_same(averages[-1], final["state"]["ema"], rtol=0, atol=0)
+    # that of the best epoch, in which it is another than the network itself
+    assert sum(all(torch.equal(content["model"][k], one[k]) for k in one) for one in averages) == 1
+    assert any(not torch.equal(averages[-1][k], final["state"]["model"][k]) for k in content["model"])
 
 
 def test_beside_the_weights_stands_what_they_were_trained_with(volumes, uninterrupted):

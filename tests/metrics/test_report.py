@@ -5,7 +5,9 @@ import math
 
 import pytest
 
+from medsr_monai.errors import printable
 from medsr_monai.metrics import markdown_table, summarise_rows, write_rows
+from medsr_monai.upscaling.status import StatusTable
 
 ROWS = [
     {"case": "a", "plane": "axial", "slice": 0, "psnr": 20.0, "ssim": 0.5},
@@ -77,3 +79,21 @@ def test_empty_table(tmp_path):
     assert markdown_table([], GROUP).count("\n") == 1
     write_rows([], tmp_path / "empty.csv", GROUP)
     assert (tmp_path / "empty.csv").read_text().strip() == "case,plane"
+
+
+@pytest.mark.parametrize("name", ["=cmd|'/c calc'!A1", "+1", "-1+2", "@SUM(A1)", "\t=1", " =1", "'=1", "\r=1"])
+def test_no_spreadsheet_reads_text_as_a_formula(tmp_path, name):
+    """Numbers stay numbers, text is text, also to the table of a cohort, which reads it again."""
+    write_rows([{"case": name, "value": -1.5}], tmp_path / "a.csv")
+    with (tmp_path / "a.csv").open(newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert row["case"].startswith("'") and row["value"] == "-1.5"
+    table = StatusTable(tmp_path)
+    table.update([{"output": printable(name), "case": "a", "status": "done"}])
+    assert list(table.read()) == [printable(name)]
+
+
+def test_control_characters_are_escaped(tmp_path):
+    write_rows([{"case": "a\x1b[2Jb\u202ec\nd"}], tmp_path / "a.csv")
+    assert (tmp_path / "a.csv").read_text() == "case\na\\x1b[2Jb\\u202ec\\nd\n"
+    assert "\x1b" not in markdown_table([{"case": "a\x1b[2J"}])

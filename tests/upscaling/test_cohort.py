@@ -237,11 +237,24 @@ def test_an_interrupted_run_shows_what_was_not_reached_and_goes_on(medsr, bundle
     assert code == 130 and err.endswith("medsr: interrupted\n")
     assert statuses() == {"a": "done", "b": "pending", "sub-1/c": "pending"}
     # what a kill leaves beside it
-    Path("out/.partial-1-b_sr.nii.gz").write_bytes(b"half")
-    Path("out/.partial-1-b_sr.json").write_bytes(b"half")
-    Path("out/.partial-1-b_sr.quality.png").write_bytes(b"half")
+    Path("out/.partial-4194999-b_sr.nii.gz").write_bytes(b"half")
+    Path("out/.partial-4194999-b_sr.json").write_bytes(b"half")
+    Path("out/.partial-4194999-b_sr.quality.png").write_bytes(b"half")
     assert medsr("upscale", "in", "out", "--bundle", bundle)[0] == 0
     assert statuses() == {"a": "kept", "b": "done", "sub-1/c": "done"} and not hidden()
+
+
+def test_a_second_run_to_one_folder_is_refused_and_deletes_nothing(medsr, bundle, tmp_path):
+    make_cohort(tmp_path / "in")
+    table = StatusTable("out")
+    mine = Path(f"out/.partial-{os.getppid()}-b_sr.nii.gz")
+    mine.write_bytes(b"half")
+    with table.alone():
+        code, _, err = medsr("upscale", "in", "out", "--bundle", bundle)
+    assert code == 1 and "out: another run of medsr is writing to this folder" in err and err.count("\n") == 1
+    assert mine.read_bytes() == b"half" and list(Path("out").glob("*.nii.gz")) == [mine]
+    assert medsr("upscale", "in", "out", "--bundle", bundle)[0] == 0
+    assert mine.exists()  # its process lives
 
 
 # several processes

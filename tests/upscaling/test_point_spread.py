@@ -4,9 +4,11 @@ import json
 import math
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
+import pydicom
 import pytest
 import torch
 from bundle_copies import TINY, copy_bundle, save_weights, tiny_network
@@ -150,7 +152,10 @@ def test_acquisition_matrix_and_kernel(anatomy):
     other = find_point_spread(volume, (0, 1), {"Modality": "MR", "AcquisitionShares": [0.5, 0.8]})
     assert other.point_spread is None and other.reason.endswith("they do not agree")
     ct = find_point_spread(volume, (0, 1), {"Modality": "CT", "ConvolutionKernel": "B30f"})
-    assert ct.point_spread is None and "kernel B30f" in ct.reason
+    assert ct.point_spread is None and "kernel B30f is" in ct.reason
+    named = find_point_spread(volume, (0, 1), {"Modality": "CT", "ConvolutionKernel": ["Br40d", "3"]})
+    unsafe = find_point_spread(volume, (0, 1), {"Modality": "CT", "ConvolutionKernel": "of Mr Smith"})
+    assert "kernel Br40d is" in named.reason and "kernel is" in unsafe.reason
     air = MetaTensor(volume * 500 - 2000, affine=volume.affine)
     assert find_point_spread(air, (0, 1)).reason.startswith("CT")
 
@@ -162,6 +167,19 @@ def test_headers_of_nifti_are_those_of_its_bids_sidecar(tmp_path):
     stated = header_of(Case(str(tmp_path / "a.nii.gz"), Path()))
     assert stated == MEASURED | {"AcquisitionShares": [0.75]}
     assert header_of(Case(str(tmp_path / "b.nii.gz"), Path())) == {}
+
+
+def test_headers_of_dicom(tmp_path):
+    header = pydicom.Dataset()
+    header.SliceThickness, header.SpacingBetweenSlices, header.MRAcquisitionType = "4.0", "4.8", "2D"
+    header.Rows = header.Columns = 256
+    header.AcquisitionMatrix, header.InPlanePhaseEncodingDirection = [256, 0, 0, 192], "ROW"
+    series = SimpleNamespace(headers=lambda: [header])
+    stated = {"SliceThickness": 4.0, "SpacingBetweenSlices": 4.8, "MRAcquisitionType": "2D"}
+    assert header_of(Case("study", Path(), series)) == stated | {"AcquisitionShares": [0.75, 1.0]}
+    header.SliceThickness = header.MRAcquisitionType = None
+    del header.InPlanePhaseEncodingDirection
+    assert header_of(Case("study", Path(), series)) == {"SpacingBetweenSlices": 4.8}
 
 
 def test_auto_asks_once_and_only_for_networks_that_are_told(anatomy):
@@ -214,6 +232,10 @@ def test_found_told_recorded_and_the_same_in_bundle_run(told_bundle, anatomy, tm
 
     (tmp_path / "in").mkdir()
     nib.save(image, tmp_path / "in" / "a.nii.gz")
+    said, upscaler = [], Upscaler(str(told_bundle), device="cpu")
+    upscaler.write(Case(str(tmp_path / "in" / "a.nii.gz"), tmp_path / "sr.nii.gz"), say=said.append)
+    assert any(line.endswith(f"point spread {found}") for line in said) and upscaler.inferer.slices.psf == "auto"
+    assert json.loads((tmp_path / "sr.json").read_text())["PointSpreadFound"] == found.record()
     parser = ConfigParser()
     parser.read_config(told_bundle / "configs" / "inference.json")
     folders = {"dataset_dir": str(tmp_path / "in"), "output_dir": str(tmp_path / "out")}

@@ -1,13 +1,18 @@
 """Weights: loaded safely, compared with what the bundle states, found offline, fetched where they are listed."""
 
 import ast
+import contextlib
+import functools
 import hashlib
+import http.server
 import json
 import os
 import pickle
 import re
 import shutil
 import subprocess
+import threading
+import time
 import zipfile
 from pathlib import Path
 
@@ -22,6 +27,7 @@ from medsr_monai.convert import load_official
 from medsr_monai.networks import load_inception_features, load_vgg19_features
 from medsr_monai.networks.segmentation_unet import SegmentationUNet
 from medsr_monai.upscaling import bundles
+from medsr_monai.weights import fetch
 from medsr_monai.weights.load import load_network, load_trained_part, load_weights
 from medsr_monai.weights.stated import examine, stated_files
 
@@ -183,7 +189,7 @@ def test_statements_that_make_no_sense(medsr, bundle, entry, message):
     with pytest.raises(ValueError, match=message):
         stated_files(bundle)
     (bundle / "large_files.yml").write_text("large_files: {")
-    with pytest.raises(ValueError, match=r"large_files\.yml: expected a list"):
+    with pytest.raises(ValueError, match=r"large_files\.yml: expected a list large_files of .* as YAML"):
         stated_files(bundle)
 
 
@@ -215,13 +221,28 @@ def test_offline_folder(medsr, bundle, volume, tmp_path, caplog, monkeypatch):
     assert examine(weights)[:2] == ("own", weights)
 
 
-@pytest.mark.parametrize("way", ["file URL", "path", "relative path"])
-def test_fetch(medsr, bundle, tmp_path, way):
+@pytest.fixture
+def host(tmp_path):
+    """URL of this test's folder, from a server on this machine."""
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *words):
+            pass
+
+    handler = functools.partial(Quiet, directory=str(tmp_path))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@pytest.mark.parametrize("way", ["URL", "path inside"])
+def test_fetch(medsr, bundle, tmp_path, host, way):
     weights = bundle / "models" / "model.pt"
     value = sha256(weights)
-    source = weights.rename(tmp_path / "host.pt")
+    weights.rename(tmp_path / "host.pt" if way == "URL" else bundle / "large.pt")
     set_metadata(bundle, weights=[])
-    url = {"file URL": source.as_uri(), "path": source}.get(way, os.path.relpath(source, bundle))
+    url = f"{host}/host.pt" if way == "URL" else "large.pt"
     list_large_file(bundle, url, value)
     code, out, err = medsr("fetch", bundle)
     assert (code, err) == (0, "") and value in out and sha256(weights) == value
@@ -246,20 +267,91 @@ def test_monai_reads_the_same_list(bundle, tmp_path):
     assert examine(weights).state == "verified"
 
 
-def test_fetch_into_the_offline_folder(medsr, bundle, tmp_path, monkeypatch):
+@pytest.mark.parametrize("way", ["file URL", "path", "relative path", "link", "ftp"])
+def test_files_outside_the_bundle_are_not_fetched(medsr, bundle, tmp_path, way):
+    weights = bundle / "models" / "model.pt"
+    value = sha256(weights)
+    source = weights.rename(tmp_path / "secret.pt")
+    set_metadata(bundle, weights=[])
+    (bundle / "link.pt").symlink_to(source)
+    urls = {"file URL": source.as_uri(), "path": source, "link": "link.pt", "ftp": "ftp://127.0.0.1/secret.pt"}
+    list_large_file(bundle, urls.get(way, os.path.relpath(source, bundle)), value)
+    code, out, err = medsr("fetch", bundle)
+    assert (code, out) == (1, "") and "cannot be fetched: " in err and "inside" in err and len(err.splitlines()) == 1
+    assert not list(weights.parent.iterdir())
+
+
+@pytest.mark.parametrize("fault", ["silent", "endless", "no checksum"])
+def test_a_server_that_never_ends_and_a_file_without_checksum_are_refused(medsr, bundle, monkeypatch, fault):
+    monkeypatch.setattr(fetch, "TIMEOUT", 0.5)
+    monkeypatch.setattr(fetch, "LARGEST", 5_000_000)
+    weights = bundle / "models" / "model.pt"
+    value = sha256(weights)
+    weights.unlink()
+    set_metadata(bundle, weights=[])
+
+    class Server(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.end_headers()
+            with contextlib.suppress(OSError):
+                while fault == "endless":
+                    self.wfile.write(bytes(2**20))
+            time.sleep(2)
+
+        def log_message(self, *words):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        list_large_file(bundle, f"http://127.0.0.1:{server.server_port}/x", "" if fault == "no checksum" else value)
+        code, out, err = medsr("fetch", bundle)
+        server.shutdown()
+    reason = {"silent": "timed out", "endless": "is larger than", "no checksum": "no hash_val for models/model.pt"}[
+        fault
+    ]
+    assert (code, out) == (1, "") and reason in err and len(err.splitlines()) == 1, err
+    assert not list(weights.parent.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("large_files:\n- 5\n", "entry 1 of large_files is 5, expected path, url, hash_val"),
+        (
+            "large_files:\n- path: 5\n  url: http://127.0.0.1:9/x\n",
+            "path of entry 1 of large_files is 5, expected",
+        ),
+        ("large_files:\n- path: models/model.pt\n  url: 5\n", "url of entry 1 of large_files is 5, expected text"),
+        ("large_files: &a [*a]\n", "aliases, or nested too deeply"),
+        ("large_files: 7\n", "large_files is 7, expected a list"),
+        ("[" * 100_000, "damaged, or another file"),
+        ("\0", "damaged, or another file"),
+    ],
+)
+def test_a_damaged_list_of_large_files_is_one_line(medsr, bundle, tmp_path, text, reason):
+    (bundle / "large_files.yml").write_text(text)
+    for command in (("fetch", bundle), ("package", bundle, tmp_path / "out")):
+        code, out, err = medsr(*command)
+        assert (code, out) == (1, "") and "large_files.yml: " in err and reason in err, err
+        assert len(err.splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_fetch_into_the_offline_folder(medsr, bundle, tmp_path, host, monkeypatch):
     weights = bundle / "models" / "model.pt"
     source = weights.rename(tmp_path / "host.pt")
-    list_large_file(bundle, source.as_uri(), sha256(source))
+    list_large_file(bundle, f"{host}/host.pt", sha256(source))
     monkeypatch.setenv("MEDSR_WEIGHTS", str(tmp_path / "offline"))
     assert medsr("fetch", bundle)[0] == 0
     assert not weights.exists() and examine(weights).state == "verified"
 
 
-def test_a_damaged_download_leaves_nothing(medsr, bundle, volume, tmp_path):
+def test_a_damaged_download_leaves_nothing(medsr, bundle, volume, tmp_path, host):
     weights = bundle / "models" / "model.pt"
     value = sha256(weights)
     source = weights.rename(tmp_path / "host.pt")
-    list_large_file(bundle, source.as_uri(), value)
+    list_large_file(bundle, f"{host}/host.pt", value)
     damage(source)
     code, out, err = medsr("fetch", bundle)
     assert (code, out) == (1, "") and len(err.splitlines()) == 1

@@ -349,9 +349,9 @@ def listed(tmp_path):
     shutil.copytree(ROOT / "bundles" / "rdst_e", bundle)
     weights = bundle / "models" / "model.pt"
     value = hashlib.sha256(weights.read_bytes()).hexdigest()
-    (tmp_path / "host").mkdir()
-    source = weights.rename(tmp_path / "host" / "weights.pt")
-    entry = [f"- path: models/model.pt\n  url: {source.as_uri()}\n  hash_val: {value}\n  hash_type: sha256\n"]
+    (bundle / "host").mkdir()
+    source = weights.rename(bundle / "host" / "weights.pt")
+    entry = [f"- path: models/model.pt\n  url: host/weights.pt\n  hash_val: {value}\n  hash_type: sha256\n"]
     (bundle / "large_files.yml").write_text("large_files:\n" + "".join(entry))
     return bundle, source, value
 
@@ -385,7 +385,7 @@ def test_what_cannot_be_packed_is_one_line_and_no_output(medsr, listed, tmp_path
         message = "nothing was written"
     elif state == "gone":
         source.unlink()
-        message = "cannot be fetched"
+        message = "no such file"
     elif state == "own":
         content = torch.load(source, weights_only=True)
         torch.save({**content, "mine": True}, bundle / "models" / "model.pt")
@@ -396,6 +396,32 @@ def test_what_cannot_be_packed_is_one_line_and_no_output(medsr, listed, tmp_path
     code, out, err = medsr("package", bundle, "--output", tmp_path / "out", *options)
     assert (code, out) == (1, "") and message in err and len(err.splitlines()) == 1
     assert not list(tmp_path.glob("out/*"))
+
+
+@pytest.mark.parametrize("place", ["docs/secret.txt", "configs/more", "models/model.pt", "LICENSE", "docs"])
+def test_links_are_not_packed(medsr, tmp_path, place):
+    """They may lead to anything on this machine."""
+    bundle = Path(shutil.copytree(ROOT / "bundles" / "rdst_e", tmp_path / "rdst_e"))
+    secret = tmp_path / "secret"
+    if (bundle / place).is_dir() or (bundle / place).is_file():
+        (bundle / place).rename(secret)
+    else:
+        secret.mkdir() if place == "configs/more" else secret.write_text("secret")
+    (bundle / place).symlink_to(secret)
+    code, out, err = medsr("package", bundle, "out")
+    reason = "expected one inside the bundle" if place == "models/model.pt" else f"{place}: a symbolic link, which a"
+    assert (code, out) == (1, "") and reason in err, err
+    assert len(err.splitlines()) == 1 and not Path("out").exists()
+
+
+@pytest.mark.parametrize("file", ["configs/train.json", "configs/metadata.json", "docs/training_data.json"])
+@pytest.mark.parametrize("text", [b"{", b"\xff", b"[1]", b"[" * 100_000])
+def test_a_damaged_document_is_not_packed(medsr, tmp_path, file, text):
+    bundle = Path(shutil.copytree(ROOT / "bundles" / "rdst_e", tmp_path / "rdst_e"))
+    (bundle / file).write_bytes(text)
+    code, out, err = medsr("package", bundle, "out")
+    assert (code, out) == (1, "") and f"{file}: expected" in err and len(err.splitlines()) == 1, err
+    assert not Path("out").exists()
 
 
 def test_a_bundle_without_weights_says_so(medsr, tmp_path, caplog):

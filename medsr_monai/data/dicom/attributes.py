@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 
-from pydicom import Dataset
+from pydicom import DataElement, Dataset
 from pydicom.datadict import tag_for_keyword
 from pydicom.multival import MultiValue
 from pydicom.tag import BaseTag
@@ -85,6 +85,14 @@ NOT_HELD = (
 )  # fmt: skip
 """Attributes of HELD_GROUPS that do not hold any more."""
 
+CONTACTS = (
+    "InstitutionAddress", "ReferringPhysicianAddress", "ReferringPhysicianTelephoneNumbers", "PatientAddress",
+    "PatientTelephoneNumbers", "PatientTelecomInformation", "PersonAddress", "PersonTelephoneNumbers",
+    "PersonTelecomInformation", "OrderCallbackPhoneNumber", "OrderCallbackTelecomInformation", "AddressTrial",
+    "TelephoneNumberTrial", "CountryOfResidence", "RegionOfResidence", "PatientInstitutionResidence",
+)  # fmt: skip
+"""Where persons can be reached: nobody needs that of a derived image. Within sequences they are dropped, too."""
+
 EMPTY = {
     "": (
         "PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "StudyID",
@@ -94,6 +102,8 @@ EMPTY = {
     CTImageStorage: ("KVP", "AcquisitionNumber"),
 }  # fmt: skip
 """Attributes of type 2, which must be there and may be empty, by SOP class; those of '' belong to all classes."""
+
+CONTACT_TAGS = {tag_for_keyword(name) for name in CONTACTS}
 
 FUNCTIONAL_GROUPS = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence", "NumberOfFrames")
 
@@ -227,6 +237,11 @@ def check_sources(sources: Sequence[Dataset]) -> None:
             raise ValueError("the source does not state its place (ImagePositionPatient): write NIfTI")
 
 
+def _drop_contact(inner: Dataset, element: DataElement) -> None:
+    if element.tag in CONTACT_TAGS:
+        del inner[element.tag]
+
+
 def held_attributes(headers: Sequence[Dataset]) -> Dataset:
     """What headers of a series say of patient, study, equipment and acquisition, as far as it holds of a derived one.
 
@@ -250,6 +265,7 @@ def held_attributes(headers: Sequence[Dataset]) -> Dataset:
             # assigning to an attribute changes its element, which is not to be the source's
             held[tag] = copy.deepcopy(element) if element.VR == "SQ" else copy.copy(element)
     held.remove_private_tags()
+    held.walk(_drop_contact)
     for name in (*EMPTY[""], *EMPTY[derived_class(headers[0])]):
         if name not in held:
             setattr(held, name, None)
