@@ -227,10 +227,10 @@ Memory.before_reading = limited
 )
 
 
-def process(*arguments, code=PEAK):
+def process(python, *arguments, code=PEAK):
     """Exit code, what was printed, and the peak of resident memory in MiB."""
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command_line = [sys.executable, "-c", code, *map(str, arguments)]
+    command_line = [python, "-c", code, *map(str, arguments)]
     done = subprocess.run(command_line, env=environment, capture_output=True, text=True)
     return done.returncode, done.stdout + done.stderr, int(done.stderr.split("VmHWM:")[1].split()[0]) / 2**10
 
@@ -238,22 +238,21 @@ def process(*arguments, code=PEAK):
 linux = pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="peak memory is read from /proc")
 
 
-@pytest.mark.slow
 @linux
-def test_an_output_that_does_not_fit_beside_the_libraries(tmp_path):
+def test_an_output_that_does_not_fit_beside_the_libraries(warm_python, tmp_path):
     """The least limit that the refusal names is kept to, where the system gives no more, and is less than whole takes.
 
     The same limit of the system ends the run that makes the output in memory.
     """
     volume, folder = save(tmp_path / "v.nii", (256, 256, 72)), interpolating_bundle(tmp_path / "b")
     arguments = ("upscale", volume, tmp_path / "o.nii", "--bundle", folder, "--nopicture")
-    code, text, libraries = process(*arguments, "--max-memory", "1MiB")
+    code, text, libraries = process(warm_python, *arguments, "--max-memory", "1MiB")
     assert code == 1 and "give" in text, text
     least = int(re.search(r"give (\d+)MiB", text)[1])
     limited = LIMITED.format(limit=least * 2**20)
-    code, text, _ = process(*arguments, code=limited)
+    code, text, _ = process(warm_python, *arguments, code=limited)
     assert code == 1 and "out of memory even with one tile" in text and not (tmp_path / "o.nii").exists(), text
-    code, text, peak = process(*arguments, "--max-memory", f"{least}MiB", code=limited)
+    code, text, peak = process(warm_python, *arguments, "--max-memory", f"{least}MiB", code=limited)
     assert code == 0 and "slab by slab through a file" in text, text
     output = (tmp_path / "o.nii").stat().st_size / 2**20
     print(f"output {output:.0f} MiB, limit {least} MiB, peak {peak:.0f} MiB, libraries {libraries:.0f} MiB")
@@ -266,7 +265,7 @@ def test_an_output_that_does_not_fit_beside_the_libraries(tmp_path):
 def test_four_gibibytes(tmp_path, suffix):
     volume, folder = save(tmp_path / "v.nii.gz", (640, 640, 180)), interpolating_bundle(tmp_path / "b")
     out = tmp_path / f"o{suffix}"
-    code, text, peak = process("upscale", volume, out, "--bundle", folder, "--max-memory", "4GiB")
+    code, text, peak = process(sys.executable, "upscale", volume, out, "--bundle", folder, "--max-memory", "4GiB")
     assert code == 0, text
     image = nib.load(out)
     output = np.prod(image.shape) * image.get_data_dtype().itemsize / 2**30
