@@ -20,7 +20,7 @@ from PIL import Image
 
 from medsr_monai.data import load_picture
 from medsr_monai.data.datalists import split_volumes
-from medsr_monai.errors import MedsrError, naming
+from medsr_monai.errors import MedsrError, naming, reason_of
 from medsr_monai.exchange.run import TORCHSCRIPT_RECORD, ExportedNetwork
 from medsr_monai.exchange.write import export_network
 from medsr_monai.records.sidecar import bundle_record, read_sidecar
@@ -86,7 +86,7 @@ def told(read: Callable[[], object]) -> bool:
     try:
         read()
     except (ValueError, OSError) as error:
-        line = str(error)
+        line = reason_of(error)  # as commands say it
         assert len(line) < 1200 and "Traceback" not in line, line
         return True
     return False

@@ -110,7 +110,9 @@ class TrainingData:
             known = {field.name for field in dataclasses.fields(cls)}
             groups = tuple(TrainingGroup(**group) for group in content["groups"])
             record = cls(**{name: value for name, value in content.items() if name in known} | {"groups": groups})
-            fits = bool(groups) and all(map(_fits, groups)) and isinstance(record.degradation, dict | None)
+            method = (record.degradation or {}).get("method") or ""
+            words = [method] if isinstance(method, str) else method
+            fits = bool(groups) and all(map(_fits, groups)) and all(isinstance(word, str) for word in words)
         except (TypeError, LookupError, AttributeError, ValueError):
             fits = False
         if not fits:

@@ -150,7 +150,9 @@ def _stated(bundle: Path, source: str, entry: dict[str, str]) -> StatedFile:
             f"{bundle / source}: path is {_shown(path)}, expected one inside the bundle, such as {MAIN_WEIGHTS}"
         )
     if hash_type not in HASH_TYPES:
-        raise ValueError(f"{bundle / source}: hash_type is {hash_type!r}, expected one of {', '.join(HASH_TYPES)}")
+        raise ValueError(
+            f"{bundle / source}: hash_type is {_shown(hash_type)}, expected one of {', '.join(HASH_TYPES)}"
+        )
     hash_val = (entry.get("hash_val") or "").lower()
     return StatedFile(Path(path).as_posix(), hash_type, hash_val or None, entry.get("url") or None)
 
