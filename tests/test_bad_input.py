@@ -604,8 +604,8 @@ def many_voxels(path: Path) -> None:
     save(path)
     with path.open("rb+") as file:
         file.seek(40)
-        file.write(struct.pack("<4h", 3, 12_000, 12_000, 3))
-        file.truncate(352 + 4 * 12_000 * 12_000 * 3)
+        file.write(struct.pack("<4h", 3, 1_200, 1_200, 300))
+        file.truncate(352 + 4 * 1_200 * 1_200 * 300)
 
 
 @pytest.mark.parametrize(
