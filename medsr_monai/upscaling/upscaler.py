@@ -210,7 +210,6 @@ class Upscaler(Options):
             "inferer#progress": self.shows_progress,
         }
         options = self.overrides(device) | fixed
-        options = self.overrides(device) | fixed
         self.runner = BundleRunner(self.bundle, self.weights, trust_code=self.trust_code, **options)
         self.inferer = self.runner["inferer"]
         self.memory = Memory(
