@@ -265,11 +265,11 @@ def bundle(tmp_path_factory):
 
 
 def corner(depth=255, channels=1):
-    """A bright block with a dark notch in the left upper corner, no symmetry at all: [24, 36]."""
-    image = np.full((24, 36), 0.2)
-    image[:8, :12] = 0.9
-    image[:4, :4] = 0.1
-    image[20:, 4:8] = 0.6
+    """A bright block with a dark notch in the left upper corner, no symmetry at all: [24, 36], with a little noise."""
+    image = np.full((24, 36), 0.2) + 0.02 * np.random.default_rng(0).random((24, 36))
+    image[:8, :12] += 0.7
+    image[:4, :4] -= 0.8
+    image[20:, 4:8] += 0.4
     if channels == 3:
         image = np.stack([image, 0.5 * image, 0.8 - 0.5 * image], axis=-1)
     return (depth * image).astype(np.uint8 if depth == 255 else np.uint16)

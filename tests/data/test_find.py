@@ -126,7 +126,7 @@ def test_what_is_left_out_is_named_and_counted(tmp_path, caplog):
         "1 left out, a zip, give it itself: i.zip",
         "2 left out, pictures beside volumes: j.png, k.JPG",
         "1 left out, no regular file: l.nii",
-        "1 file of DICOM left out beside volumes of other kinds (): "
+        "1 file of DICOM left out beside volumes of other kinds (damaged): "
         "give their own folder, or choose them with --series",
     ])  # fmt: skip
     assert relative(tmp_path, find_pictures(tmp_path)) == ["j.png", "k.JPG"]
