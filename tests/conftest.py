@@ -1,5 +1,6 @@
 """What all tests share."""
 
+import logging
 import os
 from pathlib import Path
 
@@ -34,6 +35,15 @@ def names_of_monai():
     from warm_python import remember_names
 
     remember_names()
+
+
+@pytest.fixture(autouse=True)
+def log_level():
+    """`medsr` sets the level of this package's log for its process, which here goes on with other tests."""
+    logger = logging.getLogger("medsr_monai")
+    level = logger.level
+    yield
+    logger.setLevel(level)
 
 
 @pytest.fixture

@@ -25,6 +25,7 @@ def test_arguments_are_plain_and_complete(tmp_path):
         "layers_per_block": 2,
         "global_feature_fusion": False,
         "bicubic_residual": False,
+        "psf_channels": 0,
     }
     torch.save(network.arguments, tmp_path / "arguments.pt")
     assert torch.load(tmp_path / "arguments.pt", weights_only=True) == network.arguments

@@ -129,6 +129,11 @@ def test_only_networks_of_this_package_are_built(tmp_path):
     with pytest.raises(ValueError, match=r"model.pt: _target_ is 'os.system'"):
         load_network(path)
     torch.save({"network": small().arguments, "model": {}}, path)
+    with pytest.raises(ValueError, match=r"model.pt: its arguments make a network of \d+ numbers, its weights are 0"):
+        load_network(path)
+    weights = small().state_dict()
+    weights.pop(next(iter(weights)))
+    torch.save({"network": small().arguments, "model": weights}, path)
     with pytest.raises(ValueError, match=r"model.pt: .*Missing key"):
         load_network(path)
     with pytest.raises(FileNotFoundError, match=r"no weights file given: .*--unet_path"):

@@ -215,8 +215,10 @@ def test_folders_are_cut_off(text, expected):
 
 
 def test_no_output_takes_its_name_before_its_sidecar(tmp_path, monkeypatch):
-    renamed, replace = [], os.replace
-    monkeypatch.setattr(os, "replace", lambda a, b: renamed.append(Path(b).name) or replace(a, b))
+    renamed = []
+    for name in ("replace", "link"):  # names that are free are given by a link, which fails where they are taken
+        give = getattr(os, name)
+        monkeypatch.setattr(os, name, lambda a, b, give=give: renamed.append(Path(b).name) or give(a, b))
     record = {"GeneratedBy": [{"Name": "medsr_monai"}], "Value": float("nan")}
     output, picture = (tmp_path / "new" / name for name in ("x.nii.gz", "x.png"))
     with provenance.recorded(output, record, picture) as partials:
