@@ -2,10 +2,11 @@
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
-from bundle_copies import BUNDLES, TINY, amend, copy_bundle
+from bundle_copies import BUNDLES, TINY, amend, copy_bundle, save_weights, tiny_network
 from made_volumes import save
 from monai.bundle import ConfigParser
 
@@ -86,3 +87,18 @@ def test_a_damaged_configuration_is_one_line(medsr, text):
     code, _, error = medsr("upscale", save(Path("a.nii.gz")), "x.nii.gz", "--bundle", bundle)
     assert code == 1 and error.startswith("medsr: error: foreign/configs/inference.json: "), error
     assert error.count("\n") == 1 and len(error) < 400, error
+
+
+def test_a_bundle_that_was_made_for_0_1_0_runs(medsr, caplog):
+    """Its configurations name modules as they were called then; the log says how they are called now."""
+    bundle = copy_bundle(Path("old"), **TINY)
+    file = bundle / INFERENCE
+    text = file.read_text().replace("medsr_monai.recipes.", "medsr_monai.transforms.recipes.")
+    file.write_text(text)
+    assert text.count("medsr_monai.transforms.recipes.") == 2
+    for module in [name for name in sys.modules if name.startswith("medsr_monai.transforms.recipes")]:
+        del sys.modules[module]
+    save_weights(tiny_network(), bundle / "models" / "model.pt")
+    save(Path("a.nii.gz"))
+    assert medsr("upscale", "a.nii.gz", "x.nii.gz", "--bundle", bundle, "--nopicture")[0] == 0
+    assert "medsr_monai.transforms.recipes is called medsr_monai.recipes now" in caplog.text
