@@ -40,10 +40,7 @@ def names_of_monai():
 @pytest.fixture(autouse=True)
 def log_level():
     """`medsr` sets the level of this package's log for its process, which here goes on with other tests."""
-    logger = logging.getLogger("medsr_monai")
-    level = logger.level
-    yield
-    logger.setLevel(level)
+    logging.getLogger("medsr_monai").setLevel(logging.NOTSET)
 
 
 @pytest.fixture

@@ -64,7 +64,7 @@ def test_a_network_that_is_not_told_refuses():
         RDST(**TINY)(torch.rand(1, 1, 8, 8), BOX)
 
 
-@pytest.mark.parametrize("suffix", ["onnx", "ts"])
+@pytest.mark.parametrize("suffix", [pytest.param("onnx", marks=pytest.mark.slow), "ts"])
 def test_exported_networks_are_told_too(told, tmp_path, suffix):
     pytest.importorskip("onnxruntime" if suffix == "onnx" else "torch")
     for parameter in told.parameters():
