@@ -9,6 +9,7 @@ import threading
 import traceback
 from typing import Any
 
+from medsr_monai.commands.adapt import adapt
 from medsr_monai.commands.benchmark import benchmark
 from medsr_monai.commands.compare import compare
 from medsr_monai.commands.convert import convert
@@ -28,7 +29,7 @@ from medsr_monai.errors import line_of
 COMMANDS = {
     f.__name__: f
     for f in (
-        *(upscale, inspect, degrade, evaluate, compare, demo),
+        *(upscale, adapt, inspect, degrade, evaluate, compare, demo),
         *(models, fetch, convert, prepare, describe, export, package, benchmark),
     )
 }

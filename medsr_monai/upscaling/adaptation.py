@@ -8,7 +8,6 @@ is kept is decided by :class:`medsr_monai.handlers.HeldOutGuard` and :class:`Kee
 from __future__ import annotations
 
 import copy
-import dataclasses
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,11 +22,12 @@ from medsr_monai.records.sidecar import INTENDED_USE, file_record, recorded, ver
 from medsr_monai.records.training_data import TrainingData
 from medsr_monai.upscaling.bundles import BundleRunner, bundle_folders
 from medsr_monai.upscaling.own_slices import OwnSlices
+from medsr_monai.upscaling.point_spread import FoundPointSpread
 
 if TYPE_CHECKING:
     from medsr_monai.handlers import HeldOutGuard
 
-__all__ = ["Adapted", "KeepAdapted", "fit", "save_adapted"]
+__all__ = ["Adaptation", "Adapted", "KeepAdapted", "check_adaptable", "fit", "load_adapted", "save_adapted"]
 
 logger = logging.getLogger(__name__)
 
@@ -35,8 +35,43 @@ OVERLAY = "adapt.json"
 """The file of a bundle's configs that makes its training one on the scan at hand."""
 WORSE = 1.02
 """Adapted weights are refused if the difference of their output, made coarse again, from the input grows by more."""
+NEGLIGIBLE = 1e-4
+"""Nor unless it grows by this part of the intensity range."""
 SETTINGS = ("learning_rate", "batch_size", "ema_momentum", "interval", "patience", "seed")
 """The settings of a training that are recorded: with the steps, they repeat it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adaptation:
+    """How a network is fitted.
+
+    Attributes:
+        to: ``scan`` for each scan by itself, ``protocol`` for all of a folder's scans of one protocol together.
+        minutes: of wall clock after which training ends, at most; None for no limit.
+        steps: after which it ends; None for no limit. Without one of both, nothing ends it but the guard.
+        seed: of what is drawn. A seed and a number of steps give the same weights on a machine.
+
+    Raises:
+        ValueError: another word, or a limit that is not positive.
+    """
+
+    to: str = "scan"
+    minutes: float | None = 5.0
+    steps: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.to not in ("scan", "protocol"):
+            raise ValueError(f"adapt is {self.to!r}, expected scan or protocol")
+        if self.steps is not None and self.steps < 1:
+            raise ValueError(f"steps is {self.steps}, expected at least 1")
+        if self.minutes is not None and not 0 < self.minutes < float("inf"):
+            raise ValueError(f"minutes is {self.minutes}, expected a positive number")
+
+    def recorded(self) -> dict[str, Any]:
+        """Give what an output depends on, for its sidecar's options."""
+        limit = {"minutes": self.minutes} if self.steps is None else {"steps": self.steps}
+        return {"adapt": self.to, **limit, "seed": self.seed}
 
 
 @dataclass(frozen=True)
@@ -54,6 +89,11 @@ class Adapted:
     content: dict[str, Any] | None
     record: dict[str, Any]
     reason: str
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """What a sidecar says of it."""
+        return {"Kept": self.content is not None, "Reason": self.reason or None, **self.record}
 
     @property
     def sentence(self) -> str:
@@ -75,6 +115,7 @@ class KeepAdapted:
         network: with the arguments of the weights; the weights to begin with are loaded into it from ``weights``.
         weights: file of these.
         settings: the configuration's ids and their values, as a bundle's ``$__local_refs`` holds them.
+        bundle_root: folder of the bundle, for its name.
         pairs: makes whole slices and what the network gets of them, by which the scans are described.
         dataset: of the training.
         path: the file to write; None leaves saving to the caller.
@@ -88,6 +129,7 @@ class KeepAdapted:
         weights: str,
         settings: Mapping[str, Any],
         *,
+        bundle_root: str,
         pairs: Mapping[str, Any],
         dataset: Any,
         path: str | None = None,
@@ -97,6 +139,7 @@ class KeepAdapted:
         self.network = network
         self.weights = weights
         self.settings = settings
+        self.bundle = Path(bundle_root).resolve().name
         self.pairs = pairs
         self.dataset = dataset
         self.path = path
@@ -104,7 +147,7 @@ class KeepAdapted:
         if path is not None:
             from medsr_monai.atomic import check_output
 
-            check_output(path, overwrite)
+            check_output(Path(path), overwrite)
         self.result: Adapted | None = None
 
     def __call__(self, guard: HeldOutGuard) -> None:
@@ -117,7 +160,7 @@ class KeepAdapted:
             network.load_state_dict(guard.kept)
             after = self.own.residual(network)
             record["Consistency"] = {"Before": before, "After": after}
-            if after <= WORSE * before:
+            if after <= WORSE * before + NEGLIGIBLE:
                 reason = ""
                 adapted = record | {"Data": self._described().content()}
                 content = {
@@ -140,7 +183,7 @@ class KeepAdapted:
 
     def _record(self) -> dict[str, Any]:
         return {
-            "Parent": file_record(self.weights),
+            "Parent": file_record(self.weights) | {"Bundle": self.bundle},
             "Scans": self.own.digests,
             **self.own.record(),
             "Settings": {name: self.settings[name] for name in SETTINGS if name in self.settings},
@@ -156,11 +199,9 @@ class KeepAdapted:
 def fit(
     runner: BundleRunner,
     scans: Sequence[Mapping[str, Any]],
+    adaptation: Adaptation,
     *,
-    psf: Any = "auto",
-    minutes: float | None = 5.0,
-    steps: int | None = None,
-    seed: int = 0,
+    psf: str | FoundPointSpread = "auto",
     progress: bool | None = None,
     trust_code: bool = False,
     **overrides: Any,
@@ -171,9 +212,9 @@ def fit(
         runner: a bundle for thick slices, with the weights to begin with.
         scans: see :class:`medsr_monai.upscaling.own_slices.OwnSlices`; volumes [C, X, Y, Z] are taken as the bundle's
             preprocessing has left them.
+        adaptation: limits and seed. With ``steps`` the clock ends nothing.
         psf: point spread across the slices, see :class:`medsr_monai.upscaling.own_slices.OwnSlices`.
-        minutes, steps, progress: see :class:`medsr_monai.handlers.HeldOutGuard`.
-        seed: of what is drawn. A seed and a number of steps give the same weights on a machine.
+        progress: show a bar; None where stderr is a terminal.
         trust_code: take a bundle that is not installed, whose train.json and adapt.json may hold any code.
         overrides: values that replace those of the configuration, by their ids there.
 
@@ -193,9 +234,9 @@ def fit(
         "network_def": runner.parser["network_def"],
         "adapted": None,
         "own": own,
-        "minutes": minutes,
-        "steps": steps,
-        "seed": seed,
+        "minutes": adaptation.minutes if adaptation.steps is None else None,
+        "steps": adaptation.steps,
+        "seed": adaptation.seed,
         "guard#progress": progress,
     }
     parser.update({name: value for name, value in (given | overrides).items()})
@@ -234,3 +275,18 @@ def save_adapted(adapted: Adapted, path: str | Path) -> None:
     }
     with recorded(path, record) as (partial,):
         torch.save(adapted.content, partial)
+
+
+def load_adapted(path: str | Path) -> Adapted:
+    """Read what :func:`save_adapted` wrote.
+
+    Raises:
+        ValueError: the file is damaged, or holds other weights.
+    """
+    from medsr_monai.weights.load import read_weights
+
+    _, content = read_weights(Path(path))
+    record = content.get("adapted")
+    if not isinstance(record, Mapping) or "Data" not in record:
+        raise ValueError(f"{path}: not weights that `medsr adapt` wrote")
+    return Adapted(dict(content), {name: value for name, value in record.items() if name != "Data"}, "")
