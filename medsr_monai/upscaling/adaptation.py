@@ -32,10 +32,9 @@ OVERLAY = "adapt.json"
 """The file of a bundle's configs that makes its training one on the scan at hand."""
 CONFIGS = ("train.json", OVERLAY)
 """The configuration of the training."""
-WORSE = 1.02
-"""Adapted weights are refused if the difference of their output, made coarse again, from the input grows by more."""
-NEGLIGIBLE = 1e-4
-"""Nor unless it grows by this part of the intensity range."""
+WORSE = 1.1
+"""Adapted weights are refused if the difference of their output, made coarse again, from the input grows by more, and is
+above the scan's noise: a network that removes noise differs from a noisy scan by the noise."""
 SETTINGS = ("learning_rate", "batch_size", "ema_momentum", "interval", "patience", "seed")
 """The settings of a training that are recorded: with the steps, they repeat it."""
 
@@ -160,7 +159,7 @@ class KeepAdapted:
             network.load_state_dict(guard.kept)
             after = self.own.residual(network)
             record["Consistency"] = {"Before": before, "After": after}
-            if after <= WORSE * before + NEGLIGIBLE:
+            if after <= max(WORSE * before, self.own.noise):
                 reason = ""
                 adapted = record | {"Data": self._described().content()}
                 content = {
