@@ -15,6 +15,7 @@ import numpy as np
 import pydicom
 from pydicom.uid import UID, SecondaryCaptureImageStorage
 
+from medsr_monai.atomic import check_named
 from medsr_monai.data.dicom.attributes import frame_header
 from medsr_monai.data.dicom.pixels import codec_problem, read_stack
 from medsr_monai.data.dicom.slices import DicomFiles, DicomSlice, is_zip, read_slices
@@ -272,6 +273,7 @@ def read_study(path: str | os.PathLike) -> DicomStudy:
         FileNotFoundError: no such path.
         ValueError: a damaged or encrypted zip.
     """
+    check_named(path)
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file or folder")
