@@ -91,12 +91,12 @@ def server_volumes(part: str, others: Sequence = (), labelled: bool = False) -> 
             f"{studies}: no image with a final label for {part}, and no folder in which others are found: submit labels "
             "of two images or more, or start the server with a folder of volumes"
         )
-    subjects = volumes_by_subject(root, left_out="labels")
-    count = sum(map(len, subjects.values()))
+    found = volumes_by_subject(root, left_out="labels")
+    count = sum(map(len, found.values()))
     if labelled:
         raise ValueError(
             f"{studies}: no image with a final label for {part} ({count} images there): segmentation learns from label "
             "maps: submit those of two images or more"
         )
     logger.warning("%s: no image with a final label: all %d volumes train and validate, without labels", root, count)
-    return split_subjects(subjects, studies)[part]
+    return split_subjects({name: [{"image": str(p)} for p in paths] for name, paths in found.items()}, studies)[part]
