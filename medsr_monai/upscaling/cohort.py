@@ -34,7 +34,7 @@ from medsr_monai.upscaling.dicom_output import find_dicom_cases
 from medsr_monai.upscaling.memory import parse_size
 from medsr_monai.upscaling.quality import check_pictures
 from medsr_monai.upscaling.report_page import INDEX_NAME, check_index, write_page
-from medsr_monai.upscaling.sharing import Ranks, join_processes, run_processes
+from medsr_monai.upscaling.sharing import Ranks, join_processes, meeting_place, run_processes
 from medsr_monai.upscaling.status import (
     DONE,
     FAILED,
@@ -191,12 +191,13 @@ def _in_processes(job: Job, jobs: int) -> int:
     upscaler = job.upscaler(device="cpu")  # a wrong option is told once, before any work
     _warn(upscaler)
     table = StatusTable(job.folder)
-    with table.alone(), _progress_bar(job) as progress:
-        _begin(job, table)
-        ranks, died = run_processes(_process, (job, is_verbose()), min(jobs, len(job.cases)), progress)
-    if ranks.store.check(["refused"]):
-        raise MedsrError(ranks.store.get("refused").decode())
-    lost = [row for row in _rows(job, table) if row["status"] == PENDING and ranks.claimed(row["output"])]
+    with meeting_place(min(jobs, len(job.cases))) as (ranks, path):
+        with table.alone(), _progress_bar(job) as progress:
+            _begin(job, table)
+            died = run_processes(_process, (job, is_verbose()), ranks, path, progress)
+        if ranks.store.check(["refused"]):
+            raise MedsrError(ranks.store.get("refused").decode())
+        lost = [row for row in _rows(job, table) if row["status"] == PENDING and ranks.claimed(row["output"])]
     for row in lost:
         row |= {"status": FAILED, "reason": "the process at work on it ended early, for lack of memory? Run it again"}
     table.update(lost)
@@ -206,11 +207,11 @@ def _in_processes(job: Job, jobs: int) -> int:
     return _sum_up(job, upscaler, table, start)
 
 
-def _process(rank: int, processes: int, port: int, job: Job, verbose: bool) -> None:
+def _process(rank: int, processes: int, path: str, job: Job, verbose: bool) -> None:
     """One of the processes of `_in_processes`."""
     quiet_libraries(verbose)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # tidied up as after Ctrl-C
-    ranks = join_processes(rank, processes, port)
+    ranks = join_processes(rank, processes, path)
     try:
         _work_off(job, ranks, job.upscaler(local_rank=ranks.local_rank), StatusTable(job.folder))
     except Exception as error:

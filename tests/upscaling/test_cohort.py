@@ -1,11 +1,14 @@
 """Folders through `medsr upscale`: resumed, shared out over processes, what became of each case."""
 
+import contextlib
 import csv
 import json
+import multiprocessing
 import os
 import re
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import threading
@@ -19,6 +22,7 @@ from bundle_copies import save_weights, tiny_network
 from scipy.ndimage import gaussian_filter
 
 from medsr_monai import cli
+from medsr_monai.upscaling import cohort
 from medsr_monai.upscaling.bundles import BundleRunner
 from medsr_monai.upscaling.sharing import Ranks, share_out
 from medsr_monai.upscaling.status import StatusTable, exit_code, summary_line
@@ -332,6 +336,53 @@ def workers(pid):
         line = Path(f"/proc/{child}/cmdline").read_text()
         found += [int(child)] if "spawn_main" in line or "upscale" in line else []
     return found
+
+
+def sockets(pid):
+    """Sockets of the internet that a process has, connected or listening."""
+    here = set()
+    for fd in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(OSError):
+            here.add(os.readlink(fd))
+    rows = [line.split() for kind in ("tcp", "tcp6", "udp", "udp6") for line in Path(f"/proc/{pid}/net/{kind}").open()]
+    return [row[1] for row in rows[1:] if len(row) > 9 and f"socket:[{row[9]}]" in here]
+
+
+@pytest.mark.usefixtures("warm_spawn")
+@pytest.mark.skipif(not Path("/proc/self/net").exists(), reason="finds sockets in /proc")
+def test_jobs_meet_in_private_and_a_killed_one_is_told(medsr, bundle, tmp_path, monkeypatch):
+    """No socket, a folder that only this user may enter and that is gone in the end, and one worker of two killed."""
+    make_cohort(tmp_path / "in", ["a", "b"])
+    seen, killed, folders = [], [], []
+    run = cohort.run_processes
+
+    def watched(work, arguments, ranks, path, progress):
+        def step(count):
+            progress(count)
+            children = multiprocessing.active_children()
+            for process in children:
+                with contextlib.suppress(OSError):
+                    seen.extend(sockets(process.pid))
+            seen.extend(sockets(os.getpid()))
+            folders.append(stat.S_IMODE(Path(path).parent.stat().st_mode))
+            if not killed:
+                killed.append(children[0].pid)
+                os.kill(children[0].pid, signal.SIGKILL)
+
+        assert before == sockets(os.getpid())
+        died = run(work, arguments, ranks, path, step)
+        folders.append(path)
+        return died
+
+    before = sockets(os.getpid())
+    monkeypatch.setattr(cohort, "run_processes", watched)
+    code, _, err = medsr("upscale", "in", "out", "--bundle", bundle, "--device", "cpu", "--jobs", 2, "--nopicture")
+    assert set(folders[:-1]) == {0o700} and not Path(folders[-1]).parent.exists()
+    assert len(seen) == len(before) * (len(folders) - 1), "none of the workers has one, and this one no new one"
+    assert re.search(r"process \d of 2 ended early \(signal 9\): the same command does what is left", err)
+    table = statuses(tmp_path / "out")
+    assert sorted(table) == ["a", "b"] and "done" in table.values() and set(table.values()) <= {"done", "failed"}
+    assert code == ("failed" in table.values())
 
 
 # what stands before and behind the command, and how many cases have begun before a process is killed
