@@ -141,7 +141,9 @@ def check_named(path: str | os.PathLike, what: str = "input") -> None:
         ValueError: the path is empty.
     """
     if not os.fspath(path):
-        raise ValueError(f"the path of the {what} is empty (an unset variable, an unknown image?): name a file or folder")
+        raise ValueError(
+            f"the path of the {what} is empty (an unset variable, an unknown image?): name a file or folder"
+        )
 
 
 def check_input(path: str | os.PathLike) -> None:

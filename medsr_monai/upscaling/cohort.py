@@ -9,7 +9,6 @@ import os
 import signal
 import sys
 import time
-import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from medsr_monai.command_line import is_verbose, quiet_libraries
+from medsr_monai.command_line import is_verbose, print_traceback, quiet_libraries
 from medsr_monai.data import is_dicom_file, volume_name
 from medsr_monai.errors import MedsrError, line_of, naming, printable
 from medsr_monai.records.sidecar import (
@@ -99,6 +98,7 @@ def upscale_files(
     *,
     series: str | None = None,
     all_series: bool = False,
+    descriptions: bool = False,
     jobs: int = 1,
     picture: bool = True,
     dicom: bool = False,
@@ -112,6 +112,7 @@ def upscale_files(
         options: how volumes are super-resolved.
         series, all_series: which series of a DICOM study are taken, see
             :func:`medsr_monai.data.dicom.studies.choose_series`.
+        descriptions: name their outputs so, see :func:`medsr_monai.data.dicom.studies.output_names`.
         jobs: how many processes share the cases of a folder.
         picture: draw a quality picture beside each output, and for a folder a page with all of them.
         dicom: write derived DICOM series instead of NIfTI files.
@@ -125,7 +126,7 @@ def upscale_files(
     """
     if jobs < 1:
         raise ValueError(f"jobs is {jobs}, expected at least 1")
-    cases = (find_dicom_cases if dicom else find_cases)(source, output, overwrite, series, all_series)
+    cases = (find_dicom_cases if dicom else find_cases)(source, output, overwrite, series, all_series, descriptions)
     chosen = dataclasses.asdict(options)
     if any(is_dicom_file(case.source) and case.output.name.endswith(NIFTI_SUFFIXES) for case in cases):
         chosen["pictures"] = False  # it is a volume of one slice then
@@ -216,7 +217,7 @@ def _process(rank: int, processes: int, path: str, job: Job, verbose: bool) -> N
         _work_off(job, ranks, job.upscaler(local_rank=ranks.local_rank), StatusTable(job.folder))
     except Exception as error:
         if verbose:
-            traceback.print_exc()
+            print_traceback()
         ranks.store.set("refused", line_of(error))
         sys.exit(1)
 
@@ -246,7 +247,7 @@ def _work_off(job: Job, ranks: Ranks, upscaler: Upscaler, table: StatusTable, pr
                 say(f"{case.output}: kept, complete and made by the same settings")
         except MedsrError as error:
             if is_verbose():
-                traceback.print_exc()
+                print_traceback()
             row |= {"status": FAILED, "reason": without_folders(str(error))}
             complain(str(error))
         table.update([row])

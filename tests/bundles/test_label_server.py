@@ -157,7 +157,9 @@ def test_what_a_bundle_obeys_is_what_it_lists(name):
 def test_a_parameter_that_is_not_obeyed_is_refused_by_name(server, tmp_path, parameter):
     image = save(tmp_path / "a.nii.gz")
     line = message(lambda: server(image, **{parameter: 2}))
-    assert f"{image}: the request's {parameter} would not be obeyed" in line and "intensity, model_filename, plane" in line
+    assert (
+        f"{image}: the request's {parameter} would not be obeyed" in line and "intensity, model_filename, plane" in line
+    )
 
 
 def test_what_monai_label_and_its_clients_send_passes(server, tmp_path):

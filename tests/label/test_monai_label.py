@@ -373,7 +373,9 @@ class TestServer:
             while words not in (folder / "server.log").read_text() and time.monotonic() < deadline:
                 time.sleep(0.5)
             assert words in (folder / "server.log").read_text()
-        answers = [client.infer("rdst_e", "image=case1", path=folder / "a.nii.gz", plane=p) for p in ("axial", "coronal")]
+        answers = [
+            client.infer("rdst_e", "image=case1", path=folder / "a.nii.gz", plane=p) for p in ("axial", "coronal")
+        ]
         assert [one.shape for one in answers] == [(80, 96, 3), (80, 24, 12)]
 
     def test_a_batch_goes_on_after_a_volume_that_is_refused(self, client, folder):

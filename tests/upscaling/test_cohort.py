@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import gzip
 import json
 import multiprocessing
 import os
@@ -16,14 +17,18 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import pydicom
 import pytest
 import torch.distributed as dist
 from bundle_copies import save_weights, tiny_network
+from made_volumes import save_study
+from PIL import Image
 from scipy.ndimage import gaussian_filter
 
 from medsr_monai import cli
 from medsr_monai.upscaling import cohort
 from medsr_monai.upscaling.bundles import BundleRunner
+from medsr_monai.upscaling.quality import QualityCheck
 from medsr_monai.upscaling.sharing import Ranks, share_out
 from medsr_monai.upscaling.status import StatusTable, exit_code, summary_line
 
@@ -336,6 +341,82 @@ def workers(pid):
         line = Path(f"/proc/{child}/cmdline").read_text()
         found += [int(child)] if "spawn_main" in line or "upscale" in line else []
     return found
+
+
+@pytest.mark.parametrize("target", ["new", "new/", "deep/new.folder/"])
+def test_one_case_into_a_folder_that_is_not_there_yet(medsr, bundle, tmp_path, target):
+    """A file, a picture, and a DICOM series as a folder or zip."""
+    make_volume(tmp_path / "a.nii.gz")
+    Image.fromarray(np.arange(1200, dtype=np.uint8).reshape(30, 40)).save(tmp_path / "b.png")
+    shutil.make_archive(str(tmp_path / "zipped"), "zip", save_study(tmp_path / "study"))
+    for source, out in {"a.nii.gz": "a_sr.nii.gz", "b.png": "b_sr.png", "study": "study_sr", "zipped.zip": ""}.items():
+        code, _, err = medsr("upscale", source, target, "--bundle", bundle, "--plane", "axial", "--nopicture")
+        assert code == 0, err
+        made = [path.name for path in sorted(Path(target).rglob("*_sr*")) if path.suffix != ".json"]
+        assert len(made) == 1 and made[0].startswith(out), made
+        shutil.rmtree(target)
+    code, _, err = medsr("upscale", "a.nii.gz", "out.nrrd", "--bundle", bundle)
+    assert code == 1 and "give a name that ends in .nii.gz" in err
+
+
+def test_a_picture_that_cannot_be_drawn_costs_nothing_else(medsr, bundle, tmp_path, monkeypatch, caplog):
+    """It is told in one line, in the sidecar too, and the picture of an earlier output goes."""
+    make_cohort(tmp_path / "in", ["a", "b"])
+    assert medsr("upscale", "in", "out", "--bundle", bundle)[0] == 0
+    draw = QualityCheck.draw
+
+    def failing(self, pred, name, *others):
+        if name.startswith(("a", "single")):
+            raise ValueError("Too many bins for data range.\nCannot create 8 finite-sized bins.")
+        return draw(self, pred, name, *others)
+
+    monkeypatch.setattr(QualityCheck, "draw", failing)
+    for arguments in (("in", "out", "--overwrite"), ("in/a.nii.gz", "single.nii.gz")):
+        caplog.clear()
+        assert medsr("upscale", *arguments, "--bundle", bundle)[0] == 0
+        lines = [line for line in caplog.messages if "no quality picture, it could not be drawn" in line]
+        assert len(lines) == 1 and "Too many bins for data range. Cannot create" in lines[0], caplog.text
+    assert statuses(tmp_path / "out") == {"a": "done", "b": "done"}
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert {"a_sr.nii.gz", "a_sr.json", "b_sr.quality.png"} <= names and "a_sr.quality.png" not in names
+    for sidecar in (tmp_path / "out" / "a_sr.json", tmp_path / "single.json"):
+        content = json.loads(sidecar.read_text())
+        assert len(content["Outputs"]) == 1 and "could not be drawn" in " ".join(content["Warnings"])
+    code, out, _ = medsr("upscale", "in", "out", "--bundle", bundle)
+    assert code == 0 and "2 kept" in out
+
+
+def test_free_text_of_headers_stays_out_of_names_and_records(medsr, bundle, tmp_path):
+    """Descriptions, comments and names; also where a series fails, and with a switch descriptions are in the names."""
+    (tmp_path / "study").mkdir()
+    for number in (1, 2, 3):
+        for path in save_study(tmp_path / "study" / str(number), 4 if number < 3 else 5).iterdir():
+            header = pydicom.dcmread(path)
+            header.SeriesNumber, header.StudyInstanceUID = number, "1.2.3"
+            header.SeriesDescription, header.ProtocolName = f"Zyx Muster 1.4.1960 {number}", "Zyx protocol"
+            header.PatientName, header.ImageComments, header.StudyDescription = "Zyx^A", "Zyx comment", "Zyx study"
+            if number == 3 and header.InstanceNumber == 4:
+                path.unlink()  # a gap, so that this one fails
+                continue
+            header.save_as(path)
+    code, out, err = medsr("upscale", "study", "out", "--bundle", bundle, "--plane", "axial")
+    assert code == 1 and "2 done" in out, err
+    made = sorted(path for path in (tmp_path / "out").rglob("*") if path.is_file())
+    assert {"001_MR_sr.nii.gz", "002_MR_sr.json", "index.html", "status.csv"} <= {path.name for path in made}
+    for path in made:
+        assert "zyx" not in path.name.lower()
+        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        assert b"zyx" not in content.lower(), path
+    assert "study, series 3: DICOM slices" in status(tmp_path / "out")["003_MR"]["reason"]
+    assert medsr("upscale", "study", "named", "--bundle", bundle, "--series", "1,2", "--descriptions")[0] == 0
+    # but for what holds the patient's name
+    assert sorted(path.name for path in (tmp_path / "named").glob("*.nii.gz")) == ["001_MR_sr.nii.gz", "002_MR_sr.nii.gz"]
+    for path in (tmp_path / "study").rglob("*.dcm"):
+        header = pydicom.dcmread(path)
+        header.PatientName = "Other"
+        header.save_as(path)
+    assert medsr("upscale", "study", "told", "--bundle", bundle, "--series", "1", "--descriptions")[0] == 0
+    assert (tmp_path / "told" / "001_Zyx-Muster-1.4.1960-1_sr.nii.gz").is_file()
 
 
 def sockets(pid):
