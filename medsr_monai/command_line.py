@@ -8,6 +8,7 @@ import inspect
 import logging
 import os
 import re
+import shlex
 import sys
 import traceback
 import warnings
@@ -180,9 +181,9 @@ STYLE = re.compile("(\x1b\\[[0-9;]*m)")
 
 
 def _shown(text: str, words: Sequence[str]) -> str:
-    """What Fire says, in its style, with escapes for control characters of the command line's words, which it repeats."""
+    """What Fire says, in its style, with escapes for control characters of the words that it repeats."""
     for word in words:
-        text = text.replace(word, printable(word))
+        text = text.replace(shlex.quote(word), shlex.quote(printable(word))).replace(word, printable(word))
     return "".join(part if STYLE.fullmatch(part) else lines(part) for part in STYLE.split(text))
 
 

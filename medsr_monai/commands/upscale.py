@@ -30,7 +30,7 @@ def upscale(
     psf: str = "auto",
     series: str | None = None,
     all_series: bool = False,
-    descriptions: bool = False,
+    series_descriptions: bool = False,
     jobs: int = 1,
     picture: bool = True,
     enforce_consistency: bool = False,
@@ -99,8 +99,8 @@ def upscale(
         series: which series of a DICOM study to take, by number or SeriesInstanceUID, several with commas between them.
             By default all but localisers, derived series and secondary captures, which are named and left out.
         all_series: take all series of a DICOM study, also localisers, derived series and secondary captures.
-        descriptions: name the outputs of DICOM series by their descriptions too, which are free text and may hold what
-            should not leave the hospital. By default they have number and modality.
+        series_descriptions: name the outputs of DICOM series by their descriptions, which are free text and may hold
+            what should not leave the hospital. By default names are of number and modality.
         jobs: how many processes on this machine share the cases of a folder, each with its share of the cores.
         picture: write a quality picture beside each output, NAME.quality.png, and for a folder index.html with all of
             them. It shows slices of the input and of the output, and how far the output, made coarse again, differs
@@ -156,7 +156,7 @@ def upscale(
         options,
         series=series,
         all_series=all_series,
-        descriptions=descriptions,
+        descriptions=series_descriptions,
         jobs=jobs,
         picture=picture,
         dicom=output_format == "dicom",

@@ -67,7 +67,7 @@ class CheckRequest(Transform):
 
 
 def server_volumes(part: str, others: Sequence = (), labelled: bool = False) -> list[dict]:
-    """List the volumes of a training to which MONAI Label hands none: all of its studies, since it hands on labelled ones.
+    """List volumes for a training to which MONAI Label hands none, as none has a final label: all of its studies.
 
     Args:
         part: training or validation, for which there is no volume.
@@ -80,16 +80,16 @@ def server_volumes(part: str, others: Sequence = (), labelled: bool = False) -> 
     studies = os.environ.get("MONAI_LABEL_STUDIES", "")
     if others:
         raise ValueError(
-            f"no volume for {part}, all {len(others)} are for the other: give one or more to each (in MONAI Label, submit "
-            "labels of more images or set val_split)"
+            f"no volume for {part}, all {len(others)} are for the other: give one or more to each (in MONAI Label, "
+            "submit labels of more images or set val_split)"
         )
     if not studies:
         raise ValueError(f"no volume for {part}: its data list is empty, one volume or more is needed")
     root = Path(studies)
     if not root.is_dir():
         raise ValueError(
-            f"{studies}: no image with a final label for {part}, and no folder in which others are found: submit labels "
-            "of two images or more, or start the server with a folder of volumes"
+            f"{studies}: no image with a final label for {part}, and no folder in which others are found: "
+            "submit labels of two images or more, or start the server with a folder of volumes"
         )
     found = volumes_by_subject(root, left_out="labels")
     count = sum(map(len, found.values()))

@@ -398,7 +398,7 @@ class LoadVolumed(MapTransform):
             return self._load_file(path, orientation)
         if not path:
             raise ValueError(
-                f"{path!r} in place of an image (an empty list of files?), expected a file, or a list of one file per channel"
+                f"{path!r} in place of an image (an empty list of files?), expected a file, or one file per channel"
             )
         first, *others = (self._load_file(p, orientation) for p in path)
         grids = [(tuple(v.shape[1:]), v.affine) for v in (first, *others)]

@@ -10,7 +10,7 @@ from ignite.engine import Engine
 from monai.data import Dataset
 from monai.engines import SupervisedEvaluator
 
-from medsr_monai.errors import line_of
+from medsr_monai.errors import MedsrError, line_of
 
 __all__ = ["VolumeDataset", "VolumeEvaluator"]
 
@@ -46,16 +46,19 @@ class VolumeEvaluator(SupervisedEvaluator):
     Its loader has batches of one item of a :class:`VolumeDataset`.
 
     Raises:
-        RuntimeError: when all are done: one or more have failed; the line names them. A single volume's own error.
+        MedsrError: when all are done: one or more have failed; the line names them. A single volume's own error.
     """
 
     def run(self) -> None:
         """Work on all volumes."""
         self.failures: dict[str, str] = {}
+        self.first: Exception | None = None
         super().run()
         if self.failures:
             reasons = "; ".join(f"{name}: {reason}" for name, reason in self.failures.items())
-            raise RuntimeError(f"{len(self.failures)} of {self.state.epoch_length} volumes failed: {reasons}")
+            raise MedsrError(
+                f"{len(self.failures)} of {self.state.epoch_length} volumes failed: {reasons}"
+            ) from self.first
 
     def _iteration(self, engine: Engine, batchdata: dict[str, Any]) -> dict:
         if FAILURE in batchdata:
@@ -65,6 +68,7 @@ class VolumeEvaluator(SupervisedEvaluator):
         except Exception as error:
             if engine.state.epoch_length == 1:
                 raise
+            self.first = self.first or error
             return self._failed(batchdata["image"].meta["filename_or_obj"][0], line_of(error))
 
     def _failed(self, name: str, reason: str) -> dict:

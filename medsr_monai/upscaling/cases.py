@@ -71,7 +71,7 @@ def output_file(path: str, overwrite: bool, source: str) -> Path:
 
 
 def is_folder_name(target: str) -> bool:
-    """Say whether an output's name is that of a folder: one that is there, or a name without a suffix, or before a /."""
+    """Say whether an output is a folder: one that is there, or is named without a suffix or with a / at its end."""
     out = Path(target)
     return out.is_dir() or not out.exists() and (target.endswith(("/", os.sep)) or not out.suffix)
 

@@ -60,7 +60,7 @@ class DicomSeries:
     root: str
     """The folder, zip or file that was searched."""
     source: str
-    """What messages and sidecars call the series: ``root``, and if that holds several its number and part, no free text.
+    """What messages and sidecars call the series: ``root``, and of several its number and part, but no free text.
 
     Where several have one number, the UID takes its place.
     """
