@@ -8,7 +8,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from bundle_copies import BUNDLES, TINY, interpolating_bundle, save_weights, tiny_bundle, tiny_network
+from bundle_copies import BUNDLES, TINY, interpolating_bundle, tiny_bundle
 from made_volumes import save_study
 from monai.bundle import ConfigParser, ConfigWorkflow
 
