@@ -262,7 +262,9 @@ def check_adaptable(runner: BundleRunner, trust_code: bool = False) -> None:
         raise ValueError(f"{runner.weights}: an exported network cannot be trained, give a weights file")
     used = [(runner.folder / "configs" / part).read_bytes() for part in CONFIGS]
     installed = (folder / "configs" for folder in bundle_folders().values())
-    known = ([(configs / part).read_bytes() for part in CONFIGS] for configs in installed if (configs / OVERLAY).is_file())
+    known = (
+        [(configs / part).read_bytes() for part in CONFIGS] for configs in installed if (configs / OVERLAY).is_file()
+    )
     if used not in known and not trust_code:
         raise ValueError(
             f"bundle {name}: its {' and '.join(CONFIGS)} are not those of an installed bundle: read them, and add "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import logging
 import math
 import os
 import threading
@@ -16,7 +17,7 @@ import torch
 from monai.data import MetaTensor
 
 from medsr_monai.data import check_format, describe_volume, save_dicom_slices, write_voxels
-from medsr_monai.errors import naming
+from medsr_monai.errors import line_of, naming
 from medsr_monai.inferers.fast_network import chosen_precision
 from medsr_monai.inferers.plane import AUTO, UNKNOWN
 from medsr_monai.metrics.report import json_values
@@ -43,6 +44,8 @@ from medsr_monai.upscaling.quality import BOUND, QualityCheck, check_quality, qu
 from medsr_monai.upscaling.trained_on import TrainedOn
 
 __all__ = ["Options", "Upscaler", "upscale"]
+
+logger = logging.getLogger(__name__)
 
 SLICE_BATCH = 4
 """The number of slices computed at a time on a CPU by default; more are no faster there."""
@@ -389,7 +392,9 @@ class Upscaler(Options):
             lap("Reading")
             with self._made(item, case, inputs[0], lap, way, out, say) as (result, record, check):
                 record = self.record | _sources(inputs) | record | {"Warnings": warnings}
-                pictures = [quality_path(out)] if picture else []
+                drawn = self._drawn(check, result, out, record["DataConsistency"]) if picture else None
+                lap("Quality")
+                pictures = [] if drawn is None else [quality_path(out)]
                 with naming(out), recorded(out, record, *pictures, folder=self.dicom) as (partial, *drawings):
                     if self.dicom:
                         description = f"{record['Description']}, {describe_volume(item['image'])}, {record['Plan']}"
@@ -398,12 +403,22 @@ class Upscaler(Options):
                         write_voxels(result, partial)
                     lap("Writing")
                     for drawing in drawings:
-                        with naming(quality_path(out)):
-                            method = f"bundle {self.record['Bundle']['Name']}{self._fit_in_words()}"
-                            check.write(drawing, result, out.name, record["DataConsistency"], method)
-                        lap("Quality")
+                        drawing.write_bytes(drawn)
                     record |= lap.record()
+                if picture and not pictures:
+                    quality_path(out).unlink(missing_ok=True)  # that of an earlier output
                 say(f"{out}: {describe_volume(result)}, {sentence(record['DataConsistency'])}")
+
+    def _drawn(
+        self, check: QualityCheck, result: MetaTensor, out: Path, figures: dict[str, Any] | None
+    ) -> bytes | None:
+        """The quality picture; None, and a warning, where it cannot be drawn, which does not cost the output."""
+        try:
+            method = f"bundle {self.record['Bundle']['Name']}{self._fit_in_words()}"
+            return check.png(result, out.name, figures, method)
+        except Exception as error:  # of libraries that draw
+            logger.warning("%s: no quality picture, it could not be drawn: %s", out, line_of(error))
+            return None
 
     @contextlib.contextmanager
     def _made(

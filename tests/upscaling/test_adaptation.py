@@ -31,7 +31,9 @@ def scan(seed=0, shape=(48, 44, 12), ratio=4):
     """Anatomy made of blobs, whose slices are means of ``ratio`` of the fine ones."""
     rng = np.random.default_rng(seed)
     fine = gaussian_filter(rng.standard_normal((*shape[:2], shape[2] * ratio)), 1.5)
-    fine = (fine > 0.02) * 80 + (fine > 0.1) * 60 + 20.0 + 6 * rng.standard_normal(fine.shape)  # up to the last frequency
+    fine = (
+        (fine > 0.02) * 80 + (fine > 0.1) * 60 + 20.0 + 6 * rng.standard_normal(fine.shape)
+    )  # up to the last frequency
     return fine.reshape(*shape, ratio).mean(-1).astype(np.float32)
 
 
@@ -85,7 +87,9 @@ def test_noise_is_made_whole_and_not_doubled():
     assert made.noise_std == pytest.approx(0.05 * np.sqrt(1 - 1 / 4), rel=0.1)
 
 
-@pytest.mark.parametrize(("thickness", "ratio", "kept"), [(5.0, 5.0, 50), (6.7, 6.7, 46), (3.3, 3.3, 46), (2.0, 2.0, 44)])
+@pytest.mark.parametrize(
+    ("thickness", "ratio", "kept"), [(5.0, 5.0, 50), (6.7, 6.7, 46), (3.3, 3.3, 46), (2.0, 2.0, 44)]
+)
 def test_any_ratio(thickness, ratio, kept):
     made = own(scan(), np.diag([1.0, 1.0, thickness, 1.0]))
     assert made.ratio == ratio
@@ -166,7 +170,13 @@ def test_command_python_and_bundle_run_give_the_same_weights(tmp_path, bundle, f
         assert torch.equal(tensor, command.content["model"][name]), name
 
     configs = [f"{bundle}/configs/{name}.json" for name in ("train", "adapt")]
-    ids = {"bundle_root": bundle, "dataset_dir": str(tmp_path / "in"), "output_dir": str(tmp_path), "steps": 4, "minutes": None}
+    ids = {
+        "bundle_root": bundle,
+        "dataset_dir": str(tmp_path / "in"),
+        "output_dir": str(tmp_path),
+        "steps": 4,
+        "minutes": None,
+    }
     ids |= {"psf": "box", "interval": 2, "learning_rate": 0.01, "device": "$torch.device('cpu')"}
     workflow = ConfigWorkflow(configs, meta_file=None, logging_file=False, run_id="training", **ids)
     workflow.initialize()
@@ -210,7 +220,9 @@ def test_a_fit_that_hurts_is_not_used(tmp_path, bundle, monkeypatch):
 
     plain = adaptation.fit
     monkeypatch.setattr(
-        upscaler, "fit", lambda *a, **o: plain(*a, interval=1, patience=3, learning_rate=3.0, **o | {"ema#momentum": 0.9})
+        upscaler,
+        "fit",
+        lambda *a, **o: plain(*a, interval=1, patience=3, learning_rate=3.0, **o | {"ema#momentum": 0.9}),
     )
     source = save(tmp_path / "in.nii.gz")
     fitted = Upscaler(bundle, trust_code=True, psf="box", adaptation=Adaptation(minutes=5))
