@@ -28,12 +28,12 @@ GUIDES = [FRONT_PAGE, *(path for path in TEXTS if path not in CARDS)]
 INSTALL = 'pip install -e ".[test]" && '
 TESTS = "pytest -q -n 2 --dist loadfile"
 SLOW = {
-    # a training of the shipped network for a minute or more; tests/upscaling/test_adaptation.py does it with a small one
+    # trainings of the shipped network for minutes; tests/upscaling/test_adaptation.py does them with a small one
     "medsr upscale scan.nii.gz fitted.nii.gz --bundle rdst_e_thick --adapt": pytest.mark.slow,
     "medsr adapt scan.nii.gz fit.pt --steps 50": pytest.mark.slow,
-    "python -m monai.bundle run training --config_file \"['bundles/rdst_e_thick/configs/train.json','bundles/rdst_e_thick/"
-    "configs/adapt.json']\" --bundle_root bundles/rdst_e_thick --dataset_dir path/to/protocol --output_dir runs/adapted "
-    "--steps 50 --minutes None": pytest.mark.slow,
+    "python -m monai.bundle run training --config_file \"['bundles/rdst_e_thick/configs/train.json',"
+    "'bundles/rdst_e_thick/configs/adapt.json']\" --bundle_root bundles/rdst_e_thick --dataset_dir path/to/protocol "
+    "--output_dir runs/adapted --steps 50 --minutes None": pytest.mark.slow,
     # 18 networks, each in a process of its own; tests/test_cli.py counts those of the paper without this command
     "medsr benchmark --networks all --size 40x32 --runs 0": pytest.mark.slow,
 }

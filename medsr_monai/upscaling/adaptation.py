@@ -1,8 +1,9 @@
 """A through-plane network fitted to the scans at hand: a bundle's train.json with its adapt.json on top, and a guard.
 
-``medsr adapt``, ``medsr upscale --adapt``, :meth:`medsr_monai.Upscaler.adapt` and ``python -m monai.bundle run training``
-with both files are the same training: what is learnt from is :class:`medsr_monai.upscaling.own_slices.OwnSlices`, and what
-is kept is decided by :class:`medsr_monai.handlers.HeldOutGuard` and :class:`KeepAdapted`.
+``medsr adapt``, ``medsr upscale --adapt``, :meth:`medsr_monai.Upscaler.adapt` and ``python -m monai.bundle run
+training`` with both files are the same training: what is learnt from is
+:class:`medsr_monai.upscaling.own_slices.OwnSlices`, and what is kept is decided by
+:class:`medsr_monai.handlers.HeldOutGuard` and :class:`KeepAdapted`.
 """
 
 from __future__ import annotations
@@ -33,8 +34,10 @@ OVERLAY = "adapt.json"
 CONFIGS = ("train.json", OVERLAY)
 """The configuration of the training."""
 WORSE = 1.1
-"""Adapted weights are refused if the difference of their output, made coarse again, from the input grows by more, and is
-above the scan's noise: a network that removes noise differs from a noisy scan by the noise."""
+"""Adapted weights are refused if the difference of their output, made coarse again, from the scan grows by more.
+
+It may be as large as the scan's noise, by which what a network without noise makes differs from a noisy scan.
+"""
 SETTINGS = ("learning_rate", "batch_size", "ema_momentum", "interval", "patience", "seed")
 """The settings of a training that are recorded: with the steps, they repeat it."""
 
@@ -100,8 +103,8 @@ class Adapted:
         if self.content is None:
             return f"the weights stay as they were after {steps} steps: {self.reason}"
         return (
-            f"fitted in {steps} steps and {self.record['Seconds']:.0f} s: held-out slices {held['Before']:.2f} dB before, "
-            f"{held['After']:.2f} dB after"
+            f"fitted in {steps} steps and {self.record['Seconds']:.0f} s: "
+            f"held-out slices {held['Before']:.2f} dB before, {held['After']:.2f} dB after"
         )
 
 

@@ -73,7 +73,7 @@ def output_file(path: str, overwrite: bool, source: str) -> Path:
 def is_folder_name(target: str) -> bool:
     """Say whether an output is a folder: one that is there, or is named without a suffix or with a / at its end."""
     out = Path(target)
-    return out.is_dir() or not out.exists() and (target.endswith(("/", os.sep)) or not out.suffix)
+    return out.is_dir() or (not out.exists() and (target.endswith(("/", os.sep)) or not out.suffix))
 
 
 def find_cases(
@@ -151,9 +151,9 @@ def scans_of(source: str) -> list[Case]:
     from medsr_monai.data.dicom.studies import find_study
 
     path = Path(source)
-    if path.is_dir() or zipfile.is_zipfile(path) or _is_dicom(path, ""):
-        if (study := find_study(source, None, False)) is not None:
-            return [Case(series.source, Path(), series) for series, _ in study]
+    study = find_study(source) if path.is_dir() or zipfile.is_zipfile(path) or _is_dicom(path, "") else None
+    if study is not None:
+        return [Case(series.source, Path(), series) for series, _ in study]
     found = [source] if path.is_file() else [item["image"] for item in list_volumes(source)]
     return [Case(file, Path()) for file in found]
 

@@ -302,8 +302,8 @@ class Upscaler(Options):
             seed: of what is drawn.
 
         Returns:
-            What sidecars say of it under ``Adaptation``: ``Kept`` (whether the weights are used, and if not, ``Reason``),
-            steps, seconds, and ``HeldOut`` with the error before and after in dB.
+            What sidecars say of it under ``Adaptation``: ``Kept`` (whether the weights are used, if not with the
+            ``Reason``), steps, seconds, and ``HeldOut`` with the error before and after in dB.
 
         Raises:
             MedsrError: nothing can be learnt from a scan, or the bundle is not for thick slices; one line.

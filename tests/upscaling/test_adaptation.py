@@ -17,9 +17,8 @@ from scipy.ndimage import gaussian_filter
 from medsr_monai import MedsrError, Upscaler
 from medsr_monai.cli import main
 from medsr_monai.inferers import ThroughPlaneInferer
-from medsr_monai.transforms import PointSpread, outer_corners, sampling_matrix
+from medsr_monai.transforms import outer_corners, sampling_matrix
 from medsr_monai.upscaling.adaptation import Adaptation, load_adapted
-from medsr_monai.upscaling.bundles import BundleRunner
 from medsr_monai.upscaling.cases import Case
 from medsr_monai.upscaling.own_slices import OwnSlices
 from medsr_monai.upscaling.protocols import protocols_of
@@ -146,7 +145,7 @@ def test_channels_pictures_and_unlike_scans_are_refused():
         {"image": MetaTensor(torch.from_numpy(scan())[None], affine=torch.from_numpy(grid)), "sha256": "1"}
         for grid in grids
     ]
-    with pytest.raises(ValueError, match="4.00 to 6.00 times as thick"):
+    with pytest.raises(ValueError, match=r"4\.00 to 6\.00 times as thick"):
         OwnSlices(scans, None, inferer, psf="box")
 
 
@@ -267,7 +266,7 @@ def test_in_plane_bundles_foreign_code_and_exported_networks_are_refused(tmp_pat
     with pytest.raises(MedsrError, match="not those of an installed bundle: read them, and add --trust-code"):
         Upscaler(str(other)).adapt((scan(), AFFINE))
     (other / "configs" / "adapt.json").unlink()
-    with pytest.raises(MedsrError, match="has no configs/adapt.json"):
+    with pytest.raises(MedsrError, match=r"has no configs/adapt\.json"):
         Upscaler(str(other), trust_code=True).adapt((scan(), AFFINE))
 
 

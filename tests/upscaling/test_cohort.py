@@ -425,7 +425,11 @@ def sockets(pid):
     for fd in Path(f"/proc/{pid}/fd").iterdir():
         with contextlib.suppress(OSError):
             here.add(os.readlink(fd))
-    rows = [line.split() for kind in ("tcp", "tcp6", "udp", "udp6") for line in Path(f"/proc/{pid}/net/{kind}").open()]
+    rows = [
+        line.split()
+        for kind in ("tcp", "tcp6", "udp", "udp6")
+        for line in Path(f"/proc/{pid}/net/{kind}").read_text().splitlines()
+    ]
     return [row[1] for row in rows[1:] if len(row) > 9 and f"socket:[{row[9]}]" in here]
 
 
