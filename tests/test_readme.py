@@ -108,6 +108,7 @@ def folder(tmp_path_factory):
     for number in range(2):
         write_volume(here / "path" / "to" / "scans" / f"scan{number}.nii.gz", (32, 34, 3), (1, 1, 5), number)
     write_volume(here / "thick.nii.gz", (40, 40, 4), (1, 1, 4), 0)
+    write_volume(here / "scan.nii.gz", (32, 34, 4), (1, 1, 1.2), 0)
     write_study(here / "study")
     picture = 255 * gaussian_filter(np.random.default_rng(0).random((40, 36)), 1)
     Image.fromarray(picture.astype(np.uint8)).save(here / "image.png")
@@ -154,7 +155,9 @@ def test_results_are_there(folder):
     assert (folder / "demo_out" / "demo.png").stat().st_size > 20_000
     assert (folder / "compare_out" / "compare.png").stat().st_size > 100_000
     assert nib.load(folder / "sr.nii.gz").shape == nib.load(folder / "demo_out" / "reference.nii.gz").shape
-    assert nib.load(folder / "thin.nii.gz").shape == (40, 40, 16)
+    assert nib.load(folder / "finer.nii.gz").shape == (64, 68, 4)
+    assert nib.load(folder / "fine.nii.gz").shape == (128, 136, 4)
+    assert nib.load(folder / "thin.nii.gz").shape == (40, 40, 8)
     assert Image.open(folder / "image_sr.png").size == (144, 160)
     assert len(list((folder / "derived").glob("*/*.dcm"))) == 10
     assert {p.name for p in (folder / "sr").glob("*.nii.gz")} == {"003_thin_sr.nii.gz", "004_thin_sr.nii.gz"}

@@ -23,7 +23,10 @@ if TYPE_CHECKING:
     from medsr_monai.data import DicomSeries
     from medsr_monai.inferers import InferencePlan
 
+AUTO_BUNDLE = "auto"
+"""In place of a bundle's name: the one that fits the input, see :mod:`medsr_monai.upscaling.choice`."""
 DEFAULT_BUNDLE = "rdst_e"
+"""The bundle that is measured, compared and exported where none is named."""
 HARMLESS = (
     *("medsr_monai.", "torch.nn.", "monai.data.", "monai.engines.", "monai.handlers.", "monai.inferers."),
     *("monai.losses.", "monai.metrics.", "monai.networks.", "monai.transforms."),
