@@ -10,6 +10,7 @@ import traceback
 from typing import Any
 
 from medsr_monai.commands.benchmark import benchmark
+from medsr_monai.commands.compact import compact
 from medsr_monai.commands.compare import compare
 from medsr_monai.commands.convert import convert
 from medsr_monai.commands.degrade import degrade
@@ -29,7 +30,7 @@ COMMANDS = {
     f.__name__: f
     for f in (
         *(upscale, inspect, degrade, evaluate, compare, demo),
-        *(models, fetch, convert, prepare, describe, export, package, benchmark),
+        *(models, fetch, convert, prepare, describe, compact, export, package, benchmark),
     )
 }
 
