@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import pydoc
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -55,6 +56,22 @@ def bundle_folder(bundle: str) -> Path:
     if not (folder / "configs" / "inference.json").is_file():
         raise FileNotFoundError(f"no bundle {bundle!r}: choose {', '.join(known)}, or give a bundle's folder")
     return folder
+
+
+def references(bundle: str) -> list[str]:
+    """Give the BibTeX entries of the papers that a bundle's metadata.json refers to, by their arXiv number or DOI.
+
+    Raises:
+        FileNotFoundError: no such bundle.
+        ValueError: it refers to no paper that is known here; one line.
+    """
+    folder = bundle_folder(bundle)
+    stated = " ".join(map(str, read_json(folder / "configs" / "metadata.json", "a bundle's metadata")["references"]))
+    entries = (next(iter(bundle_folders().values())).parent / "references.bib").read_text().strip().split("\n\n")
+    found = [entry for entry in entries if re.search(r"^  (?:eprint|doi) = {(.*?)}", entry, re.M)[1] in stated]
+    if not found:
+        raise ValueError(f"bundle {bundle}: its metadata.json refers to no paper that is known here")
+    return found
 
 
 def choose_device(device: str, local_rank: int = 0) -> str:
