@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import sys
 import threading
@@ -66,6 +67,7 @@ def main(argv: list[str] | None = None) -> None:
 
         print(__version__)
         return
+    os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")  # read when torch is imported
     call = None
     before = _listen(signal.SIGTERM, _terminate)
     try:

@@ -15,6 +15,8 @@ from typing import Any, TextIO
 
 from medsr_monai.errors import printable
 
+MPS_FALLBACK = ".*MPS backend.*fall back"
+"""What torch says, with its name, of an operator that a Mac's GPU has not and that runs on the CPU instead."""
 PIPE_CLOSED = 141
 """The exit code of a program whose output nobody reads any more, as shells give it: 128 plus the number of SIGPIPE."""
 
@@ -198,6 +200,7 @@ def quiet_libraries(verbose: bool = False) -> None:
         logging.getLogger(library).setLevel(logging.CRITICAL)
     if not sys.warnoptions:
         warnings.simplefilter("ignore")  # of libraries, for developers; ours are logged
+        warnings.filterwarnings("once", message=MPS_FALLBACK)
 
 
 def is_verbose() -> bool:

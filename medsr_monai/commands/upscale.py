@@ -76,8 +76,8 @@ def upscale(
             --force those for thick slices.
         plane: axial, coronal or sagittal, the plane whose slices are enlarged. auto takes the one with the finest
             pixels.
-        device: where the network runs, such as cpu or cuda:0. auto takes a GPU where there is one, and gives each of
-            several processes the next GPU.
+        device: where the network runs, such as cpu, cuda:0 or, on a Mac, mps. auto takes a CUDA GPU where there is one,
+            and gives each of several processes the next one.
         weights: a weights file to use in place of the bundle's models/model.pt, or a network that `medsr export` wrote.
         frame: which frame of a 4D file to take, counted from 0.
         nan_value: a number, such as 0, to put in place of voxels that are NaN, as registrations leave them outside of

@@ -78,7 +78,8 @@ def choose_device(device: str, local_rank: int = 0) -> str:
     """Check that a device is available, or choose one.
 
     Args:
-        device: auto, cpu, or a GPU such as cuda:0. auto is a GPU where there is one, else the CPU.
+        device: auto, cpu, a GPU such as cuda:0, or mps, that of a Mac. auto is a CUDA GPU where there is one, else the
+            CPU.
         local_rank: the number of this process on its machine, by which auto shares out the GPUs.
 
     Raises:
@@ -92,6 +93,7 @@ def choose_device(device: str, local_rank: int = 0) -> str:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         here = ["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]
+        here += ["mps"] * torch.backends.mps.is_available()
         raise ValueError(f"device {device!r} is not available here, choose {' or '.join(here)}") from error
     return device
 
