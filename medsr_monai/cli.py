@@ -11,6 +11,7 @@ import traceback
 from typing import Any
 
 from medsr_monai.commands.benchmark import benchmark
+from medsr_monai.commands.bids import bids
 from medsr_monai.commands.compact import compact
 from medsr_monai.commands.compare import compare
 from medsr_monai.commands.convert import convert
@@ -30,7 +31,7 @@ from medsr_monai.errors import line_of
 COMMANDS = {
     f.__name__: f
     for f in (
-        *(upscale, inspect, degrade, evaluate, compare, demo),
+        *(upscale, bids, inspect, degrade, evaluate, compare, demo),
         *(models, fetch, convert, prepare, describe, compact, export, package, benchmark),
     )
 }

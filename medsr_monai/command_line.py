@@ -79,7 +79,8 @@ class _Command(_Closed):
     def apart(self, words: Sequence[str]) -> list[str]:
         """A command line in which no switch takes a required argument for its value, as Fire would.
 
-        Once all required arguments are there, what follows a switch is refused unless it is True or False.
+        Once all required arguments are there, what follows a switch is refused unless it is True or False. All words
+        up to the next option are values of one that takes several.
         """
         parameters = self.__signature__.parameters
         missing = [name for name, parameter in parameters.items() if parameter.default is parameter.empty]
@@ -99,6 +100,11 @@ class _Command(_Closed):
             missing = [one for one in missing if one != name]
             if equals or not waiting or FLAG.match(waiting[0]) or name not in parameters:
                 done.append(word)
+            elif parameters[name].annotation is list:
+                values = [waiting.pop(0)]
+                while waiting and not FLAG.match(waiting[0]):
+                    values.append(waiting.pop(0))
+                done.append(f"--{name}={','.join(values)}")
             elif parameters[name].annotation is bool and missing and (negated or waiting[0] not in BOOLEANS):
                 done.append(f"--{name}={not negated}")
             else:
@@ -135,12 +141,13 @@ def _parse_number(kind: type, text: str) -> Any:
 
 FLAG = re.compile("--|-[a-zA-Z](=|$)")
 BOOLEANS = ("True", "False", "true", "false")
-TYPES = {"str": str, "bool": bool, "int": int, "float": float}
+TYPES = {"str": str, "bool": bool, "int": int, "float": float, "list[str]": list}
 PARSERS = {
     "str": _parse_text,
     "bool": _parse_bool,
     "int": functools.partial(_parse_number, int),
     "float": functools.partial(_parse_number, float),
+    "list[str]": lambda text: [_parse_text(part) for part in text.split(",")],
 }
 
 

@@ -47,7 +47,11 @@ def test_upscale_without_what_posix_alone_has(tmp_path):
     folder = tiny_bundle(tmp_path / "tiny")
     for number in range(3):
         volume(tmp_path / "in" / f"{number}.nii.gz", number)
-    environment = os.environ | {"PYTHONPATH": f"{tmp_path / 'site'}{os.pathsep}{ROOT}", "OMP_NUM_THREADS": "1", "USERNAME": "me"}
+    environment = os.environ | {
+        "PYTHONPATH": f"{tmp_path / 'site'}{os.pathsep}{ROOT}",
+        "OMP_NUM_THREADS": "1",
+        "USERNAME": "me",
+    }
 
     def run(*words):
         command = [sys.executable, "-m", "medsr_monai", "upscale", *words]

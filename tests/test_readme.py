@@ -98,6 +98,13 @@ def write_volume(path, shape, spacing, seed):
     nib.save(nib.Nifti1Image(image, np.diag([*spacing, 1])), path)
 
 
+def write_bids(root):
+    for subject in ("01", "02"):
+        for suffix in ("T1w", "FLAIR"):
+            write_volume(root / f"sub-{subject}" / "anat" / f"sub-{subject}_{suffix}.nii.gz", (16, 18, 3), (1, 1, 5), 0)
+    (root / "dataset_description.json").write_text('{"Name": "made", "BIDSVersion": "1.10.0"}')
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A folder with what a checkout has, and with small files of the names that the guides use for the reader's own."""
@@ -109,6 +116,7 @@ def folder(tmp_path_factory):
         write_volume(here / "path" / "to" / "scans" / f"scan{number}.nii.gz", (32, 34, 3), (1, 1, 5), number)
     write_volume(here / "thick.nii.gz", (40, 40, 4), (1, 1, 4), 0)
     write_volume(here / "scan.nii.gz", (32, 34, 4), (1, 1, 1.2), 0)
+    write_bids(here / "path" / "to" / "bids")
     write_study(here / "study")
     picture = 255 * gaussian_filter(np.random.default_rng(0).random((40, 36)), 1)
     Image.fromarray(picture.astype(np.uint8)).save(here / "image.png")

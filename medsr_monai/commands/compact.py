@@ -36,9 +36,7 @@ def compact(
     from medsr_monai.evaluation.compact import compact as store
     from medsr_monai.weights.stated import file_hash
 
-    rows = store(
-        bundle, output, dataset_dir, datalist, weights=weights, val_slices=val_slices, overwrite=overwrite
-    )
+    rows = store(bundle, output, dataset_dir, datalist, weights=weights, val_slices=val_slices, overwrite=overwrite)
     for row in rows:
         print(f"{row['volume']}, {row['plane']}: PSNR {row['float32']:.4f} dB, as float16 {row['float16']:.4f} dB "
               f"({row['difference']:+.4f})")  # fmt: skip

@@ -18,11 +18,13 @@ from typing import Any
 
 from tqdm import tqdm
 
+from medsr_monai.atomic import check_output
 from medsr_monai.command_line import is_verbose, quiet_libraries
 from medsr_monai.data import is_dicom_file, volume_name
 from medsr_monai.errors import MedsrError, line_of, naming, printable
 from medsr_monai.records.sidecar import (
     check_sidecar,
+    is_ours,
     read_sidecar,
     remove_partial,
     sidecar_path,
@@ -101,6 +103,7 @@ def upscale_files(
     output: str,
     options: Options,
     *,
+    cases: list[Case] | None = None,
     series: str | None = None,
     all_series: bool = False,
     jobs: int = 1,
@@ -114,6 +117,7 @@ def upscale_files(
         source: a file, folder or zip.
         output: the output file, or the folder for several.
         options: how volumes are super-resolved.
+        cases: what is read and written, below source and output; None finds them.
         series, all_series: which series of a DICOM study are taken, see
             :func:`medsr_monai.data.dicom.studies.choose_series`.
         jobs: how many processes share the cases of a folder.
@@ -129,7 +133,11 @@ def upscale_files(
     """
     if jobs < 1:
         raise ValueError(f"jobs is {jobs}, expected at least 1")
-    cases = (find_dicom_cases if dicom else find_cases)(source, output, overwrite, series, all_series)
+    if cases is None:
+        cases = (find_dicom_cases if dicom else find_cases)(source, output, overwrite, series, all_series)
+    else:
+        for case in cases:
+            check_output(case.output, overwrite or is_ours(case.output))
     chosen = dataclasses.asdict(options)
     if any(is_dicom_file(case.source) and case.output.name.endswith(NIFTI_SUFFIXES) for case in cases):
         chosen["pictures"] = False  # it is a volume of one slice then

@@ -32,7 +32,7 @@ from medsr_monai.records.sidecar import (
     source_record,
     versions,
 )
-from medsr_monai.transforms import PLANES, parse_point_spread
+from medsr_monai.transforms import PLANES, format_edges, parse_point_spread
 from medsr_monai.upscaling.bundles import AUTO_BUNDLE, BundleRunner, bundle_folder, choose_device
 from medsr_monai.upscaling.cases import Case, header_of
 from medsr_monai.upscaling.choice import Choice, Narrowing, Scan, choose, scan_of, scan_of_volume
@@ -354,6 +354,9 @@ class Upscaler(Options):
             with self._made(item, case, lap, way, out, say) as (result, record, check):
                 record = self.record | _sources(inputs) | record | {"Warnings": warnings}
                 record["Choice"] = choice and choice.record()
+                if case.facts:
+                    edges = record["OutputGrid"]["VoxelSizeMm"]
+                    record |= dict(case.facts) | {"Resolution": f"voxels of {format_edges(edges)} mm"}
                 pictures = [quality_path(out)] if picture else []
                 with naming(out), recorded(out, record, *pictures, folder=self.dicom) as (partial, *drawings):
                     if self.dicom:
