@@ -5,10 +5,11 @@ import re
 import shlex
 import shutil
 import subprocess
-import sys
+import tempfile
+from pathlib import Path
 
 import pytest
-from test_install import wheel  # noqa: F401
+from test_install import beside_dependencies, wheel  # noqa: F401
 from test_readme import ROOT, blocks, write_bids, write_volume
 
 GUIDE = ROOT / "medsr_monai" / "upscaling" / "README.md"
@@ -28,31 +29,38 @@ def test_the_dockerfile_is_short_and_names_the_wheel():
     assert "has not been built" in GUIDE.read_text()
 
 
+@pytest.fixture
+def place():
+    """A folder that every user may enter, which pytest's own are not."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o755)
+        yield Path(folder)
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(
     not (hasattr(os, "geteuid") and os.geteuid() == 0 and shutil.which("setpriv") and shutil.which("unshare")),
     reason="becoming another user without a network needs root, setpriv and unshare",
 )
-def test_its_commands_as_its_user(wheel, tmp_path):  # noqa: F811
-    subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
-    subprocess.run([tmp_path / "venv" / "bin" / "pip", "install", "-q", f"{wheel}[dicom]"], check=True)
-    write_volume(tmp_path / "in" / "scan.nii.gz", (32, 34, 4), (1, 1, 5), 0)
-    write_bids(tmp_path / "bids")
+def test_its_commands_as_its_user(wheel, place):  # noqa: F811
+    python = beside_dependencies(wheel, place)
+    write_volume(place / "in" / "scan.nii.gz", (32, 34, 4), (1, 1, 5), 0)
+    write_bids(place / "bids")
     variables = dict(re.findall(r"(\w+)=(\S+)", re.search(r"^ENV (.*)$", DOCKERFILE, re.M)[1]))
-    before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")}
+    before = {p: p.stat().st_mtime_ns for p in place.rglob("*")}
     for number, line in enumerate(RUNS):
         words = shlex.split(line.partition(" medsr ")[2])
         source = re.search(r"\$PWD/(\w+):/in:ro", line)[1]
-        out = tmp_path / f"out{number}"
+        out = place / f"out{number}"
         out.mkdir()
         os.chown(out, USER, USER)
-        command = [str({"/in": tmp_path / source, "/out": out}.get(word, word)) for word in words]
+        command = [str({"/in": place / source, "/out": out}.get(word, word)) for word in words]
         # it may read what is not its own, as in an image, and write nothing
         become = ["unshare", "-n", "setpriv", f"--reuid={USER}", f"--regid={USER}", "--clear-groups",
                   "--inh-caps=-all,+dac_read_search", "--ambient-caps=-all,+dac_read_search",
                   "--bounding-set=-all,+dac_read_search"]  # fmt: skip
         environment = variables | {"PATH": os.environ["PATH"], "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
-        done = subprocess.run([*become, str(tmp_path / "venv" / "bin" / "medsr"), *command], cwd=out, env=environment,
+        done = subprocess.run([*become, str(python.parent / "medsr"), *command], cwd=out, env=environment,
                               capture_output=True, text=True)  # fmt: skip
         assert done.returncode == 0, done.stderr[-2000:]
         made = list(out.rglob("*.nii.gz"))

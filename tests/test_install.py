@@ -55,6 +55,17 @@ def environment(folder, *install):
     return folder / "bin" / "python"
 
 
+def beside_dependencies(wheel, folder):
+    """An environment with the wheel and the dependencies of this one, without its editable installs.
+
+    Their .pth files are not read there.
+    """
+    python = environment(folder / "venv", "--no-deps", "--no-index", wheel)
+    site = Path(run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=folder).strip())
+    (site / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    return python
+
+
 def prove(python, folder, alone):
     """README's commands in a folder that is not the checkout, each in a process of its own, or those of medsr in one.
 
@@ -107,11 +118,7 @@ def test_wheel_carries_bundles_and_sample(wheel):
 
 
 def test_wheel_works_beside_its_dependencies(wheel, tmp_path):
-    python = environment(tmp_path / "venv", "--no-deps", "--no-index", wheel)
-    # the dependencies of this environment, without its editable installs (their .pth files are not read there)
-    site = Path(run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=tmp_path).strip())
-    (site / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
-    prove(python, tmp_path, alone=False)
+    prove(beside_dependencies(wheel, tmp_path), tmp_path, alone=False)
 
 
 @pytest.mark.slow
