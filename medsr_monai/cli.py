@@ -10,6 +10,7 @@ import threading
 import traceback
 from typing import Any
 
+from medsr_monai.commands.adapt import adapt
 from medsr_monai.commands.benchmark import benchmark
 from medsr_monai.commands.bids import bids
 from medsr_monai.commands.compact import compact
@@ -31,7 +32,7 @@ from medsr_monai.errors import line_of
 COMMANDS = {
     f.__name__: f
     for f in (
-        *(upscale, bids, inspect, degrade, evaluate, compare, demo),
+        *(upscale, adapt, bids, inspect, degrade, evaluate, compare, demo),
         *(models, fetch, convert, prepare, describe, compact, export, package, benchmark),
     )
 }

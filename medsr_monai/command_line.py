@@ -54,13 +54,15 @@ class _Command(_Closed):
     """A function for Fire, its arguments parsed by annotation (a folder 1e3 is no number), and `--verbose`."""
 
     def __init__(self, function: Callable) -> None:
-        from fire.decorators import SetParseFns
+        from fire.decorators import SetParseFn, SetParseFns
 
         functools.update_wrapper(self, function)
         self.__doc__ = f"{function.__doc__.rstrip()}\n        {VERBOSE}\n    "
         verbose = inspect.Parameter("verbose", inspect.Parameter.KEYWORD_ONLY, default=False, annotation="bool")
         parameters = [*inspect.signature(function).parameters.values(), verbose]
         kinds = {p.name: p.annotation.removesuffix(" | None") for p in parameters}
+        self.words = {name: WORDS.findall(kind) for name, kind in kinds.items() if kind.startswith("Literal[")}
+        kinds |= dict.fromkeys(self.words, "str")
         self.__signature__ = inspect.Signature(
             [
                 p.replace(annotation=TYPES[kinds[p.name]], default=OMITTED if p.default is None else p.default)
@@ -68,6 +70,7 @@ class _Command(_Closed):
             ]
         )
         SetParseFns(**{name: PARSERS[kind] for name, kind in kinds.items()})(self)
+        SetParseFn(_parse_text)(self)  # of several paths
 
     def __get__(self, instance: object, owner: type | None = None) -> _Command:
         return self  # makes it a routine to `inspect`, as Fire wants it for positional arguments
@@ -79,8 +82,9 @@ class _Command(_Closed):
     def apart(self, words: Sequence[str]) -> list[str]:
         """A command line in which no switch takes a required argument for its value, as Fire would.
 
-        Once all required arguments are there, what follows a switch is refused unless it is True or False. All words
-        up to the next option are values of one that takes several.
+        Once all required arguments are there, what follows a switch is refused unless it is True or False. A switch
+        with words, such as ``--adapt protocol``, takes one of these, and alone means the first. All words up to the
+        next option are values of one that takes several.
         """
         parameters = self.__signature__.parameters
         missing = [name for name, parameter in parameters.items() if parameter.default is parameter.empty]
@@ -98,6 +102,10 @@ class _Command(_Closed):
             negated = key.removeprefix("no") if not candidates else ""
             name = candidates[0] if len(candidates) == 1 else negated
             missing = [one for one in missing if one != name]
+            if name in self.words and not equals:
+                chosen = waiting.pop(0) if waiting and waiting[0] in self.words[name] else self.words[name][0]
+                done.append(f"--{name}={chosen}")
+                continue
             if equals or not waiting or FLAG.match(waiting[0]) or name not in parameters:
                 done.append(word)
             elif parameters[name].annotation is list:
@@ -139,6 +147,7 @@ def _parse_number(kind: type, text: str) -> Any:
         raise _wrong(f"{text!r} is not a number of type {kind.__name__}") from None
 
 
+WORDS = re.compile(r"'(\w+)'")
 FLAG = re.compile("--|-[a-zA-Z](=|$)")
 BOOLEANS = ("True", "False", "true", "false")
 TYPES = {"str": str, "bool": bool, "int": int, "float": float, "list[str]": list}
@@ -155,7 +164,8 @@ def parse(functions: dict[str, Callable], arguments: Sequence[str], program: str
     """Find the function that a command line calls, and its arguments, by their annotations; None after a help text.
 
     Args:
-        functions: by the names of their commands; parameters are annotated by one of `PARSERS`, or that and None.
+        functions: by the names of their commands; parameters are annotated by one of `PARSERS`, or that and None, or by
+            ``Literal`` and words, of a switch that may have one of these.
         arguments: without the program's name.
         program: name in usage texts.
 

@@ -7,7 +7,7 @@ from functools import partial
 
 import numpy as np
 import torch
-from monai.transforms import AsDiscreted, CastToTyped, Compose, Transform
+from monai.transforms import AsDiscreted, CastToTyped, Compose, Transform, Transposed
 from monai.utils import ensure_tuple_rep
 
 from medsr_monai.data.label_maps import LoadLabeld
@@ -26,6 +26,7 @@ __all__ = [
     "label_map_postprocessing",
     "labelled_patches",
     "load_volume",
+    "own_slice_pairs",
     "slice_pairs",
     "thick_slice_pairs",
     "thick_slice_patches",
@@ -143,12 +144,13 @@ def labelled_patches(
 
 
 def training_patches(
-    scale: int | Sequence[int],
+    scale: float | Sequence[float],
     patch_size: int | Sequence[int] = 96,
     method: Method | Sequence[str] = "bicubic",
     intensity_factor: float = 0.5,
     noise_std: float | Sequence[float] = (0.0, 0.0),
     fwhm: float | Sequence[float] | None = None,
+    structure: float = 0.0,
 ) -> PatchBatches:
     """Cut random high-resolution patches ``label`` of 2D slices, with their degraded versions ``image``.
 
@@ -160,10 +162,13 @@ def training_patches(
             range of a new scanner's volume is not that of the training volumes; 0 turns this off.
         noise_std: one level, or the range of levels, of the low-resolution noise, as a fraction of the intensity range.
         fwhm: one width, or the range of widths, of the method "gaussian" in high-resolution pixels; None for the scale.
+        structure: patches of little contrast are drawn anew, see :class:`medsr_monai.transforms.PatchBatches`.
     """
     widths, levels = _range(fwhm), _range(noise_std)
     degrade = RandDegraded("label", "image", factors=scale, method=method, fwhm=widths, noise_std=levels)
-    return PatchBatches("label", patch_size, poses=8, intensity_factor=intensity_factor, pairs=degrade)
+    return PatchBatches(
+        "label", patch_size, poses=8, intensity_factor=intensity_factor, pairs=degrade, structure=structure
+    )
 
 
 def image_patches(patch_size: int | Sequence[int] = 64, flips: bool = True, key: str = "image") -> PatchBatches:
@@ -202,6 +207,25 @@ def slice_pairs(
     """
     pair = partial(RandDegraded, factors=scale)
     return _under_conditions(pair, conditions, degradation=method, fwhm=fwhm, noise_std=noise_std)
+
+
+def own_slice_pairs(
+    scale: Sequence[float],
+    method: Method = "gaussian",
+    noise_std: float | Sequence[float] = 0.0,
+) -> dict[str, Compose]:
+    """Give whole acquired slices ``label`` with what thick slices would show of them, ``image``, in both directions.
+
+    Args:
+        scale: factors of rows and columns; the slice is degraded along its columns, then along its rows, which are
+            made columns.
+        method, noise_std: see :func:`slice_pairs`.
+
+    Returns:
+        One recipe for ``columns`` and one for ``rows``, as :class:`medsr_monai.data.SliceDataset` takes them.
+    """
+    degrade = partial(RandDegraded, factors=scale, method=method, noise_std=_range(noise_std))
+    return {"columns": Compose([degrade()]), "rows": Compose([Transposed("label", (0, 2, 1)), degrade()])}
 
 
 def _under_conditions(

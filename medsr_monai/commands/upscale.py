@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from medsr_monai.atomic import check_input
 from medsr_monai.suffixes import VOLUME_SUFFIXES
@@ -41,6 +42,9 @@ def upscale(
     output_format: str = "nifti",
     max_memory: str | None = None,
     trust_code: bool = False,
+    adapt: Literal["scan", "protocol"] | None = None,
+    minutes: float | None = None,
+    steps: int | None = None,
     overwrite: bool = False,
 ) -> int:
     """Super-resolve a volume or a picture, or everything in a folder, with a bundle (a trained network).
@@ -121,6 +125,12 @@ def upscale(
             are computed at a time, and then the output is made in slabs, through a file on the output's disk that is as
             large as the uncompressed output. It is for volumes on a CPU; several --jobs share it.
         trust_code: run TorchScript files, and bundles whose configuration holds code that no installed bundle has.
+        adapt: with a bundle for thick slices, fit the network to each scan before it is super-resolved, for up to
+            --minutes. Its own slices, which are sharp, are made coarse as the scanner does across them, and the network
+            learns from these. Fitted weights are used only if they do better on slices that were held out. `--adapt
+            protocol` fits one set of weights to all scans of a folder that were made alike.
+        minutes: with --adapt, for how long the network is fitted at most. By default 5.
+        steps: with --adapt, fit for so many steps instead, which repeats an earlier fit bit for bit.
         overwrite: replace existing outputs, also those that medsr has not written. In a folder all of them are made
             anew.
     """
@@ -131,9 +141,14 @@ def upscale(
     check_input(input)
     if output_format == "nifti" and input.lower().endswith(VOLUME_SUFFIXES) and not Path(output).is_dir():
         output_file(output, overwrite, input)  # a name that may not be written is refused before anything is loaded
+    if adapt is None and (minutes is not None or steps is not None):
+        raise ValueError("--minutes and --steps are for --adapt: add that, or leave them out")
+    from medsr_monai.upscaling.adaptation import Adaptation
     from medsr_monai.upscaling.cohort import upscale_files
     from medsr_monai.upscaling.upscaler import Options
 
+    limits = {"steps": steps} | ({} if minutes is None else {"minutes": minutes})
+    adaptation = None if adapt is None else Adaptation(to=adapt, **limits)
     options = Options(
         bundle,
         weights=weights,
@@ -161,6 +176,7 @@ def upscale(
         input,
         output,
         options,
+        adaptation=adaptation,
         series=series,
         all_series=all_series,
         jobs=jobs,

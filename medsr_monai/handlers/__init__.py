@@ -6,6 +6,7 @@ from .checkpoints import EarlyStop, TrainingCheckpoints, WeightsLoader
 from .data_wait import ReportDataWait
 from .evaluation import ReportDice, ReportSlices
 from .gradient_penalty import GradientPenalty
+from .held_out import HeldOutGuard
 from .linear_decay import LinearDecay
 from .modality import ModalityMetric
 from .moving_average import StartMovingAverage

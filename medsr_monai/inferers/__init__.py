@@ -7,4 +7,5 @@ from .plan import InferencePlan, SlicePass
 from .plane import PlaneInferer
 from .slabs import Slab, slab_passes
 from .slice_batches import to_device
+from .thick_slices import ThickSliceInferer
 from .through_plane import ThroughPlaneInferer

@@ -35,7 +35,7 @@ Method = str | PointSpread | Mapping[str, object]
 
 def degrade(
     image: torch.Tensor,
-    factors: int | Sequence[int],
+    factors: float | Sequence[float],
     method: str | PointSpread | Sequence[str | PointSpread] = "bicubic",
     *,
     fwhm: float | None = None,
@@ -46,9 +46,10 @@ def degrade(
 
     Args:
         image: [C, *spatial], float. A ``MetaTensor`` gets the affine that keeps its outer corners.
-        factors: integer factor of each spatial axis, 1 to leave it alone. Where a size is no multiple of its factor,
-            the far end is cropped to one; the corners are then those of the cropped image, and the spacing is exactly
-            ``factor`` times the original one.
+        factors: factor of each spatial axis, 1 to leave it alone. Where a size is no multiple of its factor, the far
+            end is cropped to one; the corners are then those of the cropped image, and the spacing is exactly
+            ``factor`` times the original one. Of a factor that is no whole number the nearest multiple is kept, so that
+            the spacing differs from ``factor`` by up to half a sample in the whole length.
         method: a :class:`medsr_monai.transforms.PointSpread` or its kind, for all axes or one for each spatial axis.
         fwhm: the full width at half maximum of the kind "gaussian", in fine samples; None for the factor.
         noise_std: standard deviation of additive white Gaussian noise, in the image's units.
@@ -70,7 +71,7 @@ def degrade(
 
 
 def degrade_batch(
-    images: torch.Tensor, factors: int | Sequence[int], drawn: Sequence[Mapping[str, object]]
+    images: torch.Tensor, factors: float | Sequence[float], drawn: Sequence[Mapping[str, object]]
 ) -> torch.Tensor:
     """Make low-resolution versions of a batch of images, each degraded in its own way.
 
@@ -90,7 +91,7 @@ def degrade_batch(
     if not images.is_floating_point():
         raise ValueError(f"image is {images.dtype}: degraded intensities are no integers, convert it to float32 first")
     if min(factors) < 1:
-        raise ValueError(f"factors are {factors}: expected integers of at least 1, 1 to leave an axis alone")
+        raise ValueError(f"factors are {factors}: expected at least 1, 1 to leave an axis alone")
     kept = _kept(images.shape[2:], factors)
     if min(kept) == 0:
         raise ValueError(
@@ -101,7 +102,7 @@ def degrade_batch(
     for axis, (size, factor, methods) in enumerate(zip(kept, factors, by_axis, strict=True), start=2):
         if factor > 1:
             spreads = [point_spread_of(m, one["fwhm"], factor) for m, one in zip(methods, drawn, strict=True)]
-            matrices = sampling_matrices(size, size // factor, spreads, out.device).to(out).mT
+            matrices = sampling_matrices(size, coarse_size(size, factor), spreads, out.device).to(out).mT
             matrices = matrices[0] if len(matrices) == 1 else matrices.unflatten(0, (-1, *[1] * (out.ndim - 3)))
             out = torch.movedim(torch.movedim(out.narrow(axis, 0, size), axis, -1) @ matrices, -1, axis)
     if any(one["noise_std"] for one in drawn):
@@ -110,9 +111,14 @@ def degrade_batch(
     return out.contiguous()
 
 
-def _kept(sizes: Sequence[int], factors: Sequence[int]) -> list[int]:
-    """The sizes cropped to multiples of the factors."""
-    return [size // factor * factor for size, factor in zip(sizes, factors, strict=True)]
+def coarse_size(size: int, factor: float) -> int:
+    """Give how many coarse samples a row of ``size`` fine ones makes, of which the far end may be cropped."""
+    return int((size + 0.499) // factor)  # rounded up to a multiple where that is less than half a sample longer
+
+
+def _kept(sizes: Sequence[int], factors: Sequence[float]) -> list[int]:
+    """The sizes cropped to (the nearest) multiples of the factors."""
+    return [round(coarse_size(size, factor) * factor) for size, factor in zip(sizes, factors, strict=True)]
 
 
 def white_noise(drawn: Mapping[str, object], shape: Sequence[int]) -> torch.Tensor:
@@ -169,7 +175,7 @@ class RandDegraded(Randomizable, MapTransform):
         keys: KeysCollection = "label",
         image_key: str = "image",
         *,
-        factors: int | Sequence[int],
+        factors: float | Sequence[float],
         method: Method | Sequence[str] = "bicubic",
         fwhm: tuple[float, float] | None = None,
         noise_std: tuple[float, float] = (0.0, 0.0),

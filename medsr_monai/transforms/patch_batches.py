@@ -18,6 +18,8 @@ from medsr_monai.transforms.windows import cut_windows, to_device
 __all__ = ["PatchBatches"]
 
 Item = dict[Hashable, object]
+TRIES = 8
+"""So many patches of a slice are drawn at most until one has the ``structure`` that is wanted."""
 
 
 class Draw(NamedTuple):
@@ -55,6 +57,11 @@ class PatchBatches(Randomizable, Transform):
             end, a :class:`medsr_monai.transforms.RandThickSliced` on the slices first, and the patches are cut out of
             both. None leaves the slices as they are.
         dtypes: the types that patches are converted to in the end, by key; others stay as they are.
+        structure: a patch of the first key is drawn anew until its standard deviation is at least this part of its
+            slice's, up to TRIES times, of which the last resort is the one with the largest; 0 takes what comes.
+
+    Raises:
+        ValueError: a negative ``structure``; when called: a slice that is smaller than its patch, without padding.
     """
 
     def __init__(
@@ -68,7 +75,10 @@ class PatchBatches(Randomizable, Transform):
         brightened: KeysCollection | None = None,
         pairs: RandDegraded | None = None,
         dtypes: Mapping[Hashable, torch.dtype] | None = None,
+        structure: float = 0.0,
     ) -> None:
+        if structure < 0:
+            raise ValueError(f"structure is {structure}, expected a part of the slice's standard deviation such as 0.5")
         self.keys = ensure_tuple(keys)
         self.size = ensure_tuple_rep(patch_size, 2)
         self.padding = padding
@@ -78,6 +88,7 @@ class PatchBatches(Randomizable, Transform):
         self.pairs = pairs
         self.thick = isinstance(pairs, RandThickSliced)
         self.dtypes = dict(dtypes or {})
+        self.structure = structure
         self.set_random_state(seed=0)
 
     def set_random_state(self, seed: int | None = None, state: np.random.RandomState | None = None) -> PatchBatches:
@@ -118,13 +129,25 @@ class PatchBatches(Randomizable, Transform):
                 f"a slice of {sides[0]}x{sides[1]} pixels has no patch of {self.size[0]}x{self.size[1]}: use a "
                 "smaller patch_size, or larger slices"
             )
-        # a smaller slice lies in the middle of its patch
-        corner = tuple(int(self.R.randint(n + 1)) if n >= 0 else -(-n // 2) for n in room)
+        corner = self._corner(item[self.keys[0]], room)
         chances = np.array([self.poses > 1, self.poses > 1, self.poses > 4]) / 2
         pose = tuple((self.R.random_sample(3) < chances).tolist())
         brightness = 1.0 + self.R.uniform(-self.intensity_factor, 0.2) if self.intensity_factor else 1.0
         pair = (None, None) if self.pairs is None else (self.pairs.params, self.pairs.psf)
         return item, Draw(*pair, corner, pose, brightness)
+
+    def _corner(self, image: torch.Tensor, room: Sequence[int]) -> tuple[int, int]:
+        """Draw the corner of a patch of a slice [C, H, W] that is larger by ``room``; smaller ones lie in its middle."""
+        least, best = self.structure * float(image.std(correction=0)) if self.structure else 0.0, (-1.0, (0, 0))
+        for _ in range(TRIES):
+            top, left = (int(self.R.randint(n + 1)) if n >= 0 else -(-n // 2) for n in room)
+            if not self.structure:
+                return top, left
+            window = image[:, max(top, 0) : top + self.size[0], max(left, 0) : left + self.size[1]]
+            best = max(best, (float(window.std(correction=0)), (top, left)))
+            if best[0] >= least:
+                break
+        return best[1]
 
     def _made(self, items: Sequence[Item], draws: Sequence[Draw], device: torch.device | str) -> list[Item]:
         """The items with their patches."""

@@ -34,6 +34,8 @@ HARMLESS = (
 )
 """The packages whose classes a bundle may name without being trusted."""
 RECIPES = "medsr_monai.recipes."
+LONGEST_RECORD = 1_000_000
+"""Characters in what a weights file may say of its adaptation."""
 PIPELINE = ("in_channels", "out_channels", "scale")
 """Arguments of a network that must stay the bundle's, since its data and its inferer depend on them."""
 
@@ -242,12 +244,17 @@ class BundleRunner:
         self.parser.parse()
         self.weights = (weights or self["weights"]) if trained else None
         self.network = self["network"].eval()
+        self.adapted: dict[str, Any] | None = None
+        """What a weights file says of the scans that it was fitted to, see `medsr_monai.upscaling.adaptation`."""
         if self.weights and not exported:
             from medsr_monai.weights.load import fill_network, read_weights
 
             file, content = found or read_weights(Path(self.weights))
             fill_network(self.network, file, content)
             self.weights = str(file)
+            self.adapted = content.get("adapted")
+            if not isinstance(self.adapted, dict | None) or len(str(self.adapted)) > LONGEST_RECORD:
+                raise ValueError(f"{file}: a damaged record of what the weights were fitted to: adapt them again")
             numbers = self.network.state_dict().items()
             if broken := [name for name, tensor in numbers if not tensor.isfinite().all()]:
                 raise ValueError(

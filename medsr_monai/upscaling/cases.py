@@ -130,6 +130,24 @@ def find_cases(
     return cases
 
 
+def scans_of(source: str) -> list[Case]:
+    """Find the scans that a path names, of which nothing is written: a file, a folder, or a DICOM study.
+
+    Raises:
+        ValueError, OSError: nothing to read; one line.
+    """
+    check_input(source)
+    from medsr_monai.data import list_volumes
+    from medsr_monai.data.dicom.studies import find_study
+
+    path = Path(source)
+    if path.is_dir() or zipfile.is_zipfile(path) or _is_dicom(path, ""):
+        if (study := find_study(source, None, False)) is not None:
+            return [Case(series.source, Path(), series) for series, _ in study]
+    found = [source] if path.is_file() else [item["image"] for item in list_volumes(source)]
+    return [Case(file, Path()) for file in found]
+
+
 def _is_dicom(path: Path, target: str) -> bool:
     """Whether a file is DICOM of which no picture is to be made."""
     if path.name.lower().endswith(VOLUME_SUFFIXES):

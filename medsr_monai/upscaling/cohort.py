@@ -33,11 +33,13 @@ from medsr_monai.records.sidecar import (
     without_folders,
 )
 from medsr_monai.suffixes import NIFTI_SUFFIXES
+from medsr_monai.upscaling.adaptation import Adaptation
 from medsr_monai.upscaling.bundles import AUTO_BUNDLE
 from medsr_monai.upscaling.cases import Case, find_cases
 from medsr_monai.upscaling.choice import Choice
 from medsr_monai.upscaling.dicom_output import find_dicom_cases
 from medsr_monai.upscaling.memory import parse_size
+from medsr_monai.upscaling.protocols import fit_protocols
 from medsr_monai.upscaling.quality import check_pictures
 from medsr_monai.upscaling.report_page import INDEX_NAME, check_index, write_page
 from medsr_monai.upscaling.sharing import Ranks, join_processes, run_processes
@@ -70,6 +72,8 @@ class Job:
         picture: whether quality pictures are drawn.
         dicom: whether outputs are DICOM series.
         overwrite: whether complete outputs are made anew.
+        adaptation: how networks are fitted to the cases; None for not at all.
+        fitted: the weights of outputs whose protocol has some of its own.
     """
 
     cases: list[Case]
@@ -79,11 +83,13 @@ class Job:
     picture: bool
     dicom: bool
     overwrite: bool
+    adaptation: Adaptation | None = None
+    fitted: dict[Path, Path] = dataclasses.field(default_factory=dict)
 
     def upscaler(self, **others: Any) -> Upscaler:
         """Load the network of a process; ``others`` take the place of the job's options."""
         single = self.folder is None and sys.stderr.isatty()  # a cohort has a bar of its cases
-        shown = {"draws": self.picture, "dicom": self.dicom, "shows_progress": single}
+        shown = {"draws": self.picture, "dicom": self.dicom, "shows_progress": single, "adaptation": self.adaptation}
         return Upscaler(**self.options | shown | others)
 
     def row(self, case: Case) -> dict[str, str]:
@@ -110,6 +116,7 @@ def upscale_files(
     picture: bool = True,
     dicom: bool = False,
     overwrite: bool = False,
+    adaptation: Adaptation | None = None,
 ) -> int:
     """Super-resolve a file, or all of a folder or DICOM study, each output with its sidecar and its quality picture.
 
@@ -124,6 +131,7 @@ def upscale_files(
         picture: draw a quality picture beside each output, and for a folder a page with all of them.
         dicom: write derived DICOM series instead of NIfTI files.
         overwrite: replace existing outputs.
+        adaptation: fit the network to each scan, or to those of a protocol together; None leaves it as it is.
 
     Returns:
         The command's exit code: 0 if all cases are done or kept, 1 if only some are, 2 if none is; 0 for a single one.
@@ -157,7 +165,14 @@ def upscale_files(
     if folder is not None and options.max_memory is not None:  # of all processes of this machine together
         shares = max(jobs, int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
         chosen["max_memory"] = f"{parse_size(options.max_memory) / 2**20 / shares:f}MiB"
-    job = Job(cases, Path(source), folder, chosen, picture, dicom, overwrite)
+    if adaptation is not None and options.max_memory is not None:
+        raise ValueError("--max-memory does not bound a training: fit weights by `medsr adapt`, and give them as --weights")
+    if adaptation is not None and adaptation.to == "protocol" and options.bundle == AUTO_BUNDLE:
+        raise ValueError("--adapt protocol fits one bundle to all scans: name it, such as --bundle rdst_e_thick")
+    if adaptation is not None and adaptation.to == "protocol" and (folder is None or ranks.size > 1):
+        instead = "say --adapt for one scan" if folder is None else "fit by `medsr adapt` first, and give --weights"
+        raise ValueError(f"--adapt protocol is for the scans of a folder, in processes of one machine: {instead}")
+    job = Job(cases, Path(source), folder, chosen, picture, dicom, overwrite, adaptation)
     if folder is None:
         upscaler, choice = _fitting(job.upscaler(), cases[0], told=set())
         upscaler.write(cases[0], choice=choice, picture=picture, say=say)
@@ -190,6 +205,7 @@ def _in_this_process(job: Job, ranks: Ranks) -> int:
         if ranks.rank == 0:
             stack.enter_context(table.alone())
         ranks.begin(lambda: _begin(job, table))
+        job = _with_protocols(job, upscaler)
         progress = stack.enter_context(_progress_bar(job, ranks.rank == 0))
         _work_off(job, ranks, upscaler, table, progress)
         ranks.leave()
@@ -204,6 +220,7 @@ def _in_processes(job: Job, jobs: int) -> int:
     table = StatusTable(job.folder)
     with table.alone(), _progress_bar(job) as progress:
         _begin(job, table)
+        job = _with_protocols(job, upscaler)
         ranks, died = run_processes(_process, (job, is_verbose()), min(jobs, len(job.cases)), progress)
     if ranks.store.check(["refused"]):
         raise MedsrError(ranks.store.get("refused").decode())
@@ -236,6 +253,14 @@ def _begin(job: Job, table: StatusTable) -> None:
     table.update(job.row(case) | {"status": PENDING, "reason": ""} for case in job.cases)
 
 
+def _with_protocols(job: Job, upscaler: Upscaler) -> Job:
+    """The job with weights for each protocol, if that is wanted."""
+    if job.adaptation is None or job.adaptation.to != "protocol":
+        return job
+    fitted = fit_protocols(upscaler.runner, job.cases, job.folder, upscaler, job.adaptation, say)
+    return dataclasses.replace(job, fitted=fitted)
+
+
 def _work_off(job: Job, ranks: Ranks, upscaler: Upscaler, table: StatusTable, progress=lambda count: None) -> None:
     """Do the cases that no other process has claimed; a bad one does not stop the others."""
     told = {upscaler}
@@ -251,6 +276,7 @@ def _work_off(job: Job, ranks: Ranks, upscaler: Upscaler, table: StatusTable, pr
                 inputs = [source_record(case.source, case.files)]
                 reason = why_redo(case.output, inputs, one.identity)
                 if reason is not None or job.overwrite:
+                    one.use(job.fitted.get(case.output))
                     one.write(case, inputs, choice=choice, picture=job.picture, say=say)
                     row |= {"status": DONE, "reason": "redone: --overwrite" if reason is None else reason}
             if "status" not in row:

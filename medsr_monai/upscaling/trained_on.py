@@ -79,12 +79,14 @@ class TrainedOn:
         data: the record; None where nothing is known.
         claimed: whether only the file of an exported network says so.
         sentence: what is known, or claimed, for a log line.
+        scans: SHA-256 of the scans that the weights were fitted to, of which nothing is warned.
     """
 
     def __init__(self, runner: BundleRunner, weights: Mapping[str, Any] | None) -> None:
         self.name = Path(runner.folder).resolve().name
         self.data: TrainingData | None = None
         self.claimed = False
+        self.scans: list[str] = []
         if weights is not None:
             self.data = find_training_data(runner.folder, runner.weights, weights["SHA256"])
         recorded = (runner.exported or {}).get("training_data")
@@ -93,6 +95,27 @@ class TrainedOn:
             self.claimed = True
         known = UNKNOWN if self.data is None else self.data.sentence
         self.sentence = f"{self.name}: {f'{Path(runner.weights).name} claims: ' if self.claimed else ''}{known}"
+        if runner.adapted is not None:
+            self.use(runner.adapted, claimed=True)
+        self.bundle = self.data, self.claimed, self.sentence, self.scans
+
+    def use(self, adapted: Mapping[str, Any] | None, claimed: bool = False) -> None:
+        """Compare inputs with the scans that weights were fitted to, or None, with the bundle's training data again.
+
+        Args:
+            adapted: what such weights say of themselves.
+            claimed: whether only their file says so.
+
+        Raises:
+            ValueError: it is no such record.
+        """
+        if adapted is None:
+            self.data, self.claimed, self.sentence, self.scans = self.bundle
+            return
+        self.data = TrainingData.from_content(adapted.get("Data"), "adapted weights", "adapt them again")
+        self.claimed, self.scans = claimed, list(adapted.get("Scans") or ())
+        scans = ", ".join(map(str, self.data.groups))
+        self.sentence = f"{self.name}: {'the weights claim to be ' if claimed else ''}fitted to {scans}"
 
     def record(self) -> dict[str, Any] | None:
         """Give what is known for a sidecar, without the figures of the intensities; None if nothing is."""
@@ -112,8 +135,17 @@ class TrainedOn:
         ]
         return {"Description": self.sentence, "Claimed": self.claimed, "Data": groups}
 
-    def warn(self, image: MetaTensor, plan: InferencePlan, case: Case | None = None) -> None:
-        """Log how an input differs from the training data, one warning for each line of :meth:`differences`."""
+    def warn(
+        self, image: MetaTensor, plan: InferencePlan, case: Case | None = None, digest: str | None = None
+    ) -> None:
+        """Log how an input differs from the training data, one warning for each line of :meth:`differences`.
+
+        Args:
+            image, plan, case: see there.
+            digest: SHA-256 of the input.
+        """
+        if digest in self.scans:
+            return
         for line in self.differences(image, plan, case):
             was = "claims to be trained on" if self.claimed else "was trained on"
             logger.warning("unlike what %s %s: %s", self.name, was, line)

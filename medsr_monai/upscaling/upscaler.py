@@ -8,8 +8,8 @@ import logging
 import math
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from medsr_monai.records.sidecar import (
     versions,
 )
 from medsr_monai.transforms import PLANES, format_edges, parse_point_spread
+from medsr_monai.upscaling.adaptation import Adaptation, Adapted, check_adaptable, fit, load_adapted
 from medsr_monai.upscaling.bundles import AUTO_BUNDLE, BundleRunner, bundle_folder, choose_device
 from medsr_monai.upscaling.cases import Case, header_of
 from medsr_monai.upscaling.choice import Choice, Narrowing, Scan, choose, scan_of, scan_of_volume
@@ -207,6 +208,8 @@ class Upscaler(Options):
         draws: whether quality pictures will be drawn, for the estimate of the memory.
         dicom: whether outputs are DICOM series.
         shows_progress: show a progress bar of the slices.
+        adaptation: how the network is fitted to each scan that is written, before it is super-resolved; None leaves it
+            as it is.
 
     Raises:
         MedsrError: a wrong option, or weights that are missing or damaged; one line.
@@ -217,11 +220,18 @@ class Upscaler(Options):
     draws: bool = False
     dicom: bool = False
     shows_progress: bool = False
+    adaptation: Adaptation | None = None
 
     def __post_init__(self) -> None:
         with naming():
             super().__post_init__()
             self._load()
+
+    @property
+    def narrowing(self) -> Narrowing:
+        """What the options say of the bundle that auto chooses; only those for thick slices are fitted to scans."""
+        found = super().narrowing
+        return found if self.adaptation is None else replace(found, thick=(*found.thick, "--adapt"))
 
     def _load(self) -> None:
         device = choose_device(self.device, self.local_rank)
@@ -252,16 +262,21 @@ class Upscaler(Options):
         self.inferer.prepare(self.runner.network, self.runner["device"])
         bundle, self.warnings = bundle_record(self.runner.folder, self.runner.weights, self.runner.exported)
         self.trained_on = TrainedOn(self.runner, bundle["Weights"])
+        if self.adaptation is not None:
+            check_adaptable(self.runner, self.trust_code)
+        self._adapted: Adapted | None = None
+        self._shipped: dict[str, torch.Tensor] | None = None
         self.identity = {
             "GeneratedBy": [{"Name": "medsr_monai", "Version": versions()["medsr_monai"], "Command": "upscale"}],
             "Bundle": bundle,
-            "Options": self.recorded(device),
+            "Options": self.recorded(device) | ({} if self.adaptation is None else self.adaptation.recorded()),
         }
         self.record = {
             "Description": f"Super-resolved by bundle {bundle['Name']} of medsr_monai",
             "IntendedUse": INTENDED_USE,
             **self.identity,
             "TrainedOn": self.trained_on.record(),
+            "Adaptation": self._claimed_adaptation(),
             "Versions": versions(),
             "Device": torch.cuda.get_device_name(device) if device.startswith("cuda") else device,
         }
@@ -314,7 +329,7 @@ class Upscaler(Options):
                     warnings += one.warnings
                 item = one.runner.read(image)
                 lap("Reading")
-                with one._made(item, case, lap) as (result, record, _):
+                with one._made(item, case, inputs[0], lap) as (result, record, _):
                     made = like(result, volume)
                 record = one.record | _sources(inputs) | record | {"Warnings": warnings} | lap.record()
                 record["Choice"] = choice and choice.record()
@@ -322,6 +337,84 @@ class Upscaler(Options):
                 made = Pair(made)
             made.record = json_values(record)
             return made
+
+    def adapt(
+        self, *volumes: Any, minutes: float | None = 5.0, steps: int | None = None, seed: int = 0
+    ) -> dict[str, Any]:
+        """Fit the network to thick-slice scans; all volumes that follow are super-resolved by the fitted weights.
+
+        In the plane of its slices a scan is sharp, across them it is not: slices that were acquired, made coarse along
+        an axis as the scanner does across, are what the network learns from. The fitted weights are used only if they
+        do better on slices that were held out of the training, see :mod:`medsr_monai.upscaling.adaptation`.
+
+        Args:
+            volumes: one or more scans of one protocol, of any kind that calling takes. None at all takes the weights
+                of the bundle again.
+            minutes: of wall clock after which training ends, at most; None for no limit.
+            steps: after which it ends; the same number and seed give the same weights on a machine.
+            seed: of what is drawn.
+
+        Returns:
+            What sidecars say of it under ``Adaptation``: ``Kept`` (whether the weights are used, and if not, ``Reason``),
+            steps, seconds, and ``HeldOut`` with the error before and after in dB.
+
+        Raises:
+            MedsrError: nothing can be learnt from a scan, or the bundle is not for thick slices; one line.
+        """
+        with naming(), self._lock:
+            if self.bundle == AUTO_BUNDLE:
+                raise ValueError('name the bundle that is to be fitted, such as Upscaler("rdst_e_thick")')
+            self._use(None)
+            if not volumes:
+                return {}
+            scans = []
+            for volume in volumes:
+                case = Case(os.fspath(volume), Path()) if isinstance(volume, (str, os.PathLike)) else None
+                with naming(NAME if case is None else case.source):
+                    image = to_volume(volume, self.frame, nan_value=self.nan_value)
+                    digest = (_digest(image) if case is None else source_record(case.source, case.files))["SHA256"]
+                    header = {} if case is None else header_of(case)
+                    scans.append({"image": self.runner.read(image)["image"], "header": header, "sha256": digest})
+            adaptation = Adaptation(minutes=minutes, steps=steps, seed=seed)
+            adapted = fit(self.runner, scans, adaptation, psf=self.psf, trust_code=self.trust_code)
+            self._use(adapted)
+            return adapted.summary
+
+    def use(self, weights: Path | None) -> None:
+        """Use weights that :func:`medsr_monai.upscaling.adaptation.save_adapted` wrote; None for the bundle's again.
+
+        Raises:
+            MedsrError: the file is damaged.
+        """
+        with naming(), self._lock:
+            self._use(None if weights is None else load_adapted(weights))
+
+    def _use(self, adapted: Adapted | None) -> None:
+        """Use adapted weights, or those of the bundle where there are none."""
+        if adapted is self._adapted:
+            return
+        if self._shipped is None:
+            self._shipped = {name: tensor.clone() for name, tensor in self.runner.network.state_dict().items()}
+        content = None if adapted is None else adapted.content
+        self.runner.network.load_state_dict(self._shipped if content is None else content["model"])
+        self.inferer.prepare(self.runner.network, self.runner["device"])
+        self._adapted = adapted
+        self.record["Adaptation"] = self._claimed_adaptation() if adapted is None else adapted.summary
+        self.trained_on.use(None if content is None else content["adapted"])
+        self.record["TrainedOn"] = self.trained_on.record()
+
+    def _fit_in_words(self) -> str:
+        """What became of an adaptation, for the picture."""
+        if self._adapted is None:
+            return "" if self.runner.adapted is None else ", adapted weights"
+        held = self._adapted.record["HeldOut"]
+        kept = self._adapted.content is not None
+        return f", fitted: held out {held['Before']:.2f} to {held['After']:.2f} dB" if kept else ", fit not used"
+
+    def _claimed_adaptation(self) -> dict[str, Any] | None:
+        """What the weights' file says of its adaptation; None if it says nothing."""
+        said = self.runner.adapted
+        return said and {"Claimed": True} | {name: value for name, value in said.items() if name != "Data"}
 
     def write(
         self,
@@ -351,7 +444,7 @@ class Upscaler(Options):
             way = self.memory.before_reading(case)
             item = self.runner.read(case.input)
             lap("Reading")
-            with self._made(item, case, lap, way, out, say) as (result, record, check):
+            with self._made(item, case, inputs[0], lap, way, out, say) as (result, record, check):
                 record = self.record | _sources(inputs) | record | {"Warnings": warnings}
                 record["Choice"] = choice and choice.record()
                 if case.facts:
@@ -367,8 +460,8 @@ class Upscaler(Options):
                     lap("Writing")
                     for drawing in drawings:
                         with naming(quality_path(out)):
-                            name = self.record["Bundle"]["Name"]
-                            check.write(drawing, result, out.name, record["DataConsistency"], f"bundle {name}")
+                            method = f"bundle {self.record['Bundle']['Name']}{self._fit_in_words()}"
+                            check.write(drawing, result, out.name, record["DataConsistency"], method)
                         lap("Quality")
                     record |= lap.record()
                 say(f"{out}: {describe_volume(result)}, {sentence(record['DataConsistency'])}")
@@ -378,6 +471,7 @@ class Upscaler(Options):
         self,
         item: dict[str, MetaTensor],
         case: Case | None,
+        source: Mapping[str, Any],
         lap: Laps,
         way: Way | None = None,
         out: Path | None = None,
@@ -388,7 +482,7 @@ class Upscaler(Options):
         flat = "picture" in image.meta
         if flat:
             self._check_picture(image, out)
-        with self._finding(image, case) as found:
+        with self._finding(image, case) as found, self._fitted(image, case, source, found, lap, say):
             plan = self.runner.plan(image.affine, image.shape[1:])
             record: dict[str, Any] = {"InputGrid": grid_record(image)}
             record["Plan"] = "the picture's only slice" if flat else plan.sentence
@@ -401,7 +495,7 @@ class Upscaler(Options):
                 say(f"{case.source}: {what}; {way}")
                 if found is not None:
                     say(f"{case.source}: point spread {found}")
-            self.trained_on.warn(image, plan, case)
+            self.trained_on.warn(image, plan, case, source["SHA256"])
             with self._counting(sum(one.count for one in plan.passes)), self.memory.run(way, item, out) as result:
                 lap("Network")
                 result, figures, check = check_quality(
@@ -426,17 +520,50 @@ class Upscaler(Options):
 
         None where it is given, or the network is not told: nothing is computed then.
         """
-        slices = self.inferer.slices
-        if slices.psf != AUTO or not getattr(self.runner.network, "psf_channels", 0):
+        slices, told = self.inferer.slices, bool(getattr(self.runner.network, "psf_channels", 0))
+        if slices.psf != AUTO or not (told or self._scan):
             yield None
             return
         axes = self.runner.plan(image.affine, image.shape[1:]).enlarged_axes
         found = find_point_spread(image, axes, None if case is None else header_of(case))
+        if not told:
+            yield found
+            return
         slices.psf = found.point_spread or UNKNOWN
         try:
             yield found
         finally:
             slices.psf = AUTO
+
+    @contextlib.contextmanager
+    def _fitted(
+        self,
+        image: MetaTensor,
+        case: Case | None,
+        source: Mapping[str, Any],
+        found: FoundPointSpread | None,
+        lap: Laps,
+        say: Callable[[str], object],
+    ) -> Iterator[None]:
+        """Have the network fitted to the scan while this is entered, if that is wanted of each."""
+        if not self._scan or case is None:
+            yield
+            return
+        scan = {"image": image, "sha256": source["SHA256"]}
+        psf = self.psf if found is None else found
+        adapted = fit(self.runner, [scan], self.adaptation, psf=psf, trust_code=self.trust_code)
+        say(f"{case.source}: {adapted.sentence}")
+        lap("Adaptation")
+        self._use(adapted)
+        try:
+            yield
+        finally:
+            self._use(None)
+
+    @property
+    def _scan(self) -> bool:
+        """Whether the network is to be fitted to each scan."""
+        return self.adaptation is not None and self.adaptation.to == "scan"
 
     @contextlib.contextmanager
     def _counting(self, slices: int) -> Iterator[None]:
