@@ -1,4 +1,4 @@
-"""Other systems than this one: what POSIX alone has is not needed on the way of upscale; a Mac's GPU; paths of Windows."""
+"""Other systems than this: what POSIX alone has is not needed for upscale; a Mac's GPU; paths of Windows."""
 
 import json
 import os

@@ -54,7 +54,7 @@ class BidsImage:
         return self.path.with_name(f"{stem}_res-fine_desc-sr_{self.suffix}.nii.gz")
 
     def facts(self, root: str | os.PathLike) -> tuple[tuple[str, object], ...]:
-        """Give what BIDS wants in the sidecar of a derivative; images of raw data sets have a skull unless they say so."""
+        """Give what BIDS wants in the sidecar of a derivative; raw images have a skull unless their sidecar says so."""
         sidecar = (Path(root) / self.path).with_name(f"{volume_name(self.path)}.json")
         stated = read_json(sidecar) if sidecar.is_file() else {}
         return ("Sources", [self.uri]), ("SkullStripped", stated.get("SkullStripped") is True)

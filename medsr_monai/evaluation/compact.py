@@ -6,8 +6,6 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from medsr_monai.atomic import check_output, read_json
 from medsr_monai.upscaling.bundles import bundle_folder
 from medsr_monai.weights.load import read_weights, save_atomically
@@ -68,9 +66,9 @@ def compact(
         row["difference"] = row["float16"] - row["float32"]
     worst = max(rows, key=lambda row: abs(row["difference"]))
     if not abs(worst["difference"]) < LIMIT:
+        place = f"{worst['volume']} ({worst['plane']})"
         raise ValueError(
-            f"{file}: float16 changes {worst['volume']} ({worst['plane']}) by {worst['difference']:+.4f} dB, {LIMIT} or "
-            "more: keep float32"
+            f"{file}: float16 changes {place} by {worst['difference']:+.4f} dB, {LIMIT} or more: keep float32"
         )
     save_atomically(stored, output)
     return rows

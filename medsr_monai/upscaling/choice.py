@@ -17,7 +17,6 @@ from medsr_monai.errors import is_out_of_memory
 from medsr_monai.records.training_data import FILE_NAME, TrainingData, TrainingGroup
 from medsr_monai.suffixes import VOLUME_SUFFIXES
 from medsr_monai.transforms import format_edges, spacing, thick_axis
-from medsr_monai.transforms.geometry import THICK_RATIO
 from medsr_monai.upscaling.bundles import AUTO_BUNDLE, bundle_folder, bundle_folders
 from medsr_monai.upscaling.cases import Case
 from medsr_monai.upscaling.kinds import to_volume
@@ -54,7 +53,7 @@ class Scan:
 
     @property
     def thick(self) -> float | None:
-        """How many times as thick as its pixels its slices are, from THICK_RATIO on; None for other volumes."""
+        """How many times as thick as its pixels its slices are, from 1.5 on; None for other volumes."""
         if self.picture or 1 in self.shape:
             return None
         try:
@@ -253,7 +252,7 @@ def _known(case: Case) -> Known:
 def choose(scan: Scan, narrowing: Narrowing = Narrowing()) -> Choice:
     """Choose the bundle for an input.
 
-    For slices at least THICK_RATIO times as thick as their pixels one for thick slices, for other volumes one of the
+    For slices at least 1.5 times as thick as their pixels one for thick slices, for other volumes one of the
     smallest scale that there is, for 2D images one that was trained on such; among these the one with the highest gain
     that was measured on scans of this kind or, where none was, the one that was trained on the least unlike ones.
 
