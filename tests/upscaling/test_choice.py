@@ -171,6 +171,9 @@ def test_pictures_and_scales(copies, medsr, tmp_path):
         ("--scale 2 --target-spacing 1", "--scale 2 is for the plane of the slices, --target-spacing 1.0 for thick"),
         ("--weights model.pt", "name it with --bundle"),
         ("--target-spacing 1", "nothing to do"),
+        ("--adapt", "nothing to do"),  # it leaves the bundles for thick slices
+        ("--adapt --scale 2", "--scale 2 is for the plane of the slices, --adapt for thick slices"),
+        ("--adapt protocol", "name it, such as --bundle rdst_e_thick"),
     ],
 )
 def test_refused_in_one_line(medsr, tmp_path, options, line):
@@ -184,3 +187,5 @@ def test_wrong_options_of_the_python_door():
         Upscaler(scale=1)
     with pytest.raises(MedsrError, match="name it with --bundle"):
         Upscaler(weights="model.pt")
+    with pytest.raises(MedsrError, match="name the bundle that is to be fitted"):
+        Upscaler().adapt("scan.nii.gz")
