@@ -12,7 +12,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -24,15 +24,14 @@ from medsr_monai.upscaling.bundles import BundleRunner, bundle_folders
 from medsr_monai.upscaling.own_slices import OwnSlices
 from medsr_monai.upscaling.point_spread import FoundPointSpread
 
-if TYPE_CHECKING:
-    from medsr_monai.handlers import HeldOutGuard
-
 __all__ = ["Adaptation", "Adapted", "KeepAdapted", "check_adaptable", "fit", "load_adapted", "save_adapted"]
 
 logger = logging.getLogger(__name__)
 
 OVERLAY = "adapt.json"
 """The file of a bundle's configs that makes its training one on the scan at hand."""
+CONFIGS = ("train.json", OVERLAY)
+"""The configuration of the training."""
 WORSE = 1.02
 """Adapted weights are refused if the difference of their output, made coarse again, from the input grows by more."""
 NEGLIGIBLE = 1e-4
@@ -150,7 +149,8 @@ class KeepAdapted:
             check_output(Path(path), overwrite)
         self.result: Adapted | None = None
 
-    def __call__(self, guard: HeldOutGuard) -> None:
+    def __call__(self, guard: Any) -> None:
+        """Judge what a :class:`medsr_monai.handlers.HeldOutGuard` has kept."""
         record = self._record() | guard.record()
         content, reason = None, "the error on held-out slices did not fall"
         if guard.kept is not None:
@@ -226,7 +226,7 @@ def fit(
     from monai.bundle import ConfigParser
 
     parser = ConfigParser()
-    parser.read_config([runner.folder / "configs" / name for name in ("train.json", OVERLAY)])
+    parser.read_config([runner.folder / "configs" / name for name in CONFIGS])
     given = {
         "bundle_root": str(runner.folder),
         "weights": str(runner.weights),
@@ -261,8 +261,14 @@ def check_adaptable(runner: BundleRunner, trust_code: bool = False) -> None:
         raise ValueError(f"bundle {name} has no configs/{OVERLAY}: take an installed one, such as rdst_e_thick")
     if runner.exported is not None:
         raise ValueError(f"{runner.weights}: an exported network cannot be trained, give a weights file")
-    if runner.folder.resolve() not in [folder.resolve() for folder in bundle_folders().values()] and not trust_code:
-        raise ValueError(f"bundle {name} is not an installed one: read its configs, and add --trust-code to run them")
+    used = [(runner.folder / "configs" / part).read_bytes() for part in CONFIGS]
+    installed = (folder / "configs" for folder in bundle_folders().values())
+    known = ([(configs / part).read_bytes() for part in CONFIGS] for configs in installed if (configs / OVERLAY).is_file())
+    if used not in known and not trust_code:
+        raise ValueError(
+            f"bundle {name}: its {' and '.join(CONFIGS)} are not those of an installed bundle: read them, and add "
+            "--trust-code to run them"
+        )
 
 
 def save_adapted(adapted: Adapted, path: str | Path) -> None:

@@ -11,7 +11,7 @@ import torch
 from monai.data import MetaTensor
 
 from medsr_monai.data import volume_name
-from medsr_monai.inferers import DataConsistency, InferencePlan, ThroughPlaneInferer, to_device
+from medsr_monai.inferers import DataConsistency, ThroughPlaneInferer, to_device
 from medsr_monai.inferers.plane import UNKNOWN
 from medsr_monai.metrics import axis_spectrum, estimate_noise
 from medsr_monai.records.figures import usable_slices
@@ -53,7 +53,8 @@ class OwnSlices:
     Args:
         scans: of one protocol. Each has an ``image``, as ``load`` reads it, and may have a ``header``, what is known of
             how its slices were made (see :func:`medsr_monai.upscaling.cases.header_of`), ``modality``, ``contrast`` and
-            ``body_part``.
+            ``body_part``, a ``name`` for messages, and its ``sha256``. One that nothing can be learnt from is left out
+            with a warning, if there are others.
         load: reads and scales one, see :func:`medsr_monai.recipes.load_volume`.
         inferer: by whose plan the thick axis is found.
         psf: the point spread across slices: KIND or KIND:FWHM_MM, ``unknown``, ``auto`` to find it, or what was found.
@@ -72,7 +73,7 @@ class OwnSlices:
         found: point spread of each scan; empty where ``psf`` states it.
 
     Raises:
-        ValueError: a scan that nothing can be learnt from, or scans that differ; one line.
+        ValueError: nothing can be learnt from any scan, or they differ; one line.
     """
 
     def __init__(
@@ -87,6 +88,7 @@ class OwnSlices:
         if not scans:
             raise ValueError("no scan to learn from: expected at least one")
         self.inferer = inferer
+        self.most_held_out = max(1, most_held_out // len(scans))
         self.digests: list[str] = []
         self.images: list[MetaTensor] = []
         self.volumes: dict[str, MetaTensor] = {}
@@ -94,30 +96,22 @@ class OwnSlices:
         self.validation: list[dict[str, Any]] = []
         self.found: list[FoundPointSpread] = []
         self.plane = ""
-        ratios, noises, spreads, sides = [], [], [], []
+        self.point_spreads: list[PointSpread | None] = []
+        self.ratios: list[float] = []
+        noises, sides, reasons = [], [], []
         for number, scan in enumerate(scans):
-            name = _name(scan["image"], number)
-            volume, plan, ratio, spread = self._read(scan, name, load, inferer, psf)
-            axis, plane = plan.array_axis, PLANE_ACROSS[plan.thick_axis]
-            if self.plane not in ("", plane):
-                raise ValueError(f"{name}: {plane} slices beside {self.plane} ones: fit each with weights of its own")
-            self.plane = plane
-            self.digests.append(scan.get("sha256") or sha256(scan["image"]))
-            key = f"{number}/{name}"
-            self.volumes[key] = volume
-            item = {k: scan[k] for k in ("modality", "contrast", "body_part") if scan.get(k)} | {"image": key}
-            learnt, held = _parts(volume, axis, max(1, most_held_out // len(scans)))
-            if len(learnt) + len(held) < LEAST_SLICES:
-                raise ValueError(
-                    f"{name}: {len(learnt) + len(held)} slices show something to learn from, expected at least "
-                    f"{LEAST_SLICES}: use the weights as they are"
-                )
-            self.training.append(item | {"slices": {plane: learnt}})
-            self.validation.append(item | {"slices": {plane: held}, "crop": {plane: [HELD_OUT_SIDE, HELD_OUT_SIDE]}})
-            ratios.append(ratio)
+            try:
+                volume, axis = self._take(scan, scan.get("name") or _name(scan["image"], number), load, psf)
+            except ValueError as error:
+                reasons.append(str(error))
+                continue
             sides += [n for a, n in enumerate(volume.shape[1:]) if a != axis]
-            spreads.append(spread)
             noises.append(estimate_noise(volume[0].numpy(), axis) or 0.0)
+        if not self.training:
+            raise ValueError(reasons[0])
+        for reason in reasons:
+            logger.warning("left out: %s", reason)
+        ratios = self.ratios
         if max(ratios) > ALIKE * min(ratios):
             raise ValueError(
                 f"slices are {min(ratios):.2f} to {max(ratios):.2f} times as thick as the pixels: fit scans of one "
@@ -127,7 +121,7 @@ class OwnSlices:
         if abs(self.ratio - round(self.ratio)) < 0.01:
             self.ratio = float(round(self.ratio))
         self.patch_size = min(round((PATCH_AREA * self.ratio) ** 0.5), *sides)
-        self.point_spread = _common(spreads)
+        self.point_spread = _common(self.point_spreads)
         self.degradation = _drawn(self.point_spread)
         self.noise_std = float(np.median(noises)) * _averaged(self.point_spread, self.ratio)
 
@@ -175,24 +169,22 @@ class OwnSlices:
             "HeldOutSlices": sum(len(item["slices"][self.plane]) for item in self.validation),
         }
 
-    def _read(
-        self, scan: Mapping[str, Any], name: str, load: Callable[[Mapping], Mapping], inferer: ThroughPlaneInferer, psf: object
-    ) -> tuple[MetaTensor, InferencePlan, float, PointSpread | None]:
-        """A scan on its acquired grid, what is done to it, its slices' thickness in pixels, and their point spread."""
+    def _take(
+        self, scan: Mapping[str, Any], name: str, load: Callable[[Mapping], Mapping], psf: str | FoundPointSpread
+    ) -> tuple[MetaTensor, int]:
+        """Take a scan's slices to learn from; give its volume on the acquired grid, and the axis across its slices."""
         image = scan["image"] if isinstance(scan["image"], MetaTensor) else load({"image": scan["image"]})["image"]
-        self.images.append(image)
         if "picture" in image.meta:
             raise ValueError(f"{name}: a picture has no slices to learn from")
         if image.shape[0] != 1:
             raise ValueError(f"{name}: {image.shape[0]} channels, expected one: fit a single grey volume")
-        plan = inferer.plan(image.affine, image.shape[1:])
+        plan = self.inferer.plan(image.affine, image.shape[1:])
         axis, edges = plan.array_axis, spacing(image.affine).tolist()
         if psf == "auto" or isinstance(psf, FoundPointSpread):
             found = find_point_spread(image, (axis,), scan.get("header")) if psf == "auto" else psf
-            self.found.append(found)
             spread = found.point_spread
         else:
-            spread = None if psf == "unknown" else parse_point_spread(psf, edges[axis])
+            found, spread = None, None if psf == "unknown" else parse_point_spread(psf, edges[axis])
         inside = [a for a in range(3) if a != axis]
         pixels = {a: edges[a] / axis_spectrum(image[0].numpy(), a).share for a in inside}
         pixel = max(pixels.values())
@@ -210,7 +202,26 @@ class OwnSlices:
             )
         if min(volume.shape[a + 1] for a in inside) < LEAST_SIDE:
             raise ValueError(f"{name}: fewer than {LEAST_SIDE} acquired pixels a side: use the weights as they are")
-        return with_corners_of(image, volume), plan, ratio, spread
+        volume, plane = with_corners_of(image, volume), PLANE_ACROSS[plan.thick_axis]
+        if self.plane not in ("", plane):
+            raise ValueError(f"{name}: {plane} slices beside {self.plane} ones: fit each with weights of its own")
+        learnt, held = _parts(volume, axis, self.most_held_out)
+        if len(learnt) + len(held) < LEAST_SLICES:
+            raise ValueError(
+                f"{name}: {len(learnt) + len(held)} slices show something to learn from, expected at least "
+                f"{LEAST_SLICES}: use the weights as they are"
+            )
+        key = f"{len(self.images)}/{name}"
+        item = {k: scan[k] for k in ("modality", "contrast", "body_part") if scan.get(k)} | {"image": key}
+        self.training.append(item | {"slices": {plane: learnt}})
+        self.validation.append(item | {"slices": {plane: held}, "crop": {plane: [HELD_OUT_SIDE, HELD_OUT_SIDE]}})
+        self.plane, self.volumes[key] = plane, volume
+        self.images.append(image)
+        self.digests.append(scan.get("sha256") or sha256(scan["image"]))
+        self.found += [] if found is None else [found]
+        self.point_spreads.append(spread)
+        self.ratios.append(ratio)
+        return volume, axis
 
 
 def _name(image: object, number: int) -> str:

@@ -96,7 +96,8 @@ def _scans(runner: BundleRunner, cases: Sequence[Case], inputs: Sequence[Mapping
     for case, source in zip(cases, inputs, strict=True):
         with naming(case.source):
             image = runner.read(case.input)["image"]
-            scans.append({"image": image, "header": header_of(case), "sha256": source["SHA256"]})
+            facts = {"header": header_of(case), "sha256": source["SHA256"], "name": case.source}
+            scans.append(facts | {"image": image})
     return scans
 
 

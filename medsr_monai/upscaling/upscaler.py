@@ -38,7 +38,7 @@ from medsr_monai.upscaling.bundles import AUTO_BUNDLE, BundleRunner, bundle_fold
 from medsr_monai.upscaling.cases import Case, header_of
 from medsr_monai.upscaling.choice import Choice, Narrowing, Scan, choose, scan_of, scan_of_volume
 from medsr_monai.upscaling.dicom_output import source_headers
-from medsr_monai.upscaling.kinds import NAME, like, to_volume
+from medsr_monai.upscaling.kinds import NAME, like, name_of, to_volume
 from medsr_monai.upscaling.memory import Memory, Way, parse_size
 from medsr_monai.upscaling.point_spread import FoundPointSpread, find_point_spread
 from medsr_monai.upscaling.quality import BOUND, QualityCheck, check_quality, quality_path, sentence
@@ -264,6 +264,8 @@ class Upscaler(Options):
         self.trained_on = TrainedOn(self.runner, bundle["Weights"])
         if self.adaptation is not None:
             check_adaptable(self.runner, self.trust_code)
+            if not getattr(self.runner.network, "psf_channels", 0):
+                self.inferer.slices.psf = UNKNOWN
         self._adapted: Adapted | None = None
         self._shipped: dict[str, torch.Tensor] | None = None
         self.identity = {
@@ -374,7 +376,8 @@ class Upscaler(Options):
                     image = to_volume(volume, self.frame, nan_value=self.nan_value)
                     digest = (_digest(image) if case is None else source_record(case.source, case.files))["SHA256"]
                     header = {} if case is None else header_of(case)
-                    scans.append({"image": self.runner.read(image)["image"], "header": header, "sha256": digest})
+                    image = self.runner.read(image)["image"]
+                    scans.append({"image": image, "header": header, "sha256": digest, "name": name_of(volume)})
             adaptation = Adaptation(minutes=minutes, steps=steps, seed=seed)
             adapted = fit(self.runner, scans, adaptation, psf=self.psf, trust_code=self.trust_code)
             self._use(adapted)
@@ -398,6 +401,8 @@ class Upscaler(Options):
         content = None if adapted is None else adapted.content
         self.runner.network.load_state_dict(self._shipped if content is None else content["model"])
         self.inferer.prepare(self.runner.network, self.runner["device"])
+        if not getattr(self.runner.network, "psf_channels", 0):  # what is stated was for the training
+            self.inferer.slices.psf = self.psf if adapted is None and self.adaptation is None else UNKNOWN
         self._adapted = adapted
         self.record["Adaptation"] = self._claimed_adaptation() if adapted is None else adapted.summary
         self.trained_on.use(None if content is None else content["adapted"])
@@ -521,7 +526,7 @@ class Upscaler(Options):
         None where it is given, or the network is not told: nothing is computed then.
         """
         slices, told = self.inferer.slices, bool(getattr(self.runner.network, "psf_channels", 0))
-        if slices.psf != AUTO or not (told or self._scan):
+        if self.psf != AUTO or not (told or self._scan):
             yield None
             return
         axes = self.runner.plan(image.affine, image.shape[1:]).enlarged_axes
@@ -549,7 +554,7 @@ class Upscaler(Options):
         if not self._scan or case is None:
             yield
             return
-        scan = {"image": image, "sha256": source["SHA256"]}
+        scan = {"image": image, "sha256": source["SHA256"], "name": case.source}
         psf = self.psf if found is None else found
         adapted = fit(self.runner, [scan], self.adaptation, psf=psf, trust_code=self.trust_code)
         say(f"{case.source}: {adapted.sentence}")
