@@ -490,7 +490,7 @@ def test_an_empty_argument_is_refused(medsr, recorded):
 )
 def test_switches(medsr, recorded, line, expected):
     assert medsr(*line.split())[0] == 0
-    assert recorded[0][1] == (expected,)
+    assert recorded[0][1] == (expected, None)
 
 
 @pytest.mark.parametrize(
@@ -537,7 +537,7 @@ def test_help_is_readable_and_complete(medsr, command):
         assert cli.COMMANDS[command].__doc__.splitlines()[0] in text
         assert "--verbose" in text and "traceback" in text
         kinds = re.findall("Type: (.*)", text)
-        assert kinds and set(kinds) <= {"str", "int", "float", "bool"}
+        assert kinds and set(kinds) <= {"str", "int", "float", "bool", "list"}
 
 
 @pytest.mark.parametrize("command", cli.COMMANDS)

@@ -167,7 +167,7 @@ def test_results_are_there(folder):
     assert nib.load(folder / "fine.nii.gz").shape == (128, 136, 4)
     assert nib.load(folder / "thin.nii.gz").shape == (40, 40, 8)
     assert Image.open(folder / "image_sr.png").size == (144, 160)
-    assert len(list((folder / "derived").glob("*/*.dcm"))) == 10
+    assert len(list((folder / "derived").glob("*/*.dcm"))) == 50  # 1 mm of 5 mm, two series
     assert {p.name for p in (folder / "sr").glob("*.nii.gz")} == {"003_thin_sr.nii.gz", "004_thin_sr.nii.gz"}
     assert len(list((folder / "runs" / "sr").glob("*_sr.nii.gz"))) == 2
     assert {p.name for p in (folder / "runs" / "scans").iterdir()} >= {"index.html", "status.csv", "status.json"}
