@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import sys
 import threading
@@ -10,6 +11,8 @@ from typing import Any
 
 from medsr_monai.commands.adapt import adapt
 from medsr_monai.commands.benchmark import benchmark
+from medsr_monai.commands.bids import bids
+from medsr_monai.commands.compact import compact
 from medsr_monai.commands.compare import compare
 from medsr_monai.commands.convert import convert
 from medsr_monai.commands.degrade import degrade
@@ -28,8 +31,8 @@ from medsr_monai.errors import line_of
 COMMANDS = {
     f.__name__: f
     for f in (
-        *(upscale, adapt, inspect, degrade, evaluate, compare, demo),
-        *(models, fetch, convert, prepare, describe, export, package, benchmark),
+        *(upscale, adapt, bids, inspect, degrade, evaluate, compare, demo),
+        *(models, fetch, convert, prepare, describe, compact, export, package, benchmark),
     )
 }
 
@@ -65,6 +68,7 @@ def main(argv: list[str] | None = None) -> None:
 
         print(__version__)
         return
+    os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")  # read when torch is imported
     call = None
     before = _listen(signal.SIGTERM, _terminate)
     try:

@@ -17,6 +17,8 @@ from typing import Any, TextIO
 
 from medsr_monai.errors import printable
 
+MPS_FALLBACK = ".*MPS backend.*fall back"
+"""What torch says, with its name, of an operator that a Mac's GPU has not and that runs on the CPU instead."""
 PIPE_CLOSED = 141
 """The exit code of a program whose output nobody reads any more, as shells give it: 128 plus the number of SIGPIPE."""
 
@@ -83,7 +85,8 @@ class _Command(_Closed):
         """A command line in which no switch takes a required argument for its value, as Fire would.
 
         Once all required arguments are there, what follows a switch is refused unless it is True or False. A switch
-        with words, such as ``--adapt protocol``, takes one of these, and alone means the first.
+        with words, such as ``--adapt protocol``, takes one of these, and alone means the first. All words up to the
+        next option are values of one that takes several.
         """
         parameters = self.__signature__.parameters
         missing = [name for name, parameter in parameters.items() if parameter.default is parameter.empty]
@@ -107,6 +110,11 @@ class _Command(_Closed):
                 continue
             if equals or not waiting or FLAG.match(waiting[0]) or name not in parameters:
                 done.append(word)
+            elif parameters[name].annotation is list:
+                values = [waiting.pop(0)]
+                while waiting and not FLAG.match(waiting[0]):
+                    values.append(waiting.pop(0))
+                done.append(f"--{name}={','.join(values)}")
             elif parameters[name].annotation is bool and missing and (negated or waiting[0] not in BOOLEANS):
                 done.append(f"--{name}={not negated}")
             else:
@@ -144,12 +152,13 @@ def _parse_number(kind: type, text: str) -> Any:
 WORDS = re.compile(r"'(\w+)'")
 FLAG = re.compile("--|-[a-zA-Z](=|$)")
 BOOLEANS = ("True", "False", "true", "false")
-TYPES = {"str": str, "bool": bool, "int": int, "float": float}
+TYPES = {"str": str, "bool": bool, "int": int, "float": float, "list[str]": list}
 PARSERS = {
     "str": _parse_text,
     "bool": _parse_bool,
     "int": functools.partial(_parse_number, int),
     "float": functools.partial(_parse_number, float),
+    "list[str]": lambda text: [_parse_text(part) for part in text.split(",")],
 }
 
 
@@ -233,6 +242,7 @@ def quiet_libraries(verbose: bool = False) -> None:
         logging.getLogger(library).setLevel(logging.CRITICAL)
     if not sys.warnoptions:
         warnings.simplefilter("ignore")  # of libraries, for developers; ours are logged
+        warnings.filterwarnings("once", message=MPS_FALLBACK)
 
 
 def is_verbose() -> bool:

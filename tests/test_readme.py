@@ -29,8 +29,8 @@ INSTALL = 'pip install -e ".[test]" && '
 TESTS = "pytest -q -n 2 --dist loadfile"
 SLOW = {
     # trainings of the shipped network for minutes; tests/upscaling/test_adaptation.py does them with a small one
-    "medsr upscale scan.nii.gz fitted.nii.gz --bundle rdst_e_thick --adapt": pytest.mark.slow,
-    "medsr adapt scan.nii.gz fit.pt --steps 50": pytest.mark.slow,
+    "medsr upscale thick_t2.nii.gz fitted.nii.gz --adapt": pytest.mark.slow,
+    "medsr adapt thick_t2.nii.gz fit.pt --steps 50": pytest.mark.slow,
     "python -m monai.bundle run training --config_file \"['bundles/rdst_e_thick/configs/train.json',"
     "'bundles/rdst_e_thick/configs/adapt.json']\" --bundle_root bundles/rdst_e_thick --dataset_dir path/to/protocol "
     "--output_dir runs/adapted --steps 50 --minutes None": pytest.mark.slow,
@@ -114,6 +114,13 @@ def write_scan(path):
     nib.save(nib.Nifti1Image(image, np.diag([1.0, 1, 4, 1])), path)
 
 
+def write_bids(root):
+    for subject in ("01", "02"):
+        for suffix in ("T1w", "FLAIR"):
+            write_volume(root / f"sub-{subject}" / "anat" / f"sub-{subject}_{suffix}.nii.gz", (16, 18, 3), (1, 1, 5), 0)
+    (root / "dataset_description.json").write_text('{"Name": "made", "BIDSVersion": "1.10.0"}')
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A folder with what a checkout has, and with small files of the names that the guides use for the reader's own."""
@@ -124,8 +131,10 @@ def folder(tmp_path_factory):
     for number in range(2):
         write_volume(here / "path" / "to" / "scans" / f"scan{number}.nii.gz", (32, 34, 3), (1, 1, 5), number)
     write_volume(here / "thick.nii.gz", (40, 40, 4), (1, 1, 4), 0)
-    for path in ("scan.nii.gz", "path/to/protocol/scan.nii.gz"):
+    for path in ("thick_t2.nii.gz", "path/to/protocol/scan.nii.gz"):
         write_scan(here / path)
+    write_volume(here / "scan.nii.gz", (32, 34, 4), (1, 1, 1.2), 0)
+    write_bids(here / "path" / "to" / "bids")
     write_study(here / "study")
     picture = 255 * gaussian_filter(np.random.default_rng(0).random((40, 36)), 1)
     Image.fromarray(picture.astype(np.uint8)).save(here / "image.png")
@@ -172,9 +181,11 @@ def test_results_are_there(folder):
     assert (folder / "demo_out" / "demo.png").stat().st_size > 20_000
     assert (folder / "compare_out" / "compare.png").stat().st_size > 100_000
     assert nib.load(folder / "sr.nii.gz").shape == nib.load(folder / "demo_out" / "reference.nii.gz").shape
-    assert nib.load(folder / "thin.nii.gz").shape == (40, 40, 16)
+    assert nib.load(folder / "finer.nii.gz").shape == (64, 68, 4)
+    assert nib.load(folder / "fine.nii.gz").shape == (128, 136, 4)
+    assert nib.load(folder / "thin.nii.gz").shape == (40, 40, 8)
     assert Image.open(folder / "image_sr.png").size == (144, 160)
-    assert len(list((folder / "derived").glob("*/*.dcm"))) == 10
+    assert len(list((folder / "derived").glob("*/*.dcm"))) == 50  # 1 mm of 5 mm, two series
     assert {p.name for p in (folder / "sr").glob("*.nii.gz")} == {"003_thin_sr.nii.gz", "004_thin_sr.nii.gz"}
     assert len(list((folder / "runs" / "sr").glob("*_sr.nii.gz"))) == 2
     assert {p.name for p in (folder / "runs" / "scans").iterdir()} >= {"index.html", "status.csv", "status.json"}

@@ -116,12 +116,11 @@ def _plan_rows(item: dict[str, Any]) -> list[tuple[str, str]]:
     plan, estimate = item["plan"], item["estimate"]
     grid = "x".join(map(str, plan["output_shape"])) + (" pixels" if item["kind"] == "picture" else " voxels")
     grid += f" of {format_edges(plan['output_spacing_mm'])} mm" if plan["output_spacing_mm"] else ""
-    rows = [("bundle", f"{plan['bundle']}: {plan['reason']}"), ("upscale", plan["what"]), ("output", grid)]
+    rows = [("bundle", f"{plan['bundle']}, since {plan['reason']}"), ("", plan["measured"]), ("", plan["otherwise"])]
+    rows += [("upscale", plan["what"]), ("output", grid)]
     if not plan["weights"]:
         rows.append(("weights", f"none of {plan['bundle']} here: train it, or put them where `medsr models` says"))
     rows.append(("command", plan["command"]))
-    if "alternative" in plan:
-        rows.append(("or", f"{plan['alternative']} (weights for brain MR)"))
     from medsr_monai.upscaling.memory import Way
 
     text = str(Way(estimate["memory_bytes"], estimate["slice_batch"]))

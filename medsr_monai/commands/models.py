@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import json as jsonlib
 
+from medsr_monai import __version__
 from medsr_monai.atomic import read_json
-from medsr_monai.upscaling.bundles import bundle_folders
+from medsr_monai.upscaling.bundles import bundle_folders, references
 from medsr_monai.weights.stated import MAIN_WEIGHTS, METADATA, examine, file_hash
 
+SOFTWARE = """@software{{medsr_monai,
+  author = {{The medsr_monai developers}},
+  title = {{medsr_monai: medical image super-resolution as MONAI Bundles}},
+  version = {{{version}}},
+  license = {{Apache-2.0}}
+}}"""
 USABLE = ("verified", "own", "unverified")
 
 
-def models(json: bool = False) -> None:
+def models(json: bool = False, cite: str | None = None) -> None:
     """List the bundles, whether their weights are here and verified, and where missing weights belong.
 
     The weights of a bundle are in one of these states. They are verified if they have the checksum that the bundle
@@ -21,7 +28,11 @@ def models(json: bool = False) -> None:
 
     Args:
         json: print JSON.
+        cite: print BibTeX instead, of the papers of this bundle and of this software.
     """
+    if cite is not None:
+        print("\n\n".join([*references(cite), SOFTWARE.format(version=__version__)]))
+        return
     from medsr_monai.records.training_data import find_training_data
 
     rows = []

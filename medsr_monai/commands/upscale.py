@@ -6,7 +6,7 @@ from typing import Literal
 
 from medsr_monai.atomic import check_input
 from medsr_monai.suffixes import VOLUME_SUFFIXES
-from medsr_monai.upscaling.bundles import DEFAULT_BUNDLE, bundle_folder
+from medsr_monai.upscaling.bundles import AUTO_BUNDLE, bundle_folder
 from medsr_monai.upscaling.cases import is_folder_name, output_file
 
 OUTPUT_FORMATS = ("nifti", "dicom")
@@ -15,7 +15,7 @@ OUTPUT_FORMATS = ("nifti", "dicom")
 def upscale(
     input: str,
     output: str,
-    bundle: str = DEFAULT_BUNDLE,
+    bundle: str = AUTO_BUNDLE,
     plane: str = "auto",
     device: str = "auto",
     weights: str | None = None,
@@ -30,6 +30,7 @@ def upscale(
     refine: str = "both",
     force: bool = False,
     psf: str = "auto",
+    scale: int | None = None,
     series: str | None = None,
     all_series: bool = False,
     series_descriptions: bool = False,
@@ -52,8 +53,9 @@ def upscale(
     8 or 16 bits) becomes a picture of the same kind; where the input states the size of its pixels, the output does
     too.
 
-    Most bundles enlarge the slices of one plane. A bundle for thick slices, such as rdst_e_thick, makes the slices
-    thinner instead. `medsr inspect INPUT` says which bundle fits.
+    By default the bundle is chosen for each input, and a line says which one, why, and what was measured on such scans:
+    slices at least 1.5 times as thick as their pixels are made thin, other volumes get finer pixels by the smallest
+    scale that there is, and pictures go to the bundle that was trained on such. `medsr inspect INPUT` says it before.
 
     Beside every output stands a JSON file of the same name, which records the input, the weights and the options.
 
@@ -73,11 +75,13 @@ def upscale(
             made if missing (a name without a suffix, or one that ends in /), as for several inputs; in it pictures
             become PNG files and TIFF pictures TIFF files. With --output-format dicom a new or empty folder for the
             series, or for several series a folder with one for each.
-        bundle: the name of a bundle (see `medsr models`) or the path of its folder.
+        bundle: the name of a bundle (see `medsr models`) or the path of its folder. auto takes the one that fits the
+            input; --scale and --plane leave it those that enlarge slices, --target-spacing, --thick-axis, --refine and
+            --force those for thick slices.
         plane: axial, coronal or sagittal, the plane whose slices are enlarged. auto takes the one with the finest
             pixels.
-        device: where the network runs, such as cpu or cuda:0. auto takes a GPU where there is one, and gives each of
-            several processes the next GPU.
+        device: where the network runs, such as cpu, cuda:0 or, on a Mac, mps. auto takes a CUDA GPU where there is one,
+            and gives each of several processes the next one.
         weights: a weights file to use in place of the bundle's models/model.pt, or a network that `medsr export` wrote.
         frame: which frame of a 4D file to take, counted from 0.
         nan_value: a number, such as 0, to put in place of voxels that are NaN, as registrations leave them outside of
@@ -101,6 +105,8 @@ def upscale(
         psf: KIND or KIND:FWHM_MM, such as box:4.5, for how the scanner blurs (its point spread). Some networks can be
             told this, of thick slices their profile, else the profile of the pixels. `medsr degrade --help` lists the
             kinds. auto finds it in the header and in the volume, and unknown tells the network nothing.
+        scale: the factor by which the sides of the slices grow, such as 4, for the choice of the bundle. By default it
+            is the smallest that there is.
         series: which series of a DICOM study to take, by number or SeriesInstanceUID, several with commas between them.
             By default all but localisers, derived series and secondary captures, which are named and left out.
         all_series: take all series of a DICOM study, also localisers, derived series and secondary captures.
@@ -130,7 +136,8 @@ def upscale(
         overwrite: replace existing outputs, also those that medsr has not written. In a folder all of them are made
             anew.
     """
-    bundle_folder(bundle)
+    if bundle != AUTO_BUNDLE:
+        bundle_folder(bundle)
     if output_format not in OUTPUT_FORMATS:
         raise ValueError(f"output_format is {output_format!r}, expected {' or '.join(OUTPUT_FORMATS)}")
     check_input(input)
@@ -154,6 +161,7 @@ def upscale(
         refine=refine,
         force=force,
         psf=psf,
+        scale=scale,
         frame=frame,
         nan_value=nan_value,
         slice_batch=slice_batch,

@@ -6,7 +6,8 @@ import json
 import os
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
+from typing import Any
 
 import numpy as np
 from monai.data import load_decathlon_datalist
@@ -104,7 +105,7 @@ def split_volumes(
             _check_list(datalist, part, content[part])
         parts += others
         lists = {part: load_decathlon_datalist(str(datalist), True, part, str(dataset_dir)) for part in parts}
-        split = DataLists({part: [with_slices(item) for item in items] for part, items in lists.items()})
+        split = DataLists({part: [with_slices(_here(item)) for item in items] for part, items in lists.items()})
         try:
             check_subjects(split)
         except ValueError as error:
@@ -113,6 +114,20 @@ def split_volumes(
     found = volumes_by_subject(dataset_dir)
     subjects = {name: [{"image": str(path)} for path in paths] for name, paths in found.items()}
     return split_subjects(subjects, dataset_dir, train_fraction, seed)
+
+
+def _here(item: Mapping[str, Any]) -> dict[str, Any]:
+    """An item of a datalist that was written on Windows, the backslashes of its paths made slashes where that is a file."""
+    return {key: _slashed(value) for key, value in item.items()}
+
+
+def _slashed(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_slashed(one) for one in value]
+    if not isinstance(value, str) or "\\" not in value or os.path.exists(value):
+        return value
+    path = PureWindowsPath(value).as_posix()
+    return path if os.path.exists(path) else value
 
 
 def _check_list(datalist: str | os.PathLike, part: str, items: object) -> None:

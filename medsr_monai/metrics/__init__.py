@@ -29,7 +29,7 @@ from .image import (
     ssim,
 )
 from .noise import estimate_noise
-from .picture import PlaneRow, busiest_crop, comparison_grid, comparison_picture, quality_grid
+from .picture import PlaneRow, Story, busiest_crop, comparison_grid, comparison_picture, quality_grid
 from .report import group_rows, json_text, json_values, markdown_table, summarise_rows, write_rows
 from .segmentation import PooledDice, count_pixels, dice_of_slice, pooled_dice, regions
 from .sharpness import high_frequency_figures

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import importlib.util
 import multiprocessing
-import resource
 import statistics
 import sys
 import time
@@ -327,14 +326,21 @@ def _step(network: nn.Module, called: Callable, image: torch.Tensor, mode: str) 
     return train
 
 
-def peak_resident_mib() -> float:
-    """Return the largest resident memory of this process so far, in MiB, as the operating system counts it."""
+def peak_resident_mib() -> float | None:
+    """Return the largest resident memory of this process so far, in MiB, as the operating system counts it.
+
+    None where the system does not tell it, as Windows.
+    """
     status = Path("/proc/self/status")
     if status.is_file():
         # getrusage on Linux begins with the peak of the process that started this one
         for line in status.read_text().splitlines():
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) / 2**10
+    try:
+        import resource
+    except ImportError:
+        return None
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 

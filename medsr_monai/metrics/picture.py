@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 __all__ = [
     "BOX",
     "PlaneRow",
+    "Story",
     "busiest_crop",
     "comparison_grid",
     "comparison_picture",
@@ -27,55 +28,88 @@ __all__ = [
 
 BOX = 0.3
 """Side of the enlarged detail, as a share of the slice's shorter side."""
+DETAIL = 0.45
+"""The same of `comparison_picture`, whose readers have not seen such slices before."""
 
 
-def comparison_picture(
-    path: str | Path,
-    slices: Mapping[str, np.ndarray],
-    shape: tuple[int, int],
-    window: tuple[float, float],
-    spacing: Sequence[float] = (1.0, 1.0),
-) -> None:
-    """Write a PNG with a column for each slice: its title, the whole slice and below it an enlarged detail.
+@dataclass(frozen=True)
+class Story:
+    """What was done to a volume, shown in one of its slices.
 
-    Slices on different grids are shown over the same extent. Pixels are drawn without smoothing.
+    Attributes:
+        title, note: what was done, in a line and in some more.
+        input: slice [h, w] of what was made finer, rows from top to bottom of the picture.
+        results: slices [H, W] by the name of the method, interpolation first.
+        truth: what the input was made of [H, W].
+        figures: by name, what is written below a result.
+    """
+
+    title: str
+    note: str
+    input: np.ndarray
+    results: Mapping[str, np.ndarray]
+    truth: np.ndarray
+    figures: Mapping[str, str]
+
+
+def comparison_picture(path: str | Path, stories: Sequence[Story], window: tuple[float, float]) -> None:
+    """Write a PNG with a block for each story: a detail of input, results and truth, and below it the results' errors.
+
+    The detail is the part of the truth whose gradients are strongest, DETAIL of the shorter side wide; the whole slice
+    shows where it lies. Slices on different grids are shown over the same extent, without smoothing. The errors of a
+    block have one scale, which ends at the 99.5th percentile of the first result's in the detail, rounded up.
 
     Args:
         path: the file.
-        slices: slices [H, W] by title, with rows from top to bottom of the picture. The detail lies where the gradients
-            of the last one are strongest.
-        shape: number of rows and columns of the finest slice.
-        window: intensities shown as black and white, the same for all slices.
-        spacing: edges (rows, columns) of the finest slice's pixels, for the aspect.
+        stories: one below the other, with equally many results.
+        window: intensities shown as black and white, the same for all.
     """
     from matplotlib.figure import Figure
     from matplotlib.patches import Rectangle
 
-    rows, columns = shape
-    side = int(BOX * min(shape))
-    top, left, _, _ = busiest_crop(list(slices.values())[-1], (side, side))
-    aspect = spacing[0] / spacing[1]
-    width = 3.2
-    figure = Figure(figsize=(width * len(slices), width * (rows * aspect / columns + 1) + 0.4), dpi=120)
-    axes = figure.subplots(2, len(slices), squeeze=False, gridspec_kw={"height_ratios": [rows * aspect / columns, 1]})
-    for column, (title, image) in enumerate(slices.items()):
-        for row in range(2):
-            ax = axes[row][column]
-            ax.imshow(
-                np.asarray(image, dtype=float),
-                cmap="gray",
-                vmin=window[0],
-                vmax=window[1],
-                extent=(0, columns, rows, 0),
-                interpolation="nearest",
-                aspect=aspect,
-            )
-            ax.set_axis_off()
-        axes[0][column].set_title(title, fontsize=11)
-        axes[0][column].add_patch(Rectangle((left, top), side, side, fill=False, edgecolor="gold", linewidth=1.2))
-        axes[1][column].set_xlim(left, left + side)
-        axes[1][column].set_ylim(top + side, top)
-    figure.tight_layout(pad=0.4)
+    side, gap, head, foot = 3.0, 0.06, 0.66, 0.34
+    columns = len(stories[0].results) + 2
+    block = head + 2 * side + gap + foot
+    size = (columns * (side + gap) + gap, len(stories) * block)
+    figure = Figure(figsize=size, dpi=100, facecolor="white")
+
+    def panel(x: float, y: float) -> Axes:
+        ax = figure.add_axes((x / size[0], 1 - (y + side) / size[1], side / size[0], side / size[1]))
+        ax.set_axis_off()
+        return ax
+
+    def write(x: float, y: float, text: str, **options: object) -> None:
+        figure.text(x / size[0], 1 - y / size[1], text, va="center", **options)
+
+    for number, story in enumerate(stories):
+        top, low = number * block + head, number * block + head + side + gap
+        rows, width = story.truth.shape
+        edge = int(DETAIL * min(rows, width))
+        up, left, _, _ = busiest_crop(story.truth, (edge, edge))
+        detail = {"xlim": (left, left + edge), "ylim": (up + edge, up)}
+        shown = {"interpolation": "nearest", "extent": (0, width, rows, 0)}
+        grey = shown | {"cmap": "gray", "vmin": window[0], "vmax": window[1]}
+        inside = slice(up, up + edge), slice(left, left + edge)
+        errors = {name: np.abs(np.asarray(image, dtype=float) - story.truth) for name, image in story.results.items()}
+        end = round_up(float(np.percentile(next(iter(errors.values()))[inside], 99.5)))
+        write(gap, number * block + 0.2, story.title, size=14, weight="bold")
+        for column, (name, image) in enumerate({"input": story.input, **story.results, "truth": story.truth}.items()):
+            x = gap + column * (side + gap)
+            write(x + side / 2, top - 0.17, name, size=12, ha="center")
+            ax = panel(x, top)
+            ax.imshow(image, **grey)
+            ax.set(**detail)
+            below = panel(x, low)
+            if name in errors:
+                below.imshow(errors[name], cmap="inferno", vmin=0, vmax=end, **shown)
+                below.set(**detail)
+                write(x + side / 2, low + side + 0.16, story.figures[name], size=12, ha="center")
+            elif name == "input":
+                below.imshow(image, **grey)
+                below.add_patch(Rectangle((left, up), edge, edge, fill=False, edgecolor="gold", linewidth=1.5))
+                write(x + side / 2, low + side + 0.16, "where the detail lies", size=12, ha="center")
+            else:
+                below.text(0.06, 0.5, story.note, size=11, va="center", linespacing=1.6, transform=below.transAxes)
     figure.savefig(path)
 
 

@@ -39,7 +39,7 @@ def write_rows(rows: Sequence[dict], path: str | Path, columns: Sequence[str] | 
         columns: keys to be written; None for all, in the order in which they first appear.
     """
     names = list(dict.fromkeys(name for row in rows for name in row)) if columns is None else list(columns)
-    with Path(path).open("w", newline="") as file:
+    with Path(path).open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, fieldnames=names, extrasaction="ignore")
         writer.writeheader()
         writer.writerows({name: _cell(value) for name, value in row.items()} for row in rows)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import pydoc
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -23,7 +24,10 @@ if TYPE_CHECKING:
     from medsr_monai.data import DicomSeries
     from medsr_monai.inferers import InferencePlan
 
+AUTO_BUNDLE = "auto"
+"""In place of a bundle's name: the one that fits the input, see :mod:`medsr_monai.upscaling.choice`."""
 DEFAULT_BUNDLE = "rdst_e"
+"""The bundle that is measured, compared and exported where none is named."""
 HARMLESS = (
     *("medsr_monai.", "torch.nn.", "monai.data.", "monai.engines.", "monai.handlers.", "monai.inferers."),
     *("monai.losses.", "monai.metrics.", "monai.networks.", "monai.transforms."),
@@ -56,11 +60,28 @@ def bundle_folder(bundle: str) -> Path:
     return folder
 
 
+def references(bundle: str) -> list[str]:
+    """Give the BibTeX entries of the papers that a bundle's metadata.json refers to, by their arXiv number or DOI.
+
+    Raises:
+        FileNotFoundError: no such bundle.
+        ValueError: it refers to no paper that is known here; one line.
+    """
+    folder = bundle_folder(bundle)
+    stated = " ".join(map(str, read_json(folder / "configs" / "metadata.json", "a bundle's metadata")["references"]))
+    entries = (next(iter(bundle_folders().values())).parent / "references.bib").read_text().strip().split("\n\n")
+    found = [entry for entry in entries if re.search(r"^  (?:eprint|doi) = {(.*?)}", entry, re.M)[1] in stated]
+    if not found:
+        raise ValueError(f"bundle {bundle}: its metadata.json refers to no paper that is known here")
+    return found
+
+
 def choose_device(device: str, local_rank: int = 0) -> str:
     """Check that a device is available, or choose one.
 
     Args:
-        device: auto, cpu, or a GPU such as cuda:0. auto is a GPU where there is one, else the CPU.
+        device: auto, cpu, a GPU such as cuda:0, or mps, that of a Mac. auto is a CUDA GPU where there is one, else the
+            CPU.
         local_rank: the number of this process on its machine, by which auto shares out the GPUs.
 
     Raises:
@@ -74,6 +95,7 @@ def choose_device(device: str, local_rank: int = 0) -> str:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         here = ["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]
+        here += ["mps"] * torch.backends.mps.is_available()
         raise ValueError(f"device {device!r} is not available here, choose {' or '.join(here)}") from error
     return device
 

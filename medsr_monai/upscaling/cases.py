@@ -28,6 +28,8 @@ class Case(NamedTuple):
     """The file or, of a DICOM output, the folder to write."""
     series: DicomSeries | None = None
     """The DICOM series that is read; None for files of other kinds."""
+    facts: tuple[tuple[str, Any], ...] = ()
+    """Further entries of the sidecar, such as those of BIDS, with the resolution that these want."""
 
     @property
     def input(self) -> str | DicomSeries:

@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +17,14 @@ from typing import Any
 
 from tqdm import tqdm
 
+from medsr_monai.atomic import check_output
 from medsr_monai.command_line import is_verbose, print_traceback, quiet_libraries
 from medsr_monai.data import is_dicom_file, volume_name
 from medsr_monai.errors import MedsrError, line_of, naming, printable
 from medsr_monai.records.sidecar import (
     check_sidecar,
+    is_ours,
+    read_sidecar,
     remove_partial,
     sidecar_path,
     source_record,
@@ -29,7 +33,9 @@ from medsr_monai.records.sidecar import (
 )
 from medsr_monai.suffixes import NIFTI_SUFFIXES
 from medsr_monai.upscaling.adaptation import Adaptation
+from medsr_monai.upscaling.bundles import AUTO_BUNDLE
 from medsr_monai.upscaling.cases import Case, find_cases
+from medsr_monai.upscaling.choice import Choice
 from medsr_monai.upscaling.dicom_output import find_dicom_cases
 from medsr_monai.upscaling.memory import parse_size
 from medsr_monai.upscaling.protocols import fit_protocols
@@ -102,6 +108,7 @@ def upscale_files(
     output: str,
     options: Options,
     *,
+    cases: list[Case] | None = None,
     series: str | None = None,
     all_series: bool = False,
     descriptions: bool = False,
@@ -117,6 +124,7 @@ def upscale_files(
         source: a file, folder or zip.
         output: the output file, or the folder for several.
         options: how volumes are super-resolved.
+        cases: what is read and written, below source and output; None finds them.
         series, all_series: which series of a DICOM study are taken, see
             :func:`medsr_monai.data.dicom.studies.choose_series`.
         descriptions: name their outputs so, see :func:`medsr_monai.data.dicom.studies.output_names`.
@@ -134,7 +142,12 @@ def upscale_files(
     """
     if jobs < 1:
         raise ValueError(f"jobs is {jobs}, expected at least 1")
-    cases = (find_dicom_cases if dicom else find_cases)(source, output, overwrite, series, all_series, descriptions)
+    if cases is None:
+        find = find_dicom_cases if dicom else find_cases
+        cases = find(source, output, overwrite, series, all_series, descriptions)
+    else:
+        for case in cases:
+            check_output(case.output, overwrite or is_ours(case.output))
     chosen = dataclasses.asdict(options)
     if any(is_dicom_file(case.source) and case.output.name.endswith(NIFTI_SUFFIXES) for case in cases):
         chosen["pictures"] = False  # it is a volume of one slice then
@@ -158,14 +171,15 @@ def upscale_files(
         raise ValueError(
             "--max-memory does not bound a training: fit weights by `medsr adapt`, and give them as --weights"
         )
+    if adaptation is not None and adaptation.to == "protocol" and options.bundle == AUTO_BUNDLE:
+        raise ValueError("--adapt protocol fits one bundle to all scans: name it, such as --bundle rdst_e_thick")
     if adaptation is not None and adaptation.to == "protocol" and (folder is None or ranks.size > 1):
         instead = "say --adapt for one scan" if folder is None else "fit by `medsr adapt` first, and give --weights"
         raise ValueError(f"--adapt protocol is for the scans of a folder, in processes of one machine: {instead}")
     job = Job(cases, Path(source), folder, chosen, picture, dicom, overwrite, adaptation)
     if folder is None:
-        upscaler = job.upscaler()
-        _warn(upscaler)
-        upscaler.write(cases[0], picture=picture, say=say)
+        upscaler, choice = _fitting(job.upscaler(), cases[0], told=set())
+        upscaler.write(cases[0], choice=choice, picture=picture, say=say)
         return 0
     return _in_processes(job, jobs) if jobs > 1 else _in_this_process(job, ranks)
 
@@ -254,19 +268,21 @@ def _with_protocols(job: Job, upscaler: Upscaler) -> Job:
 
 def _work_off(job: Job, ranks: Ranks, upscaler: Upscaler, table: StatusTable, progress=lambda count: None) -> None:
     """Do the cases that no other process has claimed; a bad one does not stop the others."""
+    told = {upscaler}
     for index in ranks.order([_size(case) for case in job.cases]):
         case = job.cases[index]
         row = job.row(case)
         if not ranks.claim(row["output"]):
             continue
         try:
-            with measured(row, upscaler.runner["device"]), naming(case.source):
+            with measured(row, upscaler.place), naming(case.source):
                 remove_partial(case.output)
+                one, choice = _fitting(upscaler, case, told)
                 inputs = [source_record(case.source, case.files)]
-                reason = why_redo(case.output, inputs, upscaler.identity)
+                reason = why_redo(case.output, inputs, one.identity)
                 if reason is not None or job.overwrite:
-                    upscaler.use(job.fitted.get(case.output))
-                    upscaler.write(case, inputs, picture=job.picture, say=say)
+                    one.use(job.fitted.get(case.output))
+                    one.write(case, inputs, choice=choice, picture=job.picture, say=say)
                     row |= {"status": DONE, "reason": "redone: --overwrite" if reason is None else reason}
             if "status" not in row:
                 row = job.row(case) | {"status": KEPT, "reason": ""}  # with the figures of when it was made
@@ -298,11 +314,11 @@ def _sum_up(job: Job, upscaler: Upscaler, table: StatusTable, start: float) -> i
     """Write the summary and the page, and return the exit code."""
     rows = _rows(job, table)
     seconds = round(time.perf_counter() - start, 1)
-    facts = {name: upscaler.record[name] for name in ("IntendedUse", "GeneratedBy", "Bundle", "Options", "Versions")}
+    names, facts = _made_by(upscaler, job, rows)
     table.close(rows, Seconds=seconds, **facts)
     say(f"{job.folder}: {summary_line(rows)}, in {seconds:.0f} s; {table.path}")
     if job.picture:
-        note = f"{summary_line(rows)}, by bundle {upscaler.record['Bundle']['Name']}.".capitalize()
+        note = f"{summary_line(rows)}, by bundle {' or '.join(names)}.".capitalize()
         say(str(write_page(job.folder, rows, note)))
     if failed := sum(row["status"] not in (DONE, KEPT) for row in rows):
         complain(f"{failed} of {len(rows)} volumes failed")
@@ -317,8 +333,33 @@ def _progress_bar(job: Job, shown: bool = True) -> Iterator[Callable[[int], None
         yield lambda count: bar.update(count - bar.n)
 
 
+def _fitting(upscaler: Upscaler, case: Case, told: set[Upscaler]) -> tuple[Upscaler, Choice | None]:
+    """Give the upscaler of a case, and say why; what its weights were trained on is told once."""
+    one, choice = upscaler.fitting(case)
+    if choice is not None:
+        say(f"{case.source}: {choice}")
+    if one not in told:
+        _warn(one)
+        told.add(one)
+    return one, choice
+
+
+def _made_by(upscaler: Upscaler, job: Job, rows: list[dict]) -> tuple[list[str], dict[str, Any]]:
+    """Names of the bundles that outputs were made by, and what the summary says of the run."""
+    facts = ("IntendedUse", "GeneratedBy", "Bundle", "Options", "Versions")
+    if upscaler.bundle != AUTO_BUNDLE:
+        return [upscaler.record["Bundle"]["Name"]], {name: upscaler.record[name] for name in facts}
+    found = (read_sidecar(job.folder / row["output"]) for row in rows if row["status"] in (DONE, KEPT))
+    records = [one for one in found if one is not None]
+    counts = Counter(one["Bundle"]["Name"] for one in records)
+    same = {name: records[0][name] for name in facts if records and name != "Bundle"}
+    return sorted(counts) or ["none"], same | {"Bundle": {"Name": AUTO_BUNDLE, "Chosen": counts}}
+
+
 def _warn(upscaler: Upscaler) -> None:
     """Tell what every sidecar of this run will say."""
+    if upscaler.bundle == AUTO_BUNDLE:
+        return  # each bundle is told of when it is chosen
     say(upscaler.trained_on.sentence)
     for warning in upscaler.warnings:
         logger.warning(warning)

@@ -32,7 +32,6 @@ from medsr_monai.metrics import axis_spectrum
 from medsr_monai.suffixes import NIFTI_SUFFIXES, VOLUME_SUFFIXES
 from medsr_monai.transforms import (
     PLANE_ACROSS,
-    format_edges,
     intensity_range,
     plane_axis,
     resized_affine,
@@ -40,19 +39,15 @@ from medsr_monai.transforms import (
     spacing,
     thick_axis,
 )
-from medsr_monai.upscaling.bundles import DEFAULT_BUNDLE, BundleRunner, bundle_folder
-from medsr_monai.upscaling.cases import acquisition_matrix
-from medsr_monai.upscaling.memory import Memory
-from medsr_monai.upscaling.plan import seconds_per_pixel
+from medsr_monai.upscaling.bundles import BundleRunner
+from medsr_monai.upscaling.cases import Case, acquisition_matrix
+from medsr_monai.upscaling.choice import OTHERWISE, choose, scan_of
+from medsr_monai.upscaling.memory import Memory, load_libraries
+from medsr_monai.upscaling.plan import resident_bytes, seconds_per_pixel
 
 __all__ = ["inspect"]
 
 logger = logging.getLogger(__name__)
-
-THICK_BUNDLE = "rdst_e_thick"
-"""The bundle that is proposed for thick slices."""
-PICTURE_BUNDLE = "lgsr"
-"""The bundle that is proposed for pictures."""
 
 
 def inspect(
@@ -196,35 +191,39 @@ class _Planner:
         self.runners: dict[str, BundleRunner] = {}
         self.memory: dict[str, Memory] = {}
         self.seconds: dict[str, float] = {}
-        self._runner(DEFAULT_BUNDLE)  # the process is measured before volumes are read
+        load_libraries(picture=True)
+        self.resident = resident_bytes()  # before volumes are read
 
     def plan(self, item: dict[str, Any], source: str | DicomSeries, volume: MetaTensor, frame: int | None) -> None:
         """Fill in ``plan`` and ``estimate``."""
-        bundle, reason = _choose(item)
-        runner, trained = self._runner(bundle), _has_weights(bundle)
+        case = Case(source, Path()) if isinstance(source, str) else Case(source.source, Path(), source)
+        choice = choose(scan_of(case, frame))
+        bundle, runner = choice.bundle, self._runner(choice.bundle, choice.usable)
         plan = runner.plan(volume.affine, volume.shape[1:])
         sides = 2 if item["kind"] == "picture" else 3
         edges = spacing(resized_affine(volume.affine, plan.shape, plan.new_shape))
         item["plan"] = {
             "bundle": bundle,
-            "reason": reason,
-            "weights": trained,
+            "reason": choice.reason,
+            "measured": choice.measured,
+            "otherwise": OTHERWISE,
+            "weights": choice.usable,
             "output_shape": list(plan.new_shape[:sides]),
             "output_spacing_mm": [float(edge) for edge in edges[:sides]] if item["spacing_mm"] else None,
             "what": _what(runner, plan, volume),
-            "command": _command(source, bundle, frame),
+            "command": _command(source, frame),
         }
-        if item["kind"] == "picture" and not trained:
-            item["plan"]["alternative"] = _command(source, DEFAULT_BUNDLE, frame)
         item["estimate"] = self._estimate(bundle, runner, plan, len(volume))
 
-    def _runner(self, bundle: str) -> BundleRunner:
+    def _runner(self, bundle: str, trained: bool) -> BundleRunner:
         if bundle not in self.runners:
-            self.runners[bundle] = BundleRunner(
-                bundle, trained=_has_weights(bundle), device="$torch.device('cpu')", sw_batch_size=self.slice_batch
+            runner = self.runners[bundle] = BundleRunner(
+                bundle, trained=trained, device="$torch.device('cpu')", sw_batch_size=self.slice_batch
             )
-            self.memory[bundle] = Memory(self.runners[bundle])
-            self.memory[bundle].resident = next(iter(self.memory.values())).resident  # before heaps have grown
+            self.memory[bundle] = Memory(runner)
+            if self.resident is not None:
+                weights = sum(tensor.nbytes for tensor in runner.network.state_dict().values())
+                self.memory[bundle].resident = self.resident + weights  # before heaps have grown
         return self.runners[bundle]
 
     def _estimate(self, bundle: str, runner: BundleRunner, plan: InferencePlan, channels: int) -> dict[str, Any]:
@@ -242,10 +241,6 @@ class _Planner:
         }
 
 
-def _has_weights(bundle: str) -> bool:
-    return (bundle_folder(bundle) / "models" / "model.pt").is_file()
-
-
 def _what(runner: BundleRunner, plan: InferencePlan, volume: MetaTensor) -> str:
     """What upscale will say that it does, and for slices that are enlarged, to what size."""
     if plan.thick_axis is not None:
@@ -255,21 +250,7 @@ def _what(runner: BundleRunner, plan: InferencePlan, volume: MetaTensor) -> str:
     return enlarged if "picture" in volume.meta else f"{plan.sentence}: {enlarged}"
 
 
-def _choose(item: dict[str, Any]) -> tuple[str, str]:
-    """The bundle that fits, and why."""
-    if item["kind"] == "picture":
-        return PICTURE_BUNDLE, "a 2D image"
-    edges = f"voxels of {format_edges(item['spacing_mm'])} mm"
-    if item["thick_axis"] is not None:
-        return THICK_BUNDLE, f"{edges} are thick slices along {item['thick_axis']}"
-    if 1 in item["shape"]:
-        return DEFAULT_BUNDLE, "a single slice"
-    if max(item["spacing_mm"]) >= 1.25 * min(item["spacing_mm"]):
-        return DEFAULT_BUNDLE, f"{edges} are no thick slices, the finest pixels lie in the {item['plane']} plane"
-    return DEFAULT_BUNDLE, f"{edges} are nearly cubic"
-
-
-def _command(source: str | DicomSeries, bundle: str, frame: int | None) -> str:
+def _command(source: str | DicomSeries, frame: int | None) -> str:
     """Write the command to type; its output lies in the folder where it is typed."""
     words = ["medsr", "upscale"]
     if isinstance(source, str):
@@ -280,6 +261,5 @@ def _command(source: str | DicomSeries, bundle: str, frame: int | None) -> str:
         words += [source.root, "sr.nii.gz"]
         if not single:
             words += ["--series", source.choice]
-    words += [] if bundle == DEFAULT_BUNDLE else ["--bundle", bundle]
     words += [] if frame is None else ["--frame", str(frame)]
     return shlex.join(words)

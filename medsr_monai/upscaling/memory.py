@@ -265,7 +265,7 @@ class Memory:
         """Read the process's memory once unused parts are given back; None where the system does not tell it."""
         if self.limit is not None:
             gc.collect()
-            if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
+            if trim := _of_c_library("malloc_trim"):
                 trim(0)
         return resident_bytes()
 
@@ -367,5 +367,13 @@ def _place(axis: int, start: int, part: torch.Tensor) -> tuple[slice, ...]:
 
 def _keep_no_freed_buffers() -> None:
     """Have the C library give large buffers back to the system; by default it keeps up to 32 MiB of each."""
-    if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):
+    if mallopt := _of_c_library("mallopt"):
         mallopt(M_MMAP_THRESHOLD, MMAP_BYTES)
+
+
+def _of_c_library(name: str) -> Callable[..., int] | None:
+    """A function of the C library that this process has loaded; None where there is none, as on macOS and Windows."""
+    try:
+        return getattr(ctypes.CDLL(None), name, None)
+    except TypeError:  # Windows wants the name of a library
+        return None

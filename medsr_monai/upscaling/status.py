@@ -67,7 +67,8 @@ class StatusTable:
         try:
             yield
         finally:
-            Path(lock.lock_file).unlink(missing_ok=True)
+            with contextlib.suppress(PermissionError):  # Windows removes no open file
+                Path(lock.lock_file).unlink(missing_ok=True)
             lock.release()
 
     def read(self) -> dict[str, dict[str, str]]:
@@ -77,7 +78,7 @@ class StatusTable:
         try:
             if not self.path.is_file():
                 raise ValueError("no regular file")
-            with self.path.open(newline="") as file:
+            with self.path.open(newline="", encoding="utf-8") as file:
                 reader = csv.DictReader(file)
                 if tuple(reader.fieldnames or ()) != COLUMNS:
                     raise ValueError("it has other columns")
@@ -110,7 +111,8 @@ class StatusTable:
         numbers = {"Cases": counts.total()} | {s.capitalize(): counts[s] for s in (DONE, KEPT, FAILED, PENDING)}
         with written_atomically(self.summary) as partial:
             partial.write_text(json.dumps(numbers | facts, indent=2) + "\n")
-        Path(self.lock.lock_file).unlink(missing_ok=True)
+        with contextlib.suppress(PermissionError):  # nor one that another process has open
+            Path(self.lock.lock_file).unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -131,7 +133,8 @@ def measured(row: dict, device: torch.device) -> Iterator[None]:
         yield
     finally:
         row["seconds"] = round(time.perf_counter() - start, 3)
-        row["peak_mib"] = round(torch.cuda.max_memory_allocated(device) / 2**20 if cuda else peak_resident_mib(), 1)
+        peak = torch.cuda.max_memory_allocated(device) / 2**20 if cuda else peak_resident_mib()
+        row["peak_mib"] = "" if peak is None else round(peak, 1)
 
 
 def exit_code(rows: Iterable[dict]) -> int:

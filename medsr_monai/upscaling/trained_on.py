@@ -20,7 +20,7 @@ from medsr_monai.transforms.intensity import HIGH, LOW
 from medsr_monai.upscaling.bundles import BundleRunner
 from medsr_monai.upscaling.cases import Case, bids_sidecar
 
-__all__ = ["Known", "TrainedOn", "differences", "is_hounsfield", "known_of"]
+__all__ = ["Known", "TrainedOn", "differences", "is_hounsfield", "known_of", "same_part", "series_of"]
 
 logger = logging.getLogger(__name__)
 
@@ -158,7 +158,7 @@ class TrainedOn:
         """
         if self.data is None:
             return []
-        known = Known() if case is None else known_of(case.source, _series(case))
+        known = Known() if case is None else known_of(case.source, series_of(case))
         ends = float(image.meta[LOW].min()), float(image.meta[HIGH].max())
         if known.modality is None and is_hounsfield(*ends):
             known = Known("CT", None, known.body_part, "intensities like Hounsfield units")
@@ -174,8 +174,8 @@ class TrainedOn:
         ]
 
 
-def _series(case: Case) -> DicomSeries | None:
-    """The DICOM series of a case, also of a single file that is read as a picture."""
+def series_of(case: Case) -> DicomSeries | None:
+    """Give the DICOM series of a case, also of a single file that is read as a picture."""
     if case.series is None and Path(case.source).is_file() and is_dicom_file(case.source):
         return next(iter(find_series(case.source)), None)
     return case.series
@@ -239,7 +239,7 @@ def _weight(lines: Sequence[str]) -> int:
 
 def _differences(group: TrainingGroup, seen: Sequence[Seen], known: Known) -> list[str]:
     lines = []
-    if known.body_part and group.body_parts and not _same_part(known.body_part, group.body_parts):
+    if known.body_part and group.body_parts and not same_part(known.body_part, group.body_parts):
         trained = ", ".join(group.body_parts)
         lines.append(f"body part {known.body_part} ({known.source}): trained on {trained}")
     if known.contrast and group.contrasts and known.contrast not in group.contrasts:
@@ -272,7 +272,8 @@ def _span(values: Sequence[float]) -> str:
     return low if low == high else f"{low} to {high}"
 
 
-def _same_part(part: str, trained: Sequence[str]) -> bool:
+def same_part(part: str, trained: Sequence[str]) -> bool:
+    """Say whether a word for a part of the body means one of those that were trained on."""
     words = part.lower()
     for one in trained:
         same = next((names for names in BODY_PARTS if one in names), {one})

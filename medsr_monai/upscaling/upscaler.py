@@ -9,7 +9,7 @@ import math
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +32,11 @@ from medsr_monai.records.sidecar import (
     source_record,
     versions,
 )
-from medsr_monai.transforms import PLANES, parse_point_spread
+from medsr_monai.transforms import PLANES, format_edges, parse_point_spread
 from medsr_monai.upscaling.adaptation import Adaptation, Adapted, check_adaptable, fit, load_adapted
-from medsr_monai.upscaling.bundles import DEFAULT_BUNDLE, BundleRunner, bundle_folder, choose_device
+from medsr_monai.upscaling.bundles import AUTO_BUNDLE, BundleRunner, bundle_folder, choose_device
 from medsr_monai.upscaling.cases import Case, header_of
+from medsr_monai.upscaling.choice import Choice, Narrowing, Scan, choose, scan_of, scan_of_volume
 from medsr_monai.upscaling.dicom_output import source_headers
 from medsr_monai.upscaling.kinds import NAME, like, name_of, to_volume
 from medsr_monai.upscaling.memory import Memory, Way, parse_size
@@ -58,7 +59,8 @@ class Options:
     """How volumes are super-resolved; the names are those of the options of ``medsr upscale``.
 
     Args:
-        bundle: the name of a bundle (see ``medsr models``) or the path of its folder.
+        bundle: the name of a bundle (see ``medsr models``), the path of its folder, or auto for the one that fits the
+            input best, see :mod:`medsr_monai.upscaling.choice`.
         weights: a weights file to use in place of the bundle's models/model.pt, or a network that ``medsr export``
             wrote.
         device: auto, cpu, or a GPU such as cuda:0; auto is a GPU where there is one.
@@ -71,6 +73,7 @@ class Options:
         psf: the point spread of the scanner, which some networks are told: unknown, KIND or KIND:FWHM_MM, see
             :func:`medsr_monai.transforms.parse_point_spread`; auto finds it in the header and in the volume, see
             :mod:`medsr_monai.upscaling.point_spread`.
+        scale: by which the sides of slices grow; narrows the choice of a bundle. None for the smallest that there is.
         frame: the frame of a 4D volume, counted from 0.
         nan_value: a number to put in place of NaN, as registrations leave it outside of the scan; None refuses NaN.
         slice_batch: slices computed at a time; auto is 4 on a CPU, and on CUDA as many as fit into its free memory.
@@ -89,7 +92,7 @@ class Options:
         ValueError, FileNotFoundError: a wrong option, before anything is loaded; one line.
     """
 
-    bundle: str = field(default=DEFAULT_BUNDLE, kw_only=False)
+    bundle: str = field(default=AUTO_BUNDLE, kw_only=False)
     weights: str | None = None
     device: str = "auto"
     plane: str = "auto"
@@ -98,6 +101,7 @@ class Options:
     refine: str = "both"
     force: bool = False
     psf: str = AUTO
+    scale: int | None = None
     frame: int | None = None
     nan_value: float | None = None
     slice_batch: int | str = "auto"
@@ -112,7 +116,11 @@ class Options:
     trust_code: bool = False
 
     def __post_init__(self) -> None:
-        bundle_folder(self.bundle)
+        if self.bundle != AUTO_BUNDLE:
+            bundle_folder(self.bundle)
+        elif self.weights is not None:
+            raise ValueError("weights belong to a bundle: name it with --bundle")
+        self.narrowing.check(self.bundle)
         if self.plane not in ("auto", *PLANES):
             raise ValueError(f"plane is {self.plane!r}, expected auto, {', '.join(PLANES)}")
         batch = str(self.slice_batch)
@@ -132,6 +140,17 @@ class Options:
             parse_size(self.max_memory)
         if self.psf not in (AUTO, UNKNOWN):
             parse_point_spread(self.psf, 1.0)
+
+    @property
+    def narrowing(self) -> Narrowing:
+        """What the options say of the bundle that auto chooses."""
+        thick = {
+            f"--thick-axis {self.thick_axis}": self.thick_axis != "auto",
+            f"--target-spacing {self.target_spacing}": self.target_spacing is not None,
+            f"--refine {self.refine}": self.refine != "both",
+            "--force": self.force,
+        }
+        return Narrowing(self.scale, self.plane, tuple(name for name, given in thick.items() if given))
 
     @property
     def bound(self) -> float | None:
@@ -179,8 +198,9 @@ FLOAT32 = ("precision", "float32")
 class Upscaler(Options):
     """A bundle's network, loaded once, that super-resolves one volume after the other.
 
-    ``Upscaler("rdst_e_thick")(volume)`` gives the finer volume; options are those of :class:`Options`, as keywords. One
-    thread at a time is at work: a lock makes the others wait.
+    ``Upscaler("rdst_e_thick")(volume)`` gives the finer volume; options are those of :class:`Options`, as keywords.
+    ``Upscaler()`` takes for each volume the bundle that fits it, each loaded once. One thread at a time is at work: a
+    lock makes the others wait.
 
     Args:
         progress: called after every batch of slices, with how many slices are done and how many there are in all.
@@ -207,8 +227,20 @@ class Upscaler(Options):
             super().__post_init__()
             self._load()
 
+    @property
+    def narrowing(self) -> Narrowing:
+        """What the options say of the bundle that auto chooses; only those for thick slices are fitted to scans."""
+        found = super().narrowing
+        return found if self.adaptation is None else replace(found, thick=(*found.thick, "--adapt"))
+
     def _load(self) -> None:
         device = choose_device(self.device, self.local_rank)
+        self.place = torch.device(device)
+        self._lock = threading.Lock()
+        self._of_bundles: dict[str, Upscaler] = {}
+        if self.bundle == AUTO_BUNDLE:
+            self.warnings: list[str] = []
+            return
         limit = None if self.max_memory is None else parse_size(self.max_memory)
         batch = SLICE_BATCH if self.slice_batch == "auto" else int(self.slice_batch)
         fixed = {
@@ -250,7 +282,24 @@ class Upscaler(Options):
             "Versions": versions(),
             "Device": torch.cuda.get_device_name(device) if device.startswith("cuda") else device,
         }
-        self._lock = threading.Lock()
+
+    def fitting(self, case: Case) -> tuple[Upscaler, Choice | None]:
+        """Give the upscaler of a case, and why its bundle was chosen: this one and None where the bundle was named.
+
+        Raises:
+            MedsrError: the case cannot be read, or no bundle is for it; one line.
+        """
+        if self.bundle != AUTO_BUNDLE:
+            return self, None
+        with naming(case.source):
+            return self._chosen(scan_of(case, self.frame, self.pictures))
+
+    def _chosen(self, scan: Scan) -> tuple[Upscaler, Choice]:
+        choice = choose(scan, self.narrowing)
+        if choice.bundle not in self._of_bundles:
+            options = {one.name: getattr(self, one.name) for one in fields(self)}
+            self._of_bundles[choice.bundle] = Upscaler(**options | {"bundle": choice.bundle, "scale": None})
+        return self._of_bundles[choice.bundle], choice
 
     def __call__(self, volume: Any, frame: int | None = None) -> Any:
         """Super-resolve a volume; the result lies at the same place, in the input's units.
@@ -275,11 +324,17 @@ class Upscaler(Options):
                 chosen = self.frame if frame is None else frame
                 image = to_volume(volume, chosen, pictures=self.pictures, nan_value=self.nan_value)
                 inputs = [_digest(image) if case is None else source_record(case.source, case.files)]
-                item = self.runner.read(image)
+                one, choice = self, None
+                if self.bundle == AUTO_BUNDLE:
+                    one, choice = self._chosen(scan_of_volume(image, case))
+                    logger.info("%s", choice)
+                    warnings += one.warnings
+                item = one.runner.read(image)
                 lap("Reading")
-                with self._made(item, case, inputs[0], lap) as (result, record, _):
+                with one._made(item, case, inputs[0], lap) as (result, record, _):
                     made = like(result, volume)
-                record = self.record | _sources(inputs) | record | {"Warnings": warnings} | lap.record()
+                record = one.record | _sources(inputs) | record | {"Warnings": warnings} | lap.record()
+                record["Choice"] = choice and choice.record()
             if isinstance(made, tuple):
                 made = Pair(made)
             made.record = json_values(record)
@@ -309,6 +364,8 @@ class Upscaler(Options):
             MedsrError: nothing can be learnt from a scan, or the bundle is not for thick slices; one line.
         """
         with naming(), self._lock:
+            if self.bundle == AUTO_BUNDLE:
+                raise ValueError('name the bundle that is to be fitted, such as Upscaler("rdst_e_thick")')
             self._use(None)
             if not volumes:
                 return {}
@@ -369,6 +426,7 @@ class Upscaler(Options):
         case: Case,
         inputs: list[dict] | None = None,
         *,
+        choice: Choice | None = None,
         picture: bool = False,
         say: Callable[[str], object] = lambda text: None,
     ) -> None:
@@ -377,6 +435,7 @@ class Upscaler(Options):
         Args:
             case: the source and the output.
             inputs: the source's entry in the sidecar, if its checksum is known already.
+            choice: why this bundle was chosen, from :meth:`fitting`; None where it was named.
             picture: draw a quality picture beside the output.
             say: called with the lines that tell what is done.
 
@@ -392,6 +451,10 @@ class Upscaler(Options):
             lap("Reading")
             with self._made(item, case, inputs[0], lap, way, out, say) as (result, record, check):
                 record = self.record | _sources(inputs) | record | {"Warnings": warnings}
+                record["Choice"] = choice and choice.record()
+                if case.facts:
+                    edges = record["OutputGrid"]["VoxelSizeMm"]
+                    record |= dict(case.facts) | {"Resolution": f"voxels of {format_edges(edges)} mm"}
                 drawn = self._drawn(check, result, out, record["DataConsistency"]) if picture else None
                 lap("Quality")
                 pictures = [] if drawn is None else [quality_path(out)]
@@ -548,7 +611,7 @@ class Upscaler(Options):
             check_format(out, image)
 
 
-def upscale(volume: Any, bundle: str = DEFAULT_BUNDLE, **options: Any) -> Any:
+def upscale(volume: Any, bundle: str = AUTO_BUNDLE, **options: Any) -> Any:
     """Super-resolve one volume: ``Upscaler(bundle, **options)(volume)``, which loads the network anew each time."""
     return Upscaler(bundle, **options)(volume)
 

@@ -19,7 +19,6 @@ from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
 from scipy.ndimage import gaussian_filter
 
 from medsr_monai import cli
-from medsr_monai.upscaling.bundles import DEFAULT_BUNDLE
 
 ROOT = Path(__file__).parents[2]
 DATA = ROOT.parent / "shared" / "data" / "test"
@@ -80,9 +79,9 @@ def write_series(folder, shape=(40, 36, 8), edges=(1.0, 1.0, 4.0), **tags):
 @pytest.mark.parametrize(
     ("shape", "edges", "bundle"),
     [
-        ((40, 33, 9), (1, 1, 1.2), "rdst_e"),
-        ((9, 30, 31), (1.3, 0.9, 0.9), "rdst_e"),
-        ((20, 12, 21), (1, 4, 4), "rdst_e"),
+        ((40, 33, 9), (1, 1, 1.2), "rdst_e_x2"),
+        ((9, 30, 31), (1.3, 0.9, 0.9), "rdst_e_x2"),
+        ((20, 12, 21), (1, 4, 4), "rdst_e_x2"),
         ((40, 36, 11), (0.9, 0.9, 3.3), "rdst_e_thick"),
         ((11, 40, 36), (5.0, 0.8, 1.0), "rdst_e_thick"),
     ],
@@ -102,7 +101,6 @@ def test_the_grid_is_what_upscale_writes(tmp_path, capsys, shape, edges, bundle)
 
 
 def test_the_command_is_one_that_upscale_understands(tmp_path, capsys, monkeypatch):
-    """A picture's, whose bundle has no weights here, is refused for these alone."""
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 36), np.uint8)).save(tmp_path / "us.png")
     (item,) = inspected(tmp_path / "us.png", "--no-timing", capsys=capsys)
     plan = item["plan"]
@@ -110,12 +108,10 @@ def test_the_command_is_one_that_upscale_understands(tmp_path, capsys, monkeypat
     assert item["spacing_mm"] is None and item["orientation"] is None
     monkeypatch.chdir(tmp_path)
     words = plan["command"].split()
-    assert words[:2] == ["medsr", "upscale"] and words[-2:] == ["--bundle", "lgsr"]
-    if not plan["weights"]:
-        assert plan["alternative"] == plan["command"].removesuffix(" --bundle lgsr")
-        code, _, err = medsr(*words[1:], capsys=capsys)
-        assert code == 1 and "no trained weights" in err
-        assert "none of lgsr here" in medsr("inspect", "us.png", "--no-timing", capsys=capsys)[1]
+    assert words == ["medsr", "upscale", "us.png", "us_sr.png"] or words[2:] == [str(tmp_path / "us.png"), "us_sr.png"]
+    code, out, _ = medsr(*words[1:], "--nopicture", capsys=capsys)
+    assert code == 0 and f"bundle lgsr, since {plan['reason']}; {plan['measured']}; {plan['otherwise']}" in out
+    assert Image.open("us_sr.png").size == (144, 160)
 
 
 # what is there
@@ -129,7 +125,8 @@ def test_text_of_a_volume(tmp_path, capsys):
     assert "160x160x4 voxels of 1x1x5 mm, RAS, axial slices" in lines[1]
     assert "inferior-superior, 5 mm" in lines[2]
     assert "left-right: 160 voxels of 1 mm, no interpolation detected" in lines[3]
-    assert f"medsr upscale {volume} v_sr.nii.gz --bundle rdst_e_thick" in out
+    assert "bundle      rdst_e_thick, since slices of 5 mm are 5 times as thick" in out
+    assert re.search(rf"command +medsr upscale {volume} v_sr.nii.gz$", out, re.M)
     assert re.search(r"MiB of memory, 4 slices at a time; network about .* on \d+ threads?$", lines[-1])
 
 
@@ -144,8 +141,8 @@ def test_enlarged_slices_and_zero_filling(tmp_path, capsys):
     assert item["interpolated"] and first["interpolated"] and not second["interpolated"]
     assert first["acquired"] == pytest.approx(107, rel=0.05)
     assert first["resolution_mm"] == pytest.approx(1.5, rel=0.05)
-    assert item["plan"]["bundle"] == DEFAULT_BUNDLE
-    assert "enlarges 160x120 to 640x480" in item["plan"]["what"]
+    assert item["plan"]["bundle"] == "rdst_e_x2"
+    assert "enlarges 160x120 to 320x240" in item["plan"]["what"]
     assert item["estimate"]["seconds"] is None and item["estimate"]["memory_bytes"] > 0
 
 
@@ -165,7 +162,8 @@ def test_a_study_and_its_series(tmp_path, capsys):
     )
     assert good["acquisition_matrix"] == [30, 40]
     assert [axis["acquisition_matrix"] for axis in good["axes"]] == [30, 40]
-    assert good["plan"]["command"].endswith(f"--series {good['series']['uid']} --bundle rdst_e_thick")
+    assert good["plan"]["command"].endswith(f"--series {good['series']['uid']}")
+    assert "+2.8 dB over interpolation on brain MR T1 (nothing states which body part" in good["plan"]["measured"]
     assert items[8]["left_out"] == "derived" and items[8]["plan"] is None
     assert "unevenly spaced" in items[9]["problem"] and items[9]["plan"] is None
     assert len({tuple(item) for item in items.values()}) == 1  # the same keys for all
@@ -177,7 +175,8 @@ def test_a_study_and_its_series(tmp_path, capsys):
 
 
 def test_a_bundle_without_weights_is_planned_all_the_same(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(sys.modules["medsr_monai.upscaling.inspection"], "_has_weights", lambda bundle: False)
+    examine = sys.modules["medsr_monai.upscaling.choice"].examine
+    monkeypatch.setattr("medsr_monai.upscaling.choice.examine", lambda file: examine(file)._replace(state="missing"))
     volume = save(tmp_path / "v.nii.gz", (40, 36, 9), (1, 1, 4))
     (item,) = inspected(volume, "--no-timing", capsys=capsys)
     assert item["problem"] is None and item["plan"]["weights"] is False and item["estimate"]["memory_bytes"]
@@ -273,8 +272,8 @@ def test_memory_is_what_upscale_takes(tmp_path, shape, edges, bundle, limit):
     if bundle == "bicubic":
         folder = interpolating_bundle(tmp_path / "b", "rdst_e")
         code = (
-            f"import medsr_monai.upscaling.inspection as i; i.DEFAULT_BUNDLE = {str(folder)!r}; i._has_weights = bool\n"
-            + PEAK
+            "import medsr_monai.upscaling.inspection as i; from medsr_monai.upscaling.choice import Choice\n"
+            f"i.choose = lambda scan: Choice({str(folder)!r}, '', '', None, True)\n" + PEAK
         )
         extra = ["--bundle", folder]
     if limit is None:

@@ -1,6 +1,7 @@
 """Code in bundles: only what installed bundles hold runs without being trusted."""
 
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from bundle_copies import BUNDLES, TINY, amend, copy_bundle, save_weights, tiny_
 from made_volumes import save
 from monai.bundle import ConfigParser
 
+from medsr_monai import __version__
 from medsr_monai.upscaling.bundles import BundleRunner, bundle_folders, read_inference
 
 INFERENCE = Path("configs") / "inference.json"
@@ -102,3 +104,27 @@ def test_a_bundle_that_was_made_for_0_1_0_runs(medsr, caplog):
     save(Path("a.nii.gz"))
     assert medsr("upscale", "a.nii.gz", "x.nii.gz", "--bundle", bundle, "--nopicture")[0] == 0
     assert "medsr_monai.transforms.recipes is called medsr_monai.recipes now" in caplog.text
+
+
+@pytest.mark.parametrize("name", bundle_folders())
+def test_citation(medsr, name):
+    """Of every bundle: the papers that its card and README name, and the version that README states."""
+    code, out, _ = medsr("models", "--cite", name)
+    entries = out.strip().split("\n\n")
+    assert code == 0 and f"version = {{{__version__}}}" in entries[-1] and len(entries) > 1
+    card = (BUNDLES / name / "docs" / "README.md").read_text().split("## Citation")[1]
+    for entry in entries[:-1]:
+        assert entry.count("{") == entry.count("}") and "author = {" in entry and "title = {" in entry
+        assert re.search(r"(?:eprint|doi) = {(.*?)}", entry)[1] in card
+    front = (BUNDLES.parent / "README.md").read_text()
+    assert f"medsr_monai {__version__}" in front
+    papers = re.findall(r"arXiv (\d+\.\d+)|DOI (\S+)\.$", front.split("## How to cite")[1], re.M)
+    known = (BUNDLES / "references.bib").read_text()
+    assert len(papers) == 3 and all("".join(paper) in known for paper in papers)
+
+
+def test_a_bundle_of_no_known_paper_is_refused(medsr, tmp_path):
+    folder = copy_bundle(tmp_path / "other")
+    amend(folder / "configs" / "metadata.json", references=["Somebody's paper, arXiv 0000.00000"])
+    code, out, err = medsr("models", "--cite", folder)
+    assert (code, out) == (1, "") and "refers to no paper that is known here" in err

@@ -51,7 +51,8 @@ def medsr(python, *args):
 def test_command(warm_python, tmp_path):
     source, out = write_series(tmp_path / "source"), tmp_path / "derived"
     before = {path.name: path.read_bytes() for path in source.iterdir()}
-    run = medsr(warm_python, "upscale", source, out, "--output-format", "dicom", "--device", "cpu")
+    options = ("--output-format", "dicom", "--device", "cpu", "--bundle", "rdst_e")
+    run = medsr(warm_python, "upscale", source, out, *options)
     assert run.returncode == 0, run.stderr
     assert NAME not in run.stdout + run.stderr and "Roe" not in run.stdout + run.stderr
     assert {path.name: path.read_bytes() for path in source.iterdir()} == before
@@ -59,7 +60,7 @@ def test_command(warm_python, tmp_path):
     sidecar = json.loads((tmp_path / "derived.json").read_text())
     assert [one["Name"] for one in sidecar["Outputs"]] == ["derived", "derived.quality.png"]
     assert NAME not in str(sidecar)
-    assert upscale(str(source), str(tmp_path / "sr.nii.gz"), device="cpu") == 0
+    assert upscale(str(source), str(tmp_path / "sr.nii.gz"), "rdst_e", device="cpu") == 0
     load = LoadVolumed("image").load
     derived, nifti, original = load(out), load(tmp_path / "sr.nii.gz"), load(source)
     headers = [pydicom.dcmread(path) for path in sorted(out.iterdir())]
