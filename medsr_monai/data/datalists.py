@@ -117,7 +117,7 @@ def split_volumes(
 
 
 def _here(item: Mapping[str, Any]) -> dict[str, Any]:
-    """An item of a datalist that was written on Windows, the backslashes of its paths made slashes where that is a file."""
+    """An item of a datalist, perhaps written on Windows: backslashes of paths become slashes where that is a file."""
     return {key: _slashed(value) for key, value in item.items()}
 
 

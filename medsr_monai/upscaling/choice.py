@@ -49,7 +49,7 @@ class Scan:
     affine: np.ndarray
     shape: tuple[int, int, int]
     picture: bool = False
-    known: Known = Known()
+    known: Known = dataclasses.field(default_factory=Known)
 
     @property
     def thick(self) -> float | None:
