@@ -130,13 +130,30 @@ def _no_room_explained(path: Path) -> Iterator[None]:
         raise OSError(f"{path}: no room for it ({error.strerror}): free disk space or choose another output") from error
 
 
+def check_named(path: str | os.PathLike, what: str = "input") -> None:
+    """Refuse an empty path, which would be the working folder: a folder that nobody has named.
+
+    Args:
+        path: the path, before a ``Path`` is made of it.
+        what: what messages call it.
+
+    Raises:
+        ValueError: the path is empty.
+    """
+    if not os.fspath(path):
+        raise ValueError(
+            f"the path of the {what} is empty (an unset variable, an unknown image?): name a file or folder"
+        )
+
+
 def check_input(path: str | os.PathLike) -> None:
     """Refuse a path that is neither a file nor a folder.
 
     Raises:
         FileNotFoundError: nothing is there.
-        ValueError: something else is there, such as a pipe.
+        ValueError: something else is there, such as a pipe, or the path is empty.
     """
+    check_named(path)
     if not Path(path).exists():
         raise FileNotFoundError(f"{path}: no such file or folder")
     if not Path(path).is_file() and not Path(path).is_dir():

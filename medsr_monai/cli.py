@@ -7,7 +7,6 @@ import os
 import signal
 import sys
 import threading
-import traceback
 from typing import Any
 
 from medsr_monai.commands.adapt import adapt
@@ -61,7 +60,7 @@ def main(argv: list[str] | None = None) -> None:
     SIGTERM, which tidies up likewise, and 141 where nobody reads the output any more, as after ``| head``. With
     ``--verbose`` an error shows its traceback.
     """
-    from medsr_monai.command_line import Pipe, parse, quiet_libraries
+    from medsr_monai.command_line import Pipe, lines, parse, print_traceback, quiet_libraries
 
     arguments = sys.argv[1:] if argv is None else argv
     if arguments == ["--version"]:
@@ -78,7 +77,7 @@ def main(argv: list[str] | None = None) -> None:
             if call is None:
                 return
             quiet_libraries(call.verbose)
-            pipe.escaping = True
+            pipe.shown = lines
             code = call.function(*call.args, **call.kwargs)
             sys.stdout.flush()
     except KeyboardInterrupt:
@@ -89,7 +88,7 @@ def main(argv: list[str] | None = None) -> None:
         sys.exit(143)
     except Exception as error:
         if call is not None and call.verbose:
-            traceback.print_exc()
+            print_traceback()
         print(f"medsr: error: {line_of(error)}", file=sys.stderr)
         sys.exit(1)
     finally:

@@ -8,7 +8,9 @@ import inspect
 import logging
 import os
 import re
+import shlex
 import sys
+import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TextIO
@@ -179,7 +181,8 @@ def parse(functions: dict[str, Callable], arguments: Sequence[str], program: str
     words = list(arguments) or ["--help"]
     if words[0] in commands:
         words[1:] = commands[words[0]].apart(words[1:])
-    call = fire.Fire(commands, words, program, _text)
+    with contextlib.redirect_stderr(Pipe(sys.stderr, functools.partial(_shown, words=words))):
+        call = fire.Fire(commands, words, program, _text)
     return call if isinstance(call, _Call) else None
 
 
@@ -187,15 +190,36 @@ def _text(result: object) -> str | None:
     return result if isinstance(result, str) else None  # Fire's completion script
 
 
-def _lines(text: str) -> str:
+def lines(text: str) -> str:
+    """The same text with escapes for control characters but the ends of lines, see `medsr_monai.errors.printable`."""
     return "\n".join(map(printable, text.split("\n")))
+
+
+STYLE = re.compile("(\x1b\\[[0-9;]*m)")
+"""Bold, underlined and red, as Fire writes on a terminal."""
+
+
+def _shown(text: str, words: Sequence[str]) -> str:
+    """What Fire says, in its style, with escapes for control characters of the words that it repeats."""
+    for word in words:
+        text = text.replace(shlex.quote(word), shlex.quote(printable(word))).replace(word, printable(word))
+    return "".join(part if STYLE.fullmatch(part) else lines(part) for part in STYLE.split(text))
+
+
+def print_traceback() -> None:
+    """Print the traceback of the error that is being handled; its texts may be those of headers, a line each."""
+    text, error = traceback.format_exc(), sys.exception()
+    while error is not None:
+        text = text.replace(str(error), printable(str(error))) if str(error) else text
+        error = error.__cause__ or error.__context__
+    print(lines(text), file=sys.stderr, end="")
 
 
 class _Escaping(logging.Formatter):
     """What is logged may hold text of headers."""
 
     def format(self, record: logging.LogRecord) -> str:
-        return _lines(super().format(record))
+        return lines(super().format(record))
 
 
 def quiet_libraries(verbose: bool = False) -> None:
@@ -210,6 +234,7 @@ def quiet_libraries(verbose: bool = False) -> None:
     handler.setFormatter(_Escaping("medsr: %(name)s: %(message)s" if verbose else "medsr: %(message)s"))
     logging.basicConfig(level=logging.INFO if verbose else logging.CRITICAL, handlers=[handler])
     logging.getLogger("medsr_monai").setLevel(logging.INFO if verbose else logging.WARNING)
+    logging.captureWarnings(verbose)  # they may repeat text of headers, too
     if verbose:
         return
     # these have levels of their own; headers are checked by medsr_monai.data, in words for users
@@ -226,22 +251,24 @@ def is_verbose() -> bool:
 
 
 class Pipe:
-    """Standard output that ends the program quietly where nobody reads it any more, as after ``| head``.
+    """An output that ends the program quietly where nobody reads it any more, as after ``| head``.
 
     An error of the stream would be taken for a failed case, which it is not.
+
+    Args:
+        stream: standard output or standard error.
+        shown: what is written of a text, such as one with escapes for its control characters.
     """
 
-    def __init__(self, stream: TextIO) -> None:
-        self.stream = stream
-        self.escaping = False
-        """Whether control characters are escaped; those of Fire's help are not."""
+    def __init__(self, stream: TextIO, shown: Callable[[str], str] = str) -> None:
+        self.stream, self.shown = stream, shown
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.stream, name)
 
     def write(self, text: str) -> int:
         with self._ending():
-            return self.stream.write(_lines(text) if self.escaping else text)
+            return self.stream.write(self.shown(text))
 
     def flush(self) -> None:
         with self._ending():

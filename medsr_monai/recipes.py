@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from functools import partial
 
 import numpy as np
@@ -11,6 +11,7 @@ from monai.transforms import AsDiscreted, CastToTyped, Compose, Transform, Trans
 from monai.utils import ensure_tuple_rep
 
 from medsr_monai.data.label_maps import LoadLabeld
+from medsr_monai.data.label_server import CheckRequest
 from medsr_monai.data.read import LoadVolumed
 from medsr_monai.data.write import SaveVolumed
 from medsr_monai.transforms.colour import MergeChromad, SplitLumad
@@ -43,6 +44,8 @@ def load_volume(
     pictures: bool = True,
     luma: bool = True,
     nan_value: float | None = None,
+    obeyed: Iterable[str] = (),
+    models: str | None = None,
 ) -> Compose:
     """Read a NIfTI file, a DICOM folder or a picture as a float32 ``MetaTensor`` [1, X, Y, Z], scaled to about [0, 1].
 
@@ -61,11 +64,14 @@ def load_volume(
         luma: keep only the luma of a colour picture, see :class:`medsr_monai.transforms.SplitLumad`; False gives its
             three channels, each with its own range.
         nan_value: what replaces NaN, see :class:`medsr_monai.data.LoadVolumed`.
+        obeyed, models: what requests to MONAI Label may set, and where weights lie, see
+            :class:`medsr_monai.data.CheckRequest`; without ``models`` requests are not checked.
     """
     labels = [] if label_key is None else [LoadLabeld(label_key, classes=classes, pictures=pictures)]
     split = [SplitLumad(key)] if luma else []
     load = LoadVolumed(key, frame=frame, pictures=pictures, nan_value=nan_value)
-    return Compose([load, *split, ScaleVolumed(key, mode=intensity), *labels])
+    check = [] if models is None else [CheckRequest(obeyed, models)]
+    return Compose([*check, load, *split, ScaleVolumed(key, mode=intensity), *labels])
 
 
 def inference_postprocessing(

@@ -572,7 +572,8 @@ def test_control_characters_of_names_and_headers_never_reach_the_terminal(medsr,
     """A terminal would clear the screen, or show a line that is none of ours; and no formula reaches a table."""
     (tmp_path / "in").mkdir()
     save(tmp_path / "in" / "=a\x1b[2J\u202e.nii.gz")
-    (tmp_path / "in" / "b\x1b[2J\nmedsr: all is well.nii.gz").write_text("no volume")
+    escape = "\x1b[2J\nmedsr: all is well"
+    (tmp_path / "in" / f"b{escape}.nii.gz").write_text("no volume")
     make_series(tmp_path / "study", lambda n, header: setattr(header, "SeriesDescription", "x\x1b[2J\u202e"))
     (tmp_path / "study" / "1.dcm").write_bytes(b"damaged")
     results = [
@@ -580,7 +581,15 @@ def test_control_characters_of_names_and_headers_never_reach_the_terminal(medsr,
         medsr("inspect", "in", "--no-timing"),
         medsr("inspect", "study", "--no-timing"),
         medsr("upscale", "study", "series", "--bundle", bundle),
+        medsr("upscale", "in", "again", "--bundle", bundle, "--verbose"),
+        medsr("inspect", f"in/b{escape}.nii.gz", "--verbose"),
+        # words that Fire repeats, also in quotes, with its usage and its help
+        medsr("upscale", "in", "out", "x", f"y'{escape}", f"--z{escape}"),
+        medsr(f"up{escape}", "--help"),
+        medsr("upscale", "--help", f"a{escape}"),
     ]
+    assert "Traceback" in results[4].err and "Traceback" in results[5].err
+    assert [result.code for result in results[6:]] == [2, 2, 0], results[6:]
     terminal = re.compile("[\x00-\x09\x0b-\x1f\u202e]|^medsr: all is well", re.MULTILINE)
     for result in results:
         assert not terminal.search(result.out + result.err), result

@@ -28,6 +28,12 @@ GUIDES = [FRONT_PAGE, *(path for path in TEXTS if path not in CARDS)]
 INSTALL = 'pip install -e ".[test]" && '
 TESTS = "pytest -q -n 2 --dist loadfile"
 SLOW = {
+    # trainings of the shipped network for minutes; tests/upscaling/test_adaptation.py does them with a small one
+    "medsr upscale scan.nii.gz fitted.nii.gz --bundle rdst_e_thick --adapt": pytest.mark.slow,
+    "medsr adapt scan.nii.gz fit.pt --steps 50": pytest.mark.slow,
+    "python -m monai.bundle run training --config_file \"['bundles/rdst_e_thick/configs/train.json',"
+    "'bundles/rdst_e_thick/configs/adapt.json']\" --bundle_root bundles/rdst_e_thick --dataset_dir path/to/protocol "
+    "--output_dir runs/adapted --steps 50 --minutes None": pytest.mark.slow,
     # 18 networks, each in a process of its own; tests/test_cli.py counts those of the paper without this command
     "medsr benchmark --networks all --size 40x32 --runs 0": pytest.mark.slow,
 }
@@ -105,6 +111,16 @@ def write_bids(root):
     (root / "dataset_description.json").write_text('{"Name": "made", "BIDSVersion": "1.10.0"}')
 
 
+def write_scan(path):
+    """Blobs with edges, twelve slices of four means."""
+    rng = np.random.default_rng(0)
+    fine = gaussian_filter(rng.standard_normal((64, 64, 48)), 1.5)
+    fine = 80.0 * (fine > 0.02) + 60.0 * (fine > 0.1) + 20 + rng.standard_normal(fine.shape)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = fine.reshape(64, 64, 12, 4).mean(-1).astype(np.float32)
+    nib.save(nib.Nifti1Image(image, np.diag([1.0, 1, 4, 1])), path)
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A folder with what a checkout has, and with small files of the names that the guides use for the reader's own."""
@@ -115,8 +131,9 @@ def folder(tmp_path_factory):
     for number in range(2):
         write_volume(here / "path" / "to" / "scans" / f"scan{number}.nii.gz", (32, 34, 3), (1, 1, 5), number)
     write_volume(here / "thick.nii.gz", (40, 40, 4), (1, 1, 4), 0)
-    write_volume(here / "scan.nii.gz", (32, 34, 4), (1, 1, 1.2), 0)
     write_bids(here / "path" / "to" / "bids")
+    for path in ("scan.nii.gz", "path/to/protocol/scan.nii.gz"):
+        write_scan(here / path)
     write_study(here / "study")
     picture = 255 * gaussian_filter(np.random.default_rng(0).random((40, 36)), 1)
     Image.fromarray(picture.astype(np.uint8)).save(here / "image.png")
@@ -163,8 +180,8 @@ def test_results_are_there(folder):
     assert (folder / "demo_out" / "demo.png").stat().st_size > 20_000
     assert (folder / "compare_out" / "compare.png").stat().st_size > 100_000
     assert nib.load(folder / "sr.nii.gz").shape == nib.load(folder / "demo_out" / "reference.nii.gz").shape
-    assert nib.load(folder / "finer.nii.gz").shape == (64, 68, 4)
-    assert nib.load(folder / "fine.nii.gz").shape == (128, 136, 4)
+    assert nib.load(folder / "finer.nii.gz").shape == (64, 64, 48)
+    assert nib.load(folder / "fine.nii.gz").shape == (256, 256, 12)
     assert nib.load(folder / "thin.nii.gz").shape == (40, 40, 8)
     assert Image.open(folder / "image_sr.png").size == (144, 160)
     assert len(list((folder / "derived").glob("*/*.dcm"))) == 50  # 1 mm of 5 mm, two series

@@ -45,7 +45,9 @@ def adapt(
     """
     *sources, out = paths if len(paths) > 1 else (*paths, "")
     if not sources or not out.endswith(".pt"):
-        raise ValueError(f"{out or 'no weights file'}: give one or more scans and then the file to write, such as fit.pt")
+        raise ValueError(
+            f"{out or 'no weights file'}: give one or more scans and then the file to write, such as fit.pt"
+        )
     check_output(Path(out), overwrite)
     from medsr_monai.upscaling.adaptation import Adaptation
     from medsr_monai.upscaling.protocols import adapt_files

@@ -7,11 +7,10 @@ import json as jsonlib
 import re
 import sys
 import tempfile
-import traceback
 from pathlib import Path
 
 from medsr_monai.atomic import check_input, check_output
-from medsr_monai.command_line import is_verbose
+from medsr_monai.command_line import is_verbose, print_traceback
 from medsr_monai.errors import line_of, naming
 from medsr_monai.evaluation.systems import load_systems, named_systems
 from medsr_monai.upscaling.bundles import DEFAULT_BUNDLE, choose_device
@@ -128,7 +127,7 @@ def compare(
             except Exception as error:
                 failed = True
                 if is_verbose():
-                    traceback.print_exc()
+                    print_traceback()
                 print(f"medsr: error: {name}: {line_of(error)}", file=sys.stderr)
                 continue
             if not json:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Literal
 
 from medsr_monai.atomic import check_input
 from medsr_monai.suffixes import VOLUME_SUFFIXES
 from medsr_monai.upscaling.bundles import AUTO_BUNDLE, bundle_folder
-from medsr_monai.upscaling.cases import output_file
+from medsr_monai.upscaling.cases import is_folder_name, output_file
 
 OUTPUT_FORMATS = ("nifti", "dicom")
 
@@ -34,6 +33,7 @@ def upscale(
     scale: int | None = None,
     series: str | None = None,
     all_series: bool = False,
+    series_descriptions: bool = False,
     jobs: int = 1,
     picture: bool = True,
     enforce_consistency: bool = False,
@@ -71,10 +71,10 @@ def upscale(
         input: a NIfTI file (.nii, .nii.gz), a FreeSurfer file (.mgz), a folder of such files, or a DICOM study (a
             folder with its files at any depth, or a zip). Also a picture (PNG, TIFF, JPEG) or a single DICOM file, or a
             folder of these that holds no volumes.
-        output: the NIfTI file to write; of a picture or a single DICOM file, a PNG, TIFF or JPEG file. Of several
-            inputs a folder, made if missing, in which pictures become PNG files and TIFF pictures TIFF files. With
-            --output-format dicom a new or empty folder for the series, or for several series a folder with one for
-            each.
+        output: the NIfTI file to write; of a picture or a single DICOM file, a PNG, TIFF or JPEG file. Or a folder,
+            made if missing (a name without a suffix, or one that ends in /), as for several inputs; in it pictures
+            become PNG files and TIFF pictures TIFF files. With --output-format dicom a new or empty folder for the
+            series, or for several series a folder with one for each.
         bundle: the name of a bundle (see `medsr models`) or the path of its folder. auto takes the one that fits the
             input; --scale and --plane leave it those that enlarge slices, --target-spacing, --thick-axis, --refine and
             --force those for thick slices.
@@ -110,6 +110,8 @@ def upscale(
         series: which series of a DICOM study to take, by number or SeriesInstanceUID, several with commas between them.
             By default all but localisers, derived series and secondary captures, which are named and left out.
         all_series: take all series of a DICOM study, also localisers, derived series and secondary captures.
+        series_descriptions: name the outputs of DICOM series by their descriptions, which are free text and may hold
+            what should not leave the hospital. By default names are of number and modality.
         jobs: how many processes on this machine share the cases of a folder, each with its share of the cores.
         picture: write a quality picture beside each output, NAME.quality.png, and for a folder index.html with all of
             them. It shows slices of the input and of the output, and how far the output, made coarse again, differs
@@ -139,7 +141,7 @@ def upscale(
     if output_format not in OUTPUT_FORMATS:
         raise ValueError(f"output_format is {output_format!r}, expected {' or '.join(OUTPUT_FORMATS)}")
     check_input(input)
-    if output_format == "nifti" and input.lower().endswith(VOLUME_SUFFIXES) and not Path(output).is_dir():
+    if output_format == "nifti" and input.lower().endswith(VOLUME_SUFFIXES) and not is_folder_name(output):
         output_file(output, overwrite, input)  # a name that may not be written is refused before anything is loaded
     if adapt is None and (minutes is not None or steps is not None):
         raise ValueError("--minutes and --steps are for --adapt: add that, or leave them out")
@@ -179,6 +181,7 @@ def upscale(
         adaptation=adaptation,
         series=series,
         all_series=all_series,
+        descriptions=series_descriptions,
         jobs=jobs,
         picture=picture,
         dicom=output_format == "dicom",

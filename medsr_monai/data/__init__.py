@@ -28,6 +28,7 @@ from .find import (
 )
 from .label_detection import is_label_map
 from .label_maps import LoadLabeld
+from .label_server import CheckRequest, server_volumes
 from .pictures import (
     PICTURE_SUFFIXES,
     QUALITY_SUFFIX,

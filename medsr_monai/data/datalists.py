@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from monai.data import load_decathlon_datalist
 
-from medsr_monai.atomic import read_json, written_atomically
+from medsr_monai.atomic import check_named, read_json, written_atomically
 from medsr_monai.data.find import find_volumes, pair_of, volume_name
 from medsr_monai.data.folder import files_below
 from medsr_monai.data.pictures import is_picture, with_slices
@@ -92,6 +92,7 @@ def split_volumes(
         FileNotFoundError, ValueError: missing folder or file, fewer than two subjects, or a datalist with one
             ``subject`` in two lists.
     """
+    check_named(dataset_dir, "dataset_dir")
     parts = ["training", "validation"]
     if datalist is not None:
         if not Path(datalist).is_file():
@@ -136,23 +137,31 @@ def _check_list(datalist: str | os.PathLike, part: str, items: object) -> None:
                          '{"image": "sub-1.nii.gz"}')  # fmt: skip
     for number, item in enumerate(items, 1):
         for key in ("image", "label"):
-            files = item.get(key, "") if isinstance(item, dict) else None
+            if isinstance(item, dict) and key == "label" and key not in item:
+                continue
+            files = item.get(key) if isinstance(item, dict) else None
             files = files if isinstance(files, list) and files else [files]
-            if (key == "image" and files == [""]) or not all(isinstance(f, str) and "\0" not in f for f in files):
+            if not all(isinstance(f, str) and f and "\0" not in f for f in files):
                 raise ValueError(
                     f"{datalist}: item {number} of {part} is {str(item)[:80]!r}, expected the name of a file or a list "
                     f"of some, as its {key}"
                 )
 
 
-def volumes_by_subject(root: str | os.PathLike) -> dict[str, list[Path]]:
+def volumes_by_subject(root: str | os.PathLike, left_out: str | None = None) -> dict[str, list[Path]]:
     """Sort the volumes of a folder by subject, see :func:`split_volumes`.
+
+    Args:
+        root: the folder.
+        left_out: the name of a folder in it whose volumes are not listed.
 
     Raises:
         FileNotFoundError: no such folder, or no volumes in it.
     """
     root = Path(root)
-    paths = [Path(p) for p in find_volumes(root)]
+    paths = [p for p in map(Path, find_volumes(root)) if p.relative_to(root).parts[0] != left_out]
+    if not paths:
+        raise FileNotFoundError(f"{root}: no volume in this folder but in its {left_out}/")
     base = Path(os.path.commonpath([p.parent for p in paths]))
     subjects: dict[str, list[Path]] = {}
     for path in paths:
@@ -220,6 +229,7 @@ def list_pairs(
         FileNotFoundError: no such folder, nothing in it, or a file without its partner.
         ValueError: a file name that the pattern does not match.
     """
+    check_named(dataset_dir, "dataset_dir")
     root = Path(dataset_dir)
     images, labels = _files(root / "images"), _files(root / "labels")
     alone = sorted(images.keys() ^ labels.keys())

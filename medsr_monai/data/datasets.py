@@ -60,6 +60,7 @@ class SliceDataset(Dataset):
         device: where a transform that makes whole batches (:class:`medsr_monai.transforms.PatchBatches`) makes them,
             and where the slices of all others go. On a GPU the volumes are kept there too if they take no more than a
             quarter of its free memory, else in main memory. A GPU is for loaders without worker processes.
+        if_empty: gives the data in place of an empty list, see :func:`medsr_monai.data.server_volumes`.
 
     Raises:
         ValueError: unknown plane or axis, an item without one of the keys, no usable slice in any volume, chosen slices
@@ -82,8 +83,11 @@ class SliceDataset(Dataset):
         seed: int = 0,
         num_workers: int = 1,
         device: torch.device | str = "cpu",
+        if_empty: Callable[[], Sequence[dict]] | None = None,
     ) -> None:
-        self.data = data
+        if not data and if_empty is None:
+            raise ValueError("no volume to take slices of: the data list is empty")
+        self.data = data = data or if_empty()
         self.device = torch.device(device)
         self.transform = None if isinstance(transform, Mapping) else _composed(transform)
         self.by_degradation = {}

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import nibabel
 
+from medsr_monai.atomic import check_named
 from medsr_monai.data.dicom.images import is_dicom_file, is_dicom_folder, is_flat_image
 from medsr_monai.data.dicom.series import read_study
 from medsr_monai.data.folder import files_below
@@ -147,7 +148,9 @@ def find_volumes(folder: str | os.PathLike, pictures: bool = False, label_maps: 
 
     Raises:
         FileNotFoundError: no such folder, or no volume in it.
+        ValueError: an empty path.
     """
+    check_named(folder, "folder of volumes")
     root = Path(folder)
     if not root.is_dir():
         raise FileNotFoundError(f"{root}: no such folder")
@@ -184,7 +187,9 @@ def list_volumes(dataset_dir: str | os.PathLike) -> list[dict[str, str]]:
 
     Raises:
         FileNotFoundError: no such folder, or neither volume nor picture in it.
+        ValueError: an empty path.
     """
+    check_named(dataset_dir, "folder of volumes")
     root = Path(dataset_dir)
     if not root.is_dir():
         raise FileNotFoundError(f"{root}: no such folder")

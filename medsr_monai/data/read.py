@@ -17,6 +17,7 @@ from monai.data import MetaTensor, NibabelReader
 from monai.transforms import LoadImage, MapTransform
 from monai.utils import SpaceKeys
 
+from medsr_monai.atomic import check_named
 from medsr_monai.data.dicom.images import holds_dicom, is_dicom_file
 from medsr_monai.data.dicom.series import DicomSeries, one_series
 from medsr_monai.data.dicom.slices import TooLargeError, check_unpacked, is_zip
@@ -396,7 +397,9 @@ class LoadVolumed(MapTransform):
         if isinstance(path, (str, os.PathLike)):
             return self._load_file(path, orientation)
         if not path:
-            raise ValueError("an empty list of files, expected one file per channel")
+            raise ValueError(
+                f"{path!r} in place of an image (an empty list of files?), expected a file, or one file per channel"
+            )
         first, *others = (self._load_file(p, orientation) for p in path)
         grids = [(tuple(v.shape[1:]), v.affine) for v in (first, *others)]
         for name, grid in zip(path[1:], grids[1:], strict=True):
@@ -405,6 +408,7 @@ class LoadVolumed(MapTransform):
         return MetaTensor(channels, meta=first.meta, applied_operations=[])
 
     def _load_file(self, path: str | os.PathLike, orientation: str | None) -> MetaTensor:
+        check_named(path, "image")
         if self.pictures and is_picture(path):
             if self.frame not in (None, 0):
                 raise ValueError(f"{path}: frame {self.frame} asked for, a picture has frame 0 only")

@@ -16,7 +16,7 @@ from monai.data import MetaTensor, NibabelWriter
 from monai.data.folder_layout import default_name_formatter
 from monai.transforms import SaveImage, SaveImaged
 
-from medsr_monai.atomic import written_atomically
+from medsr_monai.atomic import check_named, written_atomically
 from medsr_monai.data.find import volume_name
 from medsr_monai.data.gzip_stream import write_gzip
 from medsr_monai.data.pictures import output_suffix, write_picture
@@ -102,6 +102,7 @@ class SaveVolumed(SaveImaged):
 
     Raises:
         FileExistsError: the file is there and ``overwrite`` is False.
+        ValueError: ``output_dir`` is empty.
     """
 
     def __init__(
@@ -114,6 +115,7 @@ class SaveVolumed(SaveImaged):
         output_dtype: type = np.float32,
         pictures: bool = False,
     ) -> None:
+        check_named(output_dir, "output_dir")
         super().__init__(
             keys,
             output_dir=output_dir,

@@ -1,4 +1,4 @@
-"""What :class:`ThroughPlaneInferer` does to a volume, for a batch of its slices: any ratio by a network of one scale."""
+"""What :class:`ThroughPlaneInferer` does to volumes, for batches of slices: any ratio by one network."""
 
 from __future__ import annotations
 

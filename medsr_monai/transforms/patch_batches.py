@@ -137,7 +137,7 @@ class PatchBatches(Randomizable, Transform):
         return item, Draw(*pair, corner, pose, brightness)
 
     def _corner(self, image: torch.Tensor, room: Sequence[int]) -> tuple[int, int]:
-        """Draw the corner of a patch of a slice [C, H, W] that is larger by ``room``; smaller ones lie in its middle."""
+        """Draw the corner of a patch of a slice [C, H, W], larger by ``room``; smaller ones lie in its middle."""
         least, best = self.structure * float(image.std(correction=0)) if self.structure else 0.0, (-1.0, (0, 0))
         for _ in range(TRIES):
             top, left = (int(self.R.randint(n + 1)) if n >= 0 else -(-n // 2) for n in room)

@@ -1,8 +1,9 @@
 """A through-plane network fitted to the scans at hand: a bundle's train.json with its adapt.json on top, and a guard.
 
-``medsr adapt``, ``medsr upscale --adapt``, :meth:`medsr_monai.Upscaler.adapt` and ``python -m monai.bundle run training``
-with both files are the same training: what is learnt from is :class:`medsr_monai.upscaling.own_slices.OwnSlices`, and what
-is kept is decided by :class:`medsr_monai.handlers.HeldOutGuard` and :class:`KeepAdapted`.
+``medsr adapt``, ``medsr upscale --adapt``, :meth:`medsr_monai.Upscaler.adapt` and ``python -m monai.bundle run
+training`` with both files are the same training: what is learnt from is
+:class:`medsr_monai.upscaling.own_slices.OwnSlices`, and what is kept is decided by
+:class:`medsr_monai.handlers.HeldOutGuard` and :class:`KeepAdapted`.
 """
 
 from __future__ import annotations
@@ -32,10 +33,11 @@ OVERLAY = "adapt.json"
 """The file of a bundle's configs that makes its training one on the scan at hand."""
 CONFIGS = ("train.json", OVERLAY)
 """The configuration of the training."""
-WORSE = 1.02
-"""Adapted weights are refused if the difference of their output, made coarse again, from the input grows by more."""
-NEGLIGIBLE = 1e-4
-"""Nor unless it grows by this part of the intensity range."""
+WORSE = 1.1
+"""Adapted weights are refused if the difference of their output, made coarse again, from the scan grows by more.
+
+It may be as large as the scan's noise, by which what a network without noise makes differs from a noisy scan.
+"""
 SETTINGS = ("learning_rate", "batch_size", "ema_momentum", "interval", "patience", "seed")
 """The settings of a training that are recorded: with the steps, they repeat it."""
 
@@ -101,8 +103,8 @@ class Adapted:
         if self.content is None:
             return f"the weights stay as they were after {steps} steps: {self.reason}"
         return (
-            f"fitted in {steps} steps and {self.record['Seconds']:.0f} s: held-out slices {held['Before']:.2f} dB before, "
-            f"{held['After']:.2f} dB after"
+            f"fitted in {steps} steps and {self.record['Seconds']:.0f} s: "
+            f"held-out slices {held['Before']:.2f} dB before, {held['After']:.2f} dB after"
         )
 
 
@@ -160,7 +162,7 @@ class KeepAdapted:
             network.load_state_dict(guard.kept)
             after = self.own.residual(network)
             record["Consistency"] = {"Before": before, "After": after}
-            if after <= WORSE * before + NEGLIGIBLE:
+            if after <= max(WORSE * before, self.own.noise):
                 reason = ""
                 adapted = record | {"Data": self._described().content()}
                 content = {
@@ -263,7 +265,9 @@ def check_adaptable(runner: BundleRunner, trust_code: bool = False) -> None:
         raise ValueError(f"{runner.weights}: an exported network cannot be trained, give a weights file")
     used = [(runner.folder / "configs" / part).read_bytes() for part in CONFIGS]
     installed = (folder / "configs" for folder in bundle_folders().values())
-    known = ([(configs / part).read_bytes() for part in CONFIGS] for configs in installed if (configs / OVERLAY).is_file())
+    known = (
+        [(configs / part).read_bytes() for part in CONFIGS] for configs in installed if (configs / OVERLAY).is_file()
+    )
     if used not in known and not trust_code:
         raise ValueError(
             f"bundle {name}: its {' and '.join(CONFIGS)} are not those of an installed bundle: read them, and add "

@@ -72,17 +72,29 @@ def output_file(path: str, overwrite: bool, source: str) -> Path:
     return out
 
 
+def is_folder_name(target: str) -> bool:
+    """Say whether an output is a folder: one that is there, or is named without a suffix or with a / at its end."""
+    out = Path(target)
+    return out.is_dir() or (not out.exists() and (target.endswith(("/", os.sep)) or not out.suffix))
+
+
 def find_cases(
-    source: str, target: str, overwrite: bool, series: str | None = None, all_series: bool = False
+    source: str,
+    target: str,
+    overwrite: bool,
+    series: str | None = None,
+    all_series: bool = False,
+    descriptions: bool = False,
 ) -> list[Case]:
     """Find the inputs that a command line names, and the output of each. Outputs are checked; no voxels are read.
 
     Args:
         source: a file, a folder of volumes or pictures, or a DICOM study (a folder or zip).
-        target: the output file, or the folder for several outputs.
+        target: the output file, or the folder for several outputs, which may also be that of a single one.
         overwrite: accept outputs that exist.
         series, all_series: which series of a DICOM study are taken, see
             :func:`medsr_monai.data.dicom.studies.choose_series`.
+        descriptions: name their outputs so, see :func:`medsr_monai.data.dicom.studies.output_names`.
 
     Raises:
         ValueError, OSError: nothing to read, an output that may not be written, or two inputs with one output; one
@@ -93,19 +105,19 @@ def find_cases(
     if path.is_dir() or path.name.lower().endswith(".zip") or zipfile.is_zipfile(path) or _is_dicom(path, target):
         from medsr_monai.data.dicom.studies import find_study
 
-        if (study := find_study(source, series, all_series)) is not None:
-            return _series_cases(path, out, overwrite, study)
+        if (study := find_study(source, series, all_series, descriptions=descriptions)) is not None:
+            return _series_cases(path, target, overwrite, study)
     if series is not None or all_series:
         raise ValueError(f"{path}: has no DICOM series to choose from, leave --series and --all-series out")
     # a file is refused by its output's name before monai is imported
-    if path.is_file() and not out.is_dir():
+    if path.is_file() and not is_folder_name(target):
         return [Case(source, output_file(target, overwrite, source))]
     from medsr_monai.data import list_volumes, volume_name
     from medsr_monai.records.sidecar import is_ours
 
     found = [source] if path.is_file() else [item["image"] for item in list_volumes(source)]
     single = found == [source]
-    if single and not out.is_dir():
+    if single and not is_folder_name(target):
         return [Case(source, nifti_output(target, overwrite, source))]
     # what an earlier run has written there is no input of this one
     found = [f for f in found if not Path(os.path.abspath(f)).is_relative_to(os.path.abspath(out)) or not is_ours(f)]
@@ -141,9 +153,9 @@ def scans_of(source: str) -> list[Case]:
     from medsr_monai.data.dicom.studies import find_study
 
     path = Path(source)
-    if path.is_dir() or zipfile.is_zipfile(path) or _is_dicom(path, ""):
-        if (study := find_study(source, None, False)) is not None:
-            return [Case(series.source, Path(), series) for series, _ in study]
+    study = find_study(source) if path.is_dir() or zipfile.is_zipfile(path) or _is_dicom(path, "") else None
+    if study is not None:
+        return [Case(series.source, Path(), series) for series, _ in study]
     found = [source] if path.is_file() else [item["image"] for item in list_volumes(source)]
     return [Case(file, Path()) for file in found]
 
@@ -162,12 +174,13 @@ def _check_folder(path: Path, out: Path, what: str) -> None:
         raise ValueError(f"{path}: is {what}, give an output folder, {out} is the name of a file")
 
 
-def _series_cases(path: Path, out: Path, overwrite: bool, study: list[tuple[DicomSeries, str]]) -> list[Case]:
+def _series_cases(path: Path, target: str, overwrite: bool, study: list[tuple[DicomSeries, str]]) -> list[Case]:
     """A case for each series, named in the output folder by its string."""
     from medsr_monai.data import volume_name
 
+    out = Path(target)
     plain = study[0][1] in (path.name, volume_name(path))
-    if len(study) == 1 and not out.is_dir() and (plain or out.name.endswith(NIFTI_SUFFIXES)):
+    if len(study) == 1 and not is_folder_name(target) and (plain or out.name.endswith(NIFTI_SUFFIXES)):
         return [Case(study[0][0].source, nifti_output(str(out), overwrite, str(path)), study[0][0])]
     _check_folder(path, out, f"a study of {len(study)} DICOM series (--series chooses one)")
     cases = [Case(series.source, out / f"{name}_sr.nii.gz", series) for series, name in study]

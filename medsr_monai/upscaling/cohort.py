@@ -9,7 +9,6 @@ import os
 import signal
 import sys
 import time
-import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from typing import Any
 from tqdm import tqdm
 
 from medsr_monai.atomic import check_output
-from medsr_monai.command_line import is_verbose, quiet_libraries
+from medsr_monai.command_line import is_verbose, print_traceback, quiet_libraries
 from medsr_monai.data import is_dicom_file, volume_name
 from medsr_monai.errors import MedsrError, line_of, naming, printable
 from medsr_monai.records.sidecar import (
@@ -42,7 +41,7 @@ from medsr_monai.upscaling.memory import parse_size
 from medsr_monai.upscaling.protocols import fit_protocols
 from medsr_monai.upscaling.quality import check_pictures
 from medsr_monai.upscaling.report_page import INDEX_NAME, check_index, write_page
-from medsr_monai.upscaling.sharing import Ranks, join_processes, run_processes
+from medsr_monai.upscaling.sharing import Ranks, join_processes, meeting_place, run_processes
 from medsr_monai.upscaling.status import (
     DONE,
     FAILED,
@@ -112,6 +111,7 @@ def upscale_files(
     cases: list[Case] | None = None,
     series: str | None = None,
     all_series: bool = False,
+    descriptions: bool = False,
     jobs: int = 1,
     picture: bool = True,
     dicom: bool = False,
@@ -127,6 +127,7 @@ def upscale_files(
         cases: what is read and written, below source and output; None finds them.
         series, all_series: which series of a DICOM study are taken, see
             :func:`medsr_monai.data.dicom.studies.choose_series`.
+        descriptions: name their outputs so, see :func:`medsr_monai.data.dicom.studies.output_names`.
         jobs: how many processes share the cases of a folder.
         picture: draw a quality picture beside each output, and for a folder a page with all of them.
         dicom: write derived DICOM series instead of NIfTI files.
@@ -142,7 +143,8 @@ def upscale_files(
     if jobs < 1:
         raise ValueError(f"jobs is {jobs}, expected at least 1")
     if cases is None:
-        cases = (find_dicom_cases if dicom else find_cases)(source, output, overwrite, series, all_series)
+        find = find_dicom_cases if dicom else find_cases
+        cases = find(source, output, overwrite, series, all_series, descriptions)
     else:
         for case in cases:
             check_output(case.output, overwrite or is_ours(case.output))
@@ -166,7 +168,9 @@ def upscale_files(
         shares = max(jobs, int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
         chosen["max_memory"] = f"{parse_size(options.max_memory) / 2**20 / shares:f}MiB"
     if adaptation is not None and options.max_memory is not None:
-        raise ValueError("--max-memory does not bound a training: fit weights by `medsr adapt`, and give them as --weights")
+        raise ValueError(
+            "--max-memory does not bound a training: fit weights by `medsr adapt`, and give them as --weights"
+        )
     if adaptation is not None and adaptation.to == "protocol" and options.bundle == AUTO_BUNDLE:
         raise ValueError("--adapt protocol fits one bundle to all scans: name it, such as --bundle rdst_e_thick")
     if adaptation is not None and adaptation.to == "protocol" and (folder is None or ranks.size > 1):
@@ -218,13 +222,14 @@ def _in_processes(job: Job, jobs: int) -> int:
     upscaler = job.upscaler(device="cpu")  # a wrong option is told once, before any work
     _warn(upscaler)
     table = StatusTable(job.folder)
-    with table.alone(), _progress_bar(job) as progress:
-        _begin(job, table)
-        job = _with_protocols(job, upscaler)
-        ranks, died = run_processes(_process, (job, is_verbose()), min(jobs, len(job.cases)), progress)
-    if ranks.store.check(["refused"]):
-        raise MedsrError(ranks.store.get("refused").decode())
-    lost = [row for row in _rows(job, table) if row["status"] == PENDING and ranks.claimed(row["output"])]
+    with meeting_place(min(jobs, len(job.cases))) as (ranks, path):
+        with table.alone(), _progress_bar(job) as progress:
+            _begin(job, table)
+            job = _with_protocols(job, upscaler)
+            died = run_processes(_process, (job, is_verbose()), ranks, path, progress)
+        if ranks.store.check(["refused"]):
+            raise MedsrError(ranks.store.get("refused").decode())
+        lost = [row for row in _rows(job, table) if row["status"] == PENDING and ranks.claimed(row["output"])]
     for row in lost:
         row |= {"status": FAILED, "reason": "the process at work on it ended early, for lack of memory? Run it again"}
     table.update(lost)
@@ -234,16 +239,16 @@ def _in_processes(job: Job, jobs: int) -> int:
     return _sum_up(job, upscaler, table, start)
 
 
-def _process(rank: int, processes: int, port: int, job: Job, verbose: bool) -> None:
+def _process(rank: int, processes: int, path: str, job: Job, verbose: bool) -> None:
     """One of the processes of `_in_processes`."""
     quiet_libraries(verbose)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # tidied up as after Ctrl-C
-    ranks = join_processes(rank, processes, port)
+    ranks = join_processes(rank, processes, path)
     try:
         _work_off(job, ranks, job.upscaler(local_rank=ranks.local_rank), StatusTable(job.folder))
     except Exception as error:
         if verbose:
-            traceback.print_exc()
+            print_traceback()
         ranks.store.set("refused", line_of(error))
         sys.exit(1)
 
@@ -284,7 +289,7 @@ def _work_off(job: Job, ranks: Ranks, upscaler: Upscaler, table: StatusTable, pr
                 say(f"{case.output}: kept, complete and made by the same settings")
         except MedsrError as error:
             if is_verbose():
-                traceback.print_exc()
+                print_traceback()
             row |= {"status": FAILED, "reason": without_folders(str(error))}
             complain(str(error))
         table.update([row])

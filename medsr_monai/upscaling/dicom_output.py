@@ -15,7 +15,12 @@ from medsr_monai.upscaling.cases import Case
 
 
 def find_dicom_cases(
-    source: str, target: str, overwrite: bool, series: str | None = None, all_series: bool = False
+    source: str,
+    target: str,
+    overwrite: bool,
+    series: str | None = None,
+    all_series: bool = False,
+    descriptions: bool = False,
 ) -> list[Case]:
     """Find the series of a DICOM study that are taken, and the folder that each is written to. No voxels are read.
 
@@ -26,6 +31,7 @@ def find_dicom_cases(
         target: the output folder, see :func:`medsr_monai.data.check_series_folder`.
         overwrite: replace series that were written before.
         series, all_series: which series are taken, see :func:`medsr_monai.data.dicom.studies.choose_series`.
+        descriptions: how folders are named, see :func:`medsr_monai.data.dicom.studies.output_names`.
 
     Raises:
         ValueError: the source is no DICOM study, which a derived series has to belong to, or an output folder may not
@@ -36,7 +42,9 @@ def find_dicom_cases(
     if out.name.endswith(NIFTI_SUFFIXES):
         raise ValueError(f"{out}: a DICOM series is written to a folder, give its name, or leave --output-format out")
     dicom = path.is_dir() or is_zip(path) or is_dicom_file(path)
-    study = find_study(source, series, all_series, only_dicom=True) if dicom else None
+    study = None
+    if dicom:
+        study = find_study(source, series, all_series, only_dicom=True, descriptions=descriptions)
     if study is None:
         raise ValueError(
             f"{path}: is no DICOM series, which a derived series would share patient, study and frame of reference "

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import shlex
-import traceback
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +14,7 @@ import numpy as np
 import torch
 from monai.data import MetaTensor
 
-from medsr_monai.command_line import is_verbose
+from medsr_monai.command_line import is_verbose, print_traceback
 from medsr_monai.data import (
     DicomSeries,
     LoadVolumed,
@@ -76,7 +75,7 @@ def inspect(
                 _look_into(item, source, frame, planner)
             except Exception as error:
                 if is_verbose():
-                    traceback.print_exc()
+                    print_traceback()
                 item["problem"] = line_of(error)
         yield item
 
@@ -104,7 +103,8 @@ def _found(path: str) -> list[tuple[dict[str, Any], str | DicomSeries | None]]:
         left_out = one.left_out if len(series) > 1 else None
         if beside:
             left_out = left_out or "beside volume files: give its own folder"
-        item = _entry(one.source, "dicom", left_out=left_out, problem=one.problem)
+        name = one.source if one.source == one.root else f"{one.root}, series {one.label}"
+        item = _entry(name, "dicom", left_out=left_out, problem=one.problem)
         item["series"] = {
             "number": one.number,
             "description": one.description,

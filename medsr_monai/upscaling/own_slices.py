@@ -68,6 +68,7 @@ class OwnSlices:
         ratio: thickness of the slices, in acquired pixels.
         patch_size: of square training patches.
         degradation: keyword arguments of a :class:`medsr_monai.transforms.RandPointSpread`.
+        noise: standard deviation of the scans' noise, in parts of the intensity range.
         noise_std: standard deviation of the noise that degrading has averaged out of the scan, in parts of the
             intensity range: it is added again.
         found: point spread of each scan; empty where ``psf`` states it.
@@ -123,7 +124,8 @@ class OwnSlices:
         self.patch_size = min(round((PATCH_AREA * self.ratio) ** 0.5), *sides)
         self.point_spread = _common(self.point_spreads)
         self.degradation = _drawn(self.point_spread)
-        self.noise_std = float(np.median(noises)) * _averaged(self.point_spread, self.ratio)
+        self.noise = float(np.median(noises))
+        self.noise_std = self.noise * _averaged(self.point_spread, self.ratio)
 
     @property
     def scale(self) -> list[float]:
@@ -141,9 +143,10 @@ class OwnSlices:
             network: it is told the point spread if it can be.
 
         Returns:
-            The mean over the scans, in parts of the intensity range.
+            The mean over the scans, in parts of the intensity range; of an unknown point spread that of the likely kind
+            that fits best.
         """
-        spread = self.point_spread or PointSpread("gaussian")
+        spreads = [self.point_spread] if self.point_spread else [PointSpread("gaussian"), PointSpread("box")]
         told = self.point_spread if getattr(network, "psf_channels", 0) and self.point_spread else UNKNOWN
         found = []
         for image in self.images:
@@ -154,7 +157,7 @@ class OwnSlices:
             inferer.slices.psf, inferer.slices.find_psf = told, None
             with torch.inference_mode():
                 made = inferer(to_device(thin[None], next(network.parameters()).device), network)[0].cpu()
-            found.append(DataConsistency(spread).residual(made, thin).rms)
+            found.append(min(DataConsistency(spread).residual(made, thin).rms for spread in spreads))
         return float(np.mean(found))
 
     def record(self) -> dict[str, Any]:

@@ -124,8 +124,8 @@ def adapt_files(sources: Sequence[str], out: str, options: Any, adaptation: Adap
     groups = protocols_of(cases)
     if len(groups) > 1:
         raise ValueError(
-            f"{cases[0].source} and {groups[1][0].source} were not made alike (manufacturer, sequence, contrast, matrix "
-            "or spacing): fit each protocol by itself"
+            f"{cases[0].source} and {groups[1][0].source} were not made alike (manufacturer, sequence, contrast, "
+            "matrix or spacing): fit each protocol by itself"
         )
     taken = _spread(cases)
     scans = _scans(runner, taken, [source_record(case.source, case.files) for case in taken])

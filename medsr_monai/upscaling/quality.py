@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import io
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -179,8 +180,15 @@ class QualityCheck:
         method: str = "",
     ) -> None:
         """Write the picture of `draw` as PNG; a file that is there is replaced."""
+        png = self.png(pred, name, figures, method)
         with written_atomically(Path(path)) as partial:
-            self.draw(pred, name, figures, method).savefig(partial, format="png", metadata={"Comment": RESEARCH_USE})
+            partial.write_bytes(png)
+
+    def png(self, pred: MetaTensor, name: str, figures: dict[str, Any] | None, method: str = "") -> bytes:
+        """Draw the picture of `draw` as the content of a PNG file."""
+        buffer = io.BytesIO()
+        self.draw(pred, name, figures, method).savefig(buffer, format="png", metadata={"Comment": RESEARCH_USE})
+        return buffer.getvalue()
 
     def _has(self, plane: str) -> bool:
         """Whether a plane's slices have two samples or more along both of their axes."""

@@ -7,9 +7,13 @@ import datetime
 import heapq
 import os
 import signal
+import tempfile
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from multiprocessing import parent_process
 from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
 
 import torch
 import torch.distributed as dist
@@ -18,6 +22,7 @@ from torch import multiprocessing
 __all__ = [
     "Ranks",
     "join_processes",
+    "meeting_place",
     "run_processes",
     "share_out",
 ]
@@ -110,27 +115,42 @@ class Ranks:
             self.store.wait([f"left/{rank}" for rank in range(self.size)], LONG)
 
 
-def run_processes(
-    work: Callable, arguments: tuple, processes: int, progress: Callable[[int], object] = lambda count: None
-) -> tuple[Ranks, dict[int, int]]:
-    """Run ``work(rank, processes, port, *arguments)`` in processes on this machine, and wait for all of them.
+@contextlib.contextmanager
+def meeting_place(processes: int) -> Iterator[tuple[Ranks, str]]:
+    """Make a place in which processes of this machine meet: a file in a folder that only this user may enter.
 
-    One that dies leaves the others at work. An interruption is handed on to all.
+    So nothing listens on a port, and no other program can join. Gives the ranks' view of the first process, and the
+    file's path for :func:`run_processes`.
+    """
+    with tempfile.TemporaryDirectory(prefix="medsr-") as folder:
+        path = os.path.join(folder, "store")
+        ranks = Ranks(dist.FileStore(path), 0, processes)
+        ranks.store.set("begun", "yes")
+        yield ranks, path
+
+
+def run_processes(
+    work: Callable,
+    arguments: tuple,
+    ranks: Ranks,
+    path: str,
+    progress: Callable[[int], object] = lambda count: None,
+) -> dict[int, int]:
+    """Run ``work(rank, processes, path, *arguments)`` in processes on this machine, and wait for all of them.
+
+    One that dies leaves the others at work. An interruption is handed on to all, and all end if this process does.
 
     Args:
         work: a function of a module; makes its :class:`Ranks` by :func:`join_processes`.
         arguments: further arguments of ``work``, which can be pickled.
-        processes: their number.
+        ranks, path: those of :func:`meeting_place`.
         progress: called with the number of finished cases, twice a second.
 
     Returns:
-        The ranks' meeting place, and the exit codes of the processes that ended with another one than 0.
+        The exit codes of the processes that ended with another one than 0.
     """
-    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    ranks = Ranks(store, 0, processes)
-    store.set("begun", "yes")
     # spawn: CUDA cannot be used after a fork; not joined, since that would end all with the first that fails
-    context = multiprocessing.start_processes(work, (processes, store.port, *arguments), processes, join=False)
+    context = multiprocessing.start_processes(work, (ranks.size, path, *arguments), ranks.size, join=False)
     try:
         alive = {process.sentinel for process in context.processes}
         while alive:
@@ -148,15 +168,21 @@ def run_processes(
         for process in context.processes:
             process.join()
         raise
-    return ranks, {rank: p.exitcode for rank, p in enumerate(context.processes) if p.exitcode}
+    return {rank: p.exitcode for rank, p in enumerate(context.processes) if p.exitcode}
 
 
-def join_processes(rank: int, processes: int, port: int) -> Ranks:
+def join_processes(rank: int, processes: int, path: str) -> Ranks:
     """Join the others from a process that :func:`run_processes` has started, with its share of the cores.
 
-    ``OMP_NUM_THREADS``, where it is set, counts for each process.
+    ``OMP_NUM_THREADS``, where it is set, counts for each process. Should the process that has started it end, this one
+    gets a SIGTERM.
     """
+    threading.Thread(target=_end_with, args=(parent_process(),), daemon=True).start()
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, torch.get_num_threads() // processes))
-    store = dist.TCPStore("127.0.0.1", port, is_master=False, wait_for_workers=False)
-    return Ranks(store, rank, processes, rank)
+    return Ranks(dist.FileStore(path), rank, processes, rank)
+
+
+def _end_with(parent: BaseProcess) -> None:
+    parent.join()
+    os.kill(os.getpid(), signal.SIGTERM)

@@ -135,9 +135,7 @@ class TrainedOn:
         ]
         return {"Description": self.sentence, "Claimed": self.claimed, "Data": groups}
 
-    def warn(
-        self, image: MetaTensor, plan: InferencePlan, case: Case | None = None, digest: str | None = None
-    ) -> None:
+    def warn(self, image: MetaTensor, plan: InferencePlan, case: Case | None = None, digest: str | None = None) -> None:
         """Log how an input differs from the training data, one warning for each line of :meth:`differences`.
 
         Args:

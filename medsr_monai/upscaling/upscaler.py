@@ -17,7 +17,7 @@ import torch
 from monai.data import MetaTensor
 
 from medsr_monai.data import check_format, describe_volume, save_dicom_slices, write_voxels
-from medsr_monai.errors import naming
+from medsr_monai.errors import line_of, naming
 from medsr_monai.inferers.fast_network import chosen_precision
 from medsr_monai.inferers.plane import AUTO, UNKNOWN
 from medsr_monai.metrics.report import json_values
@@ -357,8 +357,8 @@ class Upscaler(Options):
             seed: of what is drawn.
 
         Returns:
-            What sidecars say of it under ``Adaptation``: ``Kept`` (whether the weights are used, and if not, ``Reason``),
-            steps, seconds, and ``HeldOut`` with the error before and after in dB.
+            What sidecars say of it under ``Adaptation``: ``Kept`` (whether the weights are used, if not with the
+            ``Reason``), steps, seconds, and ``HeldOut`` with the error before and after in dB.
 
         Raises:
             MedsrError: nothing can be learnt from a scan, or the bundle is not for thick slices; one line.
@@ -455,7 +455,9 @@ class Upscaler(Options):
                 if case.facts:
                     edges = record["OutputGrid"]["VoxelSizeMm"]
                     record |= dict(case.facts) | {"Resolution": f"voxels of {format_edges(edges)} mm"}
-                pictures = [quality_path(out)] if picture else []
+                drawn = self._drawn(check, result, out, record["DataConsistency"]) if picture else None
+                lap("Quality")
+                pictures = [] if drawn is None else [quality_path(out)]
                 with naming(out), recorded(out, record, *pictures, folder=self.dicom) as (partial, *drawings):
                     if self.dicom:
                         description = f"{record['Description']}, {describe_volume(item['image'])}, {record['Plan']}"
@@ -464,12 +466,22 @@ class Upscaler(Options):
                         write_voxels(result, partial)
                     lap("Writing")
                     for drawing in drawings:
-                        with naming(quality_path(out)):
-                            method = f"bundle {self.record['Bundle']['Name']}{self._fit_in_words()}"
-                            check.write(drawing, result, out.name, record["DataConsistency"], method)
-                        lap("Quality")
+                        drawing.write_bytes(drawn)
                     record |= lap.record()
+                if picture and not pictures:
+                    quality_path(out).unlink(missing_ok=True)  # that of an earlier output
                 say(f"{out}: {describe_volume(result)}, {sentence(record['DataConsistency'])}")
+
+    def _drawn(
+        self, check: QualityCheck, result: MetaTensor, out: Path, figures: dict[str, Any] | None
+    ) -> bytes | None:
+        """The quality picture; None, and a warning, where it cannot be drawn, which does not cost the output."""
+        try:
+            method = f"bundle {self.record['Bundle']['Name']}{self._fit_in_words()}"
+            return check.png(result, out.name, figures, method)
+        except Exception as error:  # of libraries that draw
+            logger.warning("%s: no quality picture, it could not be drawn: %s", out, line_of(error))
+            return None
 
     @contextlib.contextmanager
     def _made(

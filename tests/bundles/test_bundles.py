@@ -51,7 +51,7 @@ LGSR_DIFFERENCES = frozenset(
     ]
 )
 # only the product's networks are told the point spread
-TOLD = {"psf", "inferer#psf", "inferer#find_psf#_target_", "inferer#find_psf#_mode_"}
+TOLD = {"psf", "displayable_configs#psf", "inferer#psf", "inferer#find_psf#_target_", "inferer#find_psf#_mode_"}
 SUPER_RESOLUTION = Kind(
     ids=frozenset({"plane", "scale", "degradation"}),
     intended_differences=frozenset(

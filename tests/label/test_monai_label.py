@@ -359,6 +359,45 @@ class TestServer:
             time.sleep(0.5)
         assert [reason for reason in reasons if reason not in log] == []
 
+    def test_what_would_pass_silently_is_refused(self, client, folder):
+        """A server that finds a DICOM series in its own folder, unknown images, parameters that are ignored."""
+        shutil.copytree(folder / "dicom", folder, dirs_exist_ok=True)  # its working folder
+        for query, params, words in (
+            ("image=unknown", {}, "the path of the image is empty"),
+            ("image=case1", {"scale": 2}, "the request's scale would not be obeyed"),
+            ("image=case1", {"model_filename": "absent.pt"}, "no weights 'absent.pt'"),
+        ):
+            path = f"/infer/rdst_e?output=image&{query}"
+            assert client.form("POST", path, params=json.dumps(params))[0] == 500
+            deadline = time.monotonic() + 60
+            while words not in (folder / "server.log").read_text() and time.monotonic() < deadline:
+                time.sleep(0.5)
+            assert words in (folder / "server.log").read_text()
+        answers = [
+            client.infer("rdst_e", "image=case1", path=folder / "a.nii.gz", plane=p) for p in ("axial", "coronal")
+        ]
+        assert [one.shape for one in answers] == [(80, 96, 3), (80, 24, 12)]
+
+    def test_a_batch_goes_on_after_a_volume_that_is_refused(self, client, folder):
+        """With two workers, as the guide says; with one MONAI Label stops."""
+        save_volume(folder / "studies" / "case0.nii.gz", (20, 24, 20), seed=9)
+        image = nib.load(folder / "studies" / "case0.nii.gz")
+        nib.save(nib.Nifti1Image(image.get_fdata(), np.diag([1, 1, 1, 1])), folder / "studies" / "case0.nii.gz")
+        path = "/batch/infer/rdst_e_thick?run_sync=true&images=unlabeled"
+        params = {"multi_gpu": False, "label_tag": "mixed", "max_workers": 2}
+        for _ in range(20):  # the server sees new files in a while
+            status, content = client("POST", path, json.dumps(params).encode(), JSON)
+            assert status == 200, content
+            if len(json.loads(content)) == 2:
+                break
+            time.sleep(1)
+        answers = json.loads(content)
+        assert answers["case0"] == {} and answers["case1"]["params"] is not None
+        assert [p.name for p in (folder / "studies" / "labels" / "mixed").iterdir()] == ["case1.nii.gz"]
+        assert "have no thick axis" in (folder / "server.log").read_text()
+        (folder / "studies" / "case0.nii.gz").unlink()
+        time.sleep(2)
+
     @pytest.mark.skipif(shutil.which("curl") is None, reason="no curl")
     def test_the_recipe_as_typed(self, client, folder):
         for name in ("path/to/volumes", "path/to/dicom"):
@@ -392,7 +431,7 @@ class TestServer:
         }
         print("  trained:", *[line for line in details.splitlines() if "Key metric" in line][-1:])
         kept, after = (torch.load(models / file, weights_only=True) for file in ("model.1.pt", "model.pt"))
-        assert kept["network"] == before["network"] == after["network"]
+        assert kept["network"] == before["network"] and before["network"].items() <= after["network"].items()
         assert all(torch.equal(kept["model"][key], value) for key, value in before["model"].items())
         parameters = [k for k, v in before["model"].items() if v.is_floating_point() and "running_" not in k]
         moved = max((after["model"][k] - before["model"][k]).abs().max().item() for k in parameters)
@@ -405,6 +444,23 @@ class TestServer:
         assert_equal(answer, expected, source, "by name, new weights")
         if name != "seg_unet":  # its label map may stay
             assert not np.array_equal(answer.get_fdata(), earlier.get_fdata())
+
+    def test_training_without_labels(self, folder):
+        """Of images that nobody has labelled; segmentation says what it needs."""
+        bare = folder / "bare"
+        shutil.copytree(folder / "label_app", bare / "label_app")
+        (bare / "studies").mkdir(parents=True)
+        for number in range(3):
+            shutil.copy(folder / "studies" / f"train{number}.nii.gz", bare / "studies")
+        with running_server(bare, ["rdst_e", "seg_unet"]) as client:
+            status, details = client.train("rdst_e", max_epochs=1)
+            assert status == "DONE", details
+            log = (bare / "server.log").read_text()
+            assert "no image with a final label: all 3 volumes train and validate" in log
+            status, details = client.train("seg_unet", max_epochs=1)
+            assert status == "ERROR", details  # of which MONAI Label keeps the last lines only
+            log = (bare / "server.log").read_text()
+            assert "(3 images there): segmentation learns from label maps" in log
 
     def test_a_new_server_uses_the_best_weights(self, client, folder, tmp_path):
         source = nib.load(folder / "inputs" / "case1.nii.gz")

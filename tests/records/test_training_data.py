@@ -234,7 +234,7 @@ def test_described_then_named_and_warned_of(medsr, bundle, tmp_path, caplog):
 
 def test_thick_slices_are_described_by_the_target(medsr, tmp_path):
     """A network that makes k slices of one is described as one that refines interpolated slices is."""
-    folder = copy_bundle(tmp_path / "thick", "rdst_e_thick", **TINY)
+    folder = copy_bundle(tmp_path / "thick", "rdst_e_thick", **TINY, psf_channels=0)
     network = tiny_network(scale=[1, 4])
     save_weights(network, folder / MAIN_WEIGHTS)
     (tmp_path / "data").mkdir()

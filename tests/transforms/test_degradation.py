@@ -224,3 +224,16 @@ def test_any_ratio(size, small):
 def test_more_samples_are_no_degradation(small):
     with pytest.raises(ValueError, match=f"8 samples cannot be degraded to {small}: expected 1 to 8"):
         sampling_matrix(8, small, "box")
+
+
+@pytest.mark.parametrize(
+    ("size", "factor", "coarse", "kept"), [(100, 3.3, 30, 99), (64, 6.7, 9, 60), (64, 4.0, 16, 64), (66, 3.3, 20, 66)]
+)
+def test_a_factor_that_is_not_whole_keeps_the_nearest_multiple(size, factor, coarse, kept):
+    image = torch.rand(1, 3, size, dtype=torch.float64)
+    out = degrade(image, (1, factor), "box")
+    assert out.shape == (1, 3, coarse)
+    torch.testing.assert_close(out, image[..., :kept] @ sampling_matrix(kept, coarse, "box").T)
+    pair = RandDegraded(factors=(1, factor), method="box")({"label": image})
+    assert pair["label"].shape == (1, 3, kept) and torch.equal(pair["image"], out)
+    assert abs(kept - coarse * factor) <= 0.5

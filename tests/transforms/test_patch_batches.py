@@ -34,6 +34,8 @@ RECIPES = {
     "thick axis": thick_slice_patches(8, 48, "left-right", "bicubic", noise_std=[0.02, 0.02]),
     "scanners": training_patches(4, 32, SCANNERS, noise_std=[0, 0.02]),
     "thick, scanners": thick_slice_patches(4, 48, method=SCANNERS),
+    "structure": training_patches(4, 32, structure=0.8),
+    "a ratio": training_patches([1, 3.3], 40, "gaussian", noise_std=0.01),
     "seg_unet": labelled_patches(128),
     "seg_unet, flips": labelled_patches(48, flips=True),
     "transmrsr_prior": image_patches(64),
@@ -133,3 +135,18 @@ def test_label_maps_of_thick_slices_are_refused():
     item = {"label": torch.rand(1, 64, 64), "segmentation": torch.ones(1, 64, 64), "axes": AXES}
     with pytest.raises(ValueError, match="label maps of slices"):
         thick_slice_patches(4, 32).batch([item], [1], "cpu")
+
+
+def test_patches_with_structure():
+    """Of a slice that is empty but for a corner, patches of that corner are found far more often than by chance."""
+    image = torch.zeros(1, 128, 128)
+    image[:, :40, :40] = torch.rand(1, 40, 40, generator=torch.Generator().manual_seed(0))
+
+    def found(structure):
+        recipe = training_patches(4, 32, structure=structure)
+        patches = recipe.batch([{"label": image}] * 40, range(40), "cpu")
+        return sum(bool(patch["label"].std() > 0) for patch in patches)
+
+    assert found(0.5) > 35 > 15 > found(0)
+    with pytest.raises(ValueError, match="structure is -1"):
+        training_patches(4, 32, structure=-1)

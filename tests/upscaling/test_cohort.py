@@ -1,11 +1,15 @@
 """Folders through `medsr upscale`: resumed, shared out over processes, what became of each case."""
 
+import contextlib
 import csv
+import gzip
 import json
+import multiprocessing
 import os
 import re
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import threading
@@ -13,13 +17,18 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import pydicom
 import pytest
 import torch.distributed as dist
 from bundle_copies import save_weights, tiny_network
+from made_volumes import save_study
+from PIL import Image
 from scipy.ndimage import gaussian_filter
 
 from medsr_monai import cli
+from medsr_monai.upscaling import cohort
 from medsr_monai.upscaling.bundles import BundleRunner
+from medsr_monai.upscaling.quality import QualityCheck
 from medsr_monai.upscaling.sharing import Ranks, share_out
 from medsr_monai.upscaling.status import StatusTable, exit_code, summary_line
 
@@ -332,6 +341,133 @@ def workers(pid):
         line = Path(f"/proc/{child}/cmdline").read_text()
         found += [int(child)] if "spawn_main" in line or "upscale" in line else []
     return found
+
+
+@pytest.mark.parametrize("target", ["new", "new/", "deep/new.folder/"])
+def test_one_case_into_a_folder_that_is_not_there_yet(medsr, bundle, tmp_path, target):
+    """A file, a picture, and a DICOM series as a folder or zip."""
+    make_volume(tmp_path / "a.nii.gz")
+    Image.fromarray(np.arange(1200, dtype=np.uint8).reshape(30, 40)).save(tmp_path / "b.png")
+    shutil.make_archive(str(tmp_path / "zipped"), "zip", save_study(tmp_path / "study"))
+    for source, out in {"a.nii.gz": "a_sr.nii.gz", "b.png": "b_sr.png", "study": "study_sr", "zipped.zip": ""}.items():
+        code, _, err = medsr("upscale", source, target, "--bundle", bundle, "--plane", "axial", "--nopicture")
+        assert code == 0, err
+        made = [path.name for path in sorted(Path(target).rglob("*_sr*")) if path.suffix != ".json"]
+        assert len(made) == 1 and made[0].startswith(out), made
+        shutil.rmtree(target)
+    code, _, err = medsr("upscale", "a.nii.gz", "out.nrrd", "--bundle", bundle)
+    assert code == 1 and "give a name that ends in .nii.gz" in err
+
+
+def test_a_picture_that_cannot_be_drawn_costs_nothing_else(medsr, bundle, tmp_path, monkeypatch, caplog):
+    """It is told in one line, in the sidecar too, and the picture of an earlier output goes."""
+    make_cohort(tmp_path / "in", ["a", "b"])
+    assert medsr("upscale", "in", "out", "--bundle", bundle)[0] == 0
+    draw = QualityCheck.draw
+
+    def failing(self, pred, name, *others):
+        if name.startswith(("a", "single")):
+            raise ValueError("Too many bins for data range.\nCannot create 8 finite-sized bins.")
+        return draw(self, pred, name, *others)
+
+    monkeypatch.setattr(QualityCheck, "draw", failing)
+    for arguments in (("in", "out", "--overwrite"), ("in/a.nii.gz", "single.nii.gz")):
+        caplog.clear()
+        assert medsr("upscale", *arguments, "--bundle", bundle)[0] == 0
+        lines = [line for line in caplog.messages if "no quality picture, it could not be drawn" in line]
+        assert len(lines) == 1 and "Too many bins for data range. Cannot create" in lines[0], caplog.text
+    assert statuses(tmp_path / "out") == {"a": "done", "b": "done"}
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert {"a_sr.nii.gz", "a_sr.json", "b_sr.quality.png"} <= names and "a_sr.quality.png" not in names
+    for sidecar in (tmp_path / "out" / "a_sr.json", tmp_path / "single.json"):
+        content = json.loads(sidecar.read_text())
+        assert len(content["Outputs"]) == 1 and "could not be drawn" in " ".join(content["Warnings"])
+    code, out, _ = medsr("upscale", "in", "out", "--bundle", bundle)
+    assert code == 0 and "2 kept" in out
+
+
+def test_free_text_of_headers_stays_out_of_names_and_records(medsr, bundle, tmp_path):
+    """Descriptions, comments and names; also where a series fails, and with a switch descriptions are in the names."""
+    (tmp_path / "study").mkdir()
+    for number in (1, 2, 3):
+        for path in save_study(tmp_path / "study" / str(number), 4 if number < 3 else 5).iterdir():
+            header = pydicom.dcmread(path)
+            header.SeriesNumber, header.StudyInstanceUID = number, "1.2.3"
+            header.SeriesDescription, header.ProtocolName = f"Zyxwvut Muster 1.4.1960 {number}", "Zyxwvut protocol"
+            header.PatientName, header.ImageComments = "Zyxwvut^A", "Zyxwvut comment"
+            if number == 3 and header.InstanceNumber == 4:
+                path.unlink()  # a gap, so that this one fails
+                continue
+            header.save_as(path)
+    code, out, err = medsr("upscale", "study", "out", "--bundle", bundle, "--plane", "axial")
+    assert code == 1 and "2 done" in out, err
+    made = sorted(path for path in (tmp_path / "out").rglob("*") if path.is_file())
+    assert {"001_MR_sr.nii.gz", "002_MR_sr.json", "index.html", "status.csv"} <= {path.name for path in made}
+    for path in made:
+        assert "zyxwvut" not in path.name.lower()
+        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        assert b"zyxwvut" not in content.lower(), path
+    assert "study, series 3: DICOM slices" in status(tmp_path / "out")["003_MR"]["reason"]
+    assert medsr("upscale", "study", "named", "--bundle", bundle, "--series", "1,2", "--series-descriptions")[0] == 0
+    # but for what holds the patient's name
+    assert {path.name for path in (tmp_path / "named").glob("*.nii.gz")} == {"001_MR_sr.nii.gz", "002_MR_sr.nii.gz"}
+    for path in (tmp_path / "study").rglob("*.dcm"):
+        header = pydicom.dcmread(path)
+        header.PatientName = "Other"
+        header.save_as(path)
+    assert medsr("upscale", "study", "told", "--bundle", bundle, "--series", "1", "--series-descriptions")[0] == 0
+    assert (tmp_path / "told" / "001_Zyxwvut-Muster-1.4.1960-1_sr.nii.gz").is_file()
+
+
+def sockets(pid):
+    """Sockets of the internet that a process has, connected or listening."""
+    here = set()
+    for fd in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(OSError):
+            here.add(os.readlink(fd))
+    rows = [
+        line.split()
+        for kind in ("tcp", "tcp6", "udp", "udp6")
+        for line in Path(f"/proc/{pid}/net/{kind}").read_text().splitlines()
+    ]
+    return [row[1] for row in rows[1:] if len(row) > 9 and f"socket:[{row[9]}]" in here]
+
+
+@pytest.mark.usefixtures("warm_spawn")
+@pytest.mark.skipif(not Path("/proc/self/net").exists(), reason="finds sockets in /proc")
+def test_jobs_meet_in_private_and_a_killed_one_is_told(medsr, bundle, tmp_path, monkeypatch):
+    """No socket, a folder that only this user may enter and that is gone in the end, and one worker of two killed."""
+    make_cohort(tmp_path / "in", ["a", "b"])
+    seen, killed, folders = [], [], []
+    run = cohort.run_processes
+
+    def watched(work, arguments, ranks, path, progress):
+        def step(count):
+            progress(count)
+            children = multiprocessing.active_children()
+            for process in children:
+                with contextlib.suppress(OSError):
+                    seen.extend(sockets(process.pid))
+            seen.extend(sockets(os.getpid()))
+            folders.append(stat.S_IMODE(Path(path).parent.stat().st_mode))
+            if not killed:
+                killed.append(children[0].pid)
+                os.kill(children[0].pid, signal.SIGKILL)
+
+        assert before == sockets(os.getpid())
+        died = run(work, arguments, ranks, path, step)
+        folders.append(path)
+        return died
+
+    before = sockets(os.getpid())
+    monkeypatch.setattr(cohort, "run_processes", watched)
+    code, _, err = medsr("upscale", "in", "out", "--bundle", bundle, "--device", "cpu", "--jobs", 2, "--nopicture")
+    assert set(folders[:-1]) == {0o700} and not Path(folders[-1]).parent.exists()
+    assert len(seen) == len(before) * (len(folders) - 1), "none of the workers has one, and this one no new one"
+    assert re.search(r"process \d of 2 ended early \(signal 9\): the same command does what is left", err)
+    table = statuses(tmp_path / "out")
+    assert sorted(table) == ["a", "b"] and "done" in table.values() and set(table.values()) <= {"done", "failed"}
+    assert code == ("failed" in table.values())
 
 
 # what stands before and behind the command, and how many cases have begun before a process is killed

@@ -83,7 +83,7 @@ def test_a_study_of_several_series(tmp_path):
     write_series(tmp_path / "study" / "a", 3)
     write_series(tmp_path / "study" / "b", 4)
     cases = find_dicom_cases(str(tmp_path / "study"), str(tmp_path / "out"), False)
-    assert [case.output.relative_to(tmp_path / "out").as_posix() for case in cases] == ["003_t3_sr", "004_t4_sr"]
+    assert [case.output.relative_to(tmp_path / "out").as_posix() for case in cases] == ["003_MR_sr", "004_MR_sr"]
     (one,) = find_dicom_cases(str(tmp_path / "study"), str(tmp_path / "out"), False, series="4")
     assert one.output == tmp_path / "out"
 

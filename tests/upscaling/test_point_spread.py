@@ -248,7 +248,7 @@ def test_found_told_recorded_and_the_same_in_bundle_run(told_bundle, anatomy, tm
 
 
 def test_networks_that_are_not_told_are_left_alone(monkeypatch, anatomy, tmp_path):
-    folder = copy_bundle(tmp_path / "untold", "rdst_e_thick", **TINY)
+    folder = copy_bundle(tmp_path / "untold", "rdst_e_thick", **TINY, psf_channels=0)
     save_weights(tiny_network(scale=[1, 4]), folder / "models" / "model.pt")
     monkeypatch.setattr("medsr_monai.upscaling.upscaler.find_point_spread", None)
     volume = thick(anatomy[:, :32, :32, :48], 2, PointSpread("gaussian"))

@@ -15,6 +15,7 @@ import numpy as np
 import pydicom
 from pydicom.uid import UID, SecondaryCaptureImageStorage
 
+from medsr_monai.atomic import check_named
 from medsr_monai.data.dicom.attributes import frame_header
 from medsr_monai.data.dicom.pixels import codec_problem, read_stack
 from medsr_monai.data.dicom.slices import DicomFiles, DicomSlice, is_zip, read_slices
@@ -59,7 +60,10 @@ class DicomSeries:
     root: str
     """The folder, zip or file that was searched."""
     source: str
-    """What messages call the series: ``root``, and its number and description if the root holds several."""
+    """What messages and sidecars call the series: ``root``, and of several its number and part, but no free text.
+
+    Where several have one number, the UID takes its place.
+    """
     uid: str
     number: int | None
     description: str
@@ -272,6 +276,7 @@ def read_study(path: str | os.PathLike) -> DicomStudy:
         FileNotFoundError: no such path.
         ValueError: a damaged or encrypted zip.
     """
+    check_named(path)
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file or folder")
@@ -289,7 +294,11 @@ def read_study(path: str | os.PathLike) -> DicomStudy:
     series = [_without_split_off(one, series) for one in series]
     series.sort(key=lambda s: (s.study, s.number is None, s.number or 0, s.uid))
     if len(series) > 1:
-        series = [replace(s, source=f"{path}, series {s.label}") for s in series]
+        numbered = Counter((s.number, s.part) for s in series)
+        for index, s in enumerate(series):
+            several = s.number is None or numbered[s.number, s.part] > 1
+            name = s.choice if several else ", ".join(filter(None, (str(s.number), s.part)))
+            series[index] = replace(s, source=f"{path}, series {name}")
     folders = {Path(item.file).parent for item in slices}
     # without a slice beside it a damaged file makes no series wrong
     alone = {name: reason for name, reason in found.damaged.items() if slices and Path(name).parent not in folders}

@@ -22,7 +22,12 @@ SHORTEST_NAME = 3
 
 
 def find_study(
-    source: str, series: str | None = None, all_series: bool = False, *, only_dicom: bool = False
+    source: str,
+    series: str | None = None,
+    all_series: bool = False,
+    *,
+    only_dicom: bool = False,
+    descriptions: bool = False,
 ) -> list[tuple[DicomSeries, str]] | None:
     """Find the series to take of a folder, zip or DICOM file, each with its output's name; None for other images.
 
@@ -33,6 +38,7 @@ def find_study(
         source: folder, zip or DICOM file.
         series, all_series: see :func:`choose_series`.
         only_dicom: take DICOM series also where volumes of other kinds lie in the folder.
+        descriptions: see :func:`output_names`.
 
     Raises:
         ValueError: no series, none that is taken, or no such series.
@@ -51,7 +57,7 @@ def find_study(
     if len(found) == 1 and (is_dicom_folder(path) or not (path.is_dir() or is_zip(path))):
         names = [Path(path.name if path.is_dir() else volume_name(path))]
     else:
-        names = output_names(found)
+        names = output_names(found, descriptions)
     chosen = choose_series(found, series, all_series)
     return [(one, str(name)) for one, name in zip(found, names, strict=True) if one in chosen]
 
@@ -81,7 +87,7 @@ def choose_series(found: list[DicomSeries], series: str | None = None, all_serie
         raise ValueError(f"{root}: nothing but {labels}: choose one with --series, or add --all-series")
     for one in found:
         if one.left_out:
-            print(f"{one.source}: {one.left_out}, left out (--all-series takes it)", flush=True)
+            print(f"{root}, series {one.label}: {one.left_out}, left out (--all-series takes it)", flush=True)
     return chosen
 
 
@@ -105,11 +111,16 @@ def _named(found: list[DicomSeries], wanted: str) -> list[DicomSeries]:
     return [one for one in found if one in chosen]
 
 
-def output_names(found: list[DicomSeries]) -> list[Path]:
-    """Name the output of each series by number and description, such as ``003_t1_sag``, without the patient's name.
+def output_names(found: list[DicomSeries], descriptions: bool = False) -> list[Path]:
+    """Name the output of each series by its number and modality, such as ``003_MR``, without free text of headers.
 
     Where there are several studies, each has a folder: the input's below the root if it holds one study only and is
     not called after the patient, else a hash of the study's UID.
+
+    Args:
+        found: the series of an input.
+        descriptions: take the description in place of the modality, such as ``003_t1_sag``, unless it holds a part of
+            the patient's name. People write into descriptions what they like.
     """
     studies: dict[str, list[DicomSeries]] = {}
     for one in found:
@@ -125,7 +136,7 @@ def output_names(found: list[DicomSeries]) -> list[Path]:
             if shared or folder == Path() or any(_names_patient(part, members[0]) for part in folder.parts):
                 folder = Path(f"study-{hashlib.sha256(study.encode()).hexdigest()[:8]}")
         for one in members:
-            name, count = _name(one), 1
+            name, count = _name(one, descriptions), 1
             path = folder / name
             while str(path).casefold() in taken:  # some file systems take two names that differ in case for one
                 count += 1
@@ -155,8 +166,8 @@ def safe_name(text: str) -> str:
     return f"x-{name}" if re.fullmatch(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", name, re.IGNORECASE) else name
 
 
-def _name(series: DicomSeries) -> str:
-    description = safe_name(series.description)[:LONGEST_DESCRIPTION]
+def _name(series: DicomSeries, descriptions: bool) -> str:
+    description = safe_name(series.description)[:LONGEST_DESCRIPTION] if descriptions else ""
     if not description or _names_patient(series.description, series):
         description = series.modality or "series"
     number = "" if series.number is None else f"{series.number:03}"

@@ -398,19 +398,21 @@ def names(cases, out):
 def test_cases_of_a_study(tmp_path, capsys):
     folder, out = mixed(tmp_path / "export"), tmp_path / "out"
     cases = find_cases(str(folder), str(out), False)
-    # the description of series 5 holds the patient's name
-    assert names(cases, out) == ["001_t1-sag_sr.nii.gz", "005_MR_sr.nii.gz"]
+    assert names(cases, out) == ["001_MR_sr.nii.gz", "005_MR_sr.nii.gz"]
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == (
         f"{folder}: of 43 files 40 read, 3 left out (hidden: A/._1; DICOMDIR: DICOMDIR; no DICOM: readme.txt)"
     )
     assert len(lines) == 4 and f"{folder}, series 2 scout: localiser, left out" in lines[1]
     assert cases[0].series.problem is None and "missing" in cases[1].series.problem
-    with pytest.raises(ValueError, match="series 5 t2 Phantom: DICOM slices are unevenly spaced"):
+    with pytest.raises(ValueError, match="series 5: DICOM slices are unevenly spaced"):
         LoadVolumed("image").load(cases[1].input)
-    everything = find_cases(str(folder), str(out), False, all_series=True)
+    # the description of series 5 holds the patient's name
+    described = find_cases(str(folder), str(out), False, descriptions=True)
+    assert names(described, out) == ["001_t1-sag_sr.nii.gz", "005_MR_sr.nii.gz"]
+    everything = find_cases(str(folder), str(out), False, all_series=True, descriptions=True)
     assert len(everything) == 5 and names(everything, out)[2] == "003_t1-MPR_sr.nii.gz"
-    assert names(find_cases(str(folder), str(out), False, "3"), out) == ["003_t1-MPR_sr.nii.gz"]
+    assert names(find_cases(str(folder), str(out), False, "3"), out) == ["003_MR_sr.nii.gz"]
     uid = cases[0].series.uid
     one = find_cases(str(zipped(folder)), str(tmp_path / "x.nii.gz"), False, uid)
     assert len(one) == 1 and one[0].output == tmp_path / "x.nii.gz" and one[0].files == [Path(str(folder) + ".zip")]
@@ -487,7 +489,7 @@ def test_no_output_escapes_by_header_text(tmp_path, keyword, text):
         series = [replace(one, description=text) for one in series]
     else:
         series = [replace(one, part=f"type {'/'.join(value[2:])}") for one in series]
-    found = [out / f"{name}_sr.nii.gz" for name in output_names(series)]
+    found = [out / f"{name}_sr.nii.gz" for name in output_names(series, descriptions=True)]
     assert len({str(path).casefold() for path in found}) == len(series)
     assert all(path.parent == out and len(path.name.encode()) < 200 for path in found)
 
@@ -517,9 +519,9 @@ def test_several_studies_and_equal_names(tmp_path):
     assert {c.series.study for c in cases} == {c.series.study for c in cases if c.output.parent != out}
     found = sorted(names(cases, out))
     assert [n for n in found if n.startswith("sub-")] == [
-        "sub-01/003_t1_2_sr.nii.gz",
-        "sub-01/003_t1_sr.nii.gz",
-        "sub-02/phantom/003_t1_sr.nii.gz",
+        "sub-01/003_MR_2_sr.nii.gz",
+        "sub-01/003_MR_sr.nii.gz",
+        "sub-02/phantom/003_MR_sr.nii.gz",
     ]
     assert sum(n.startswith("study-") for n in found) == 1 and not any("PHANTOM" in n for n in found)
 
@@ -1413,7 +1415,7 @@ def test_an_enhanced_file_is_a_folder_of_its_series(tmp_path):
     expected = write_enhanced(path, echoes=(10, 20))
     for source in (path, path.parent):
         cases = find_cases(str(source), str(out), False)
-        assert names(cases, out) == ["003_t1_echo-time-10.0_sr.nii.gz", "003_t1_echo-time-20.0_sr.nii.gz"]
+        assert names(cases, out) == ["003_MR_echo-time-10.0_sr.nii.gz", "003_MR_echo-time-20.0_sr.nii.gz"]
         first, second = find_series(source)
         for choice in (second.label, second.choice, "3 t1, echo time 20.0"):
             (case,) = find_cases(str(source), str(tmp_path / "x.nii.gz"), False, choice)
@@ -1475,10 +1477,10 @@ def test_upscale_a_zipped_export(warm_python, tmp_path):
     temporary.mkdir()
     result = run_medsr(warm_python, "upscale", archive, out, "--nopicture", "--device", "cpu", TMPDIR=str(temporary))
     assert result.returncode == 1 and "Traceback" not in result.stderr
-    assert [p.name for p in out.glob("*.nii.gz")] == ["001_t1-sag_sr.nii.gz"] and not list(temporary.rglob("*.dcm"))
+    assert [p.name for p in out.glob("*.nii.gz")] == ["001_MR_sr.nii.gz"] and not list(temporary.rglob("*.dcm"))
     assert "series 2 scout: localiser, left out" in result.stdout and "series 3 t1/MPR: derived" in result.stdout
-    assert "series 5 t2 Phantom: DICOM slices are unevenly spaced" in result.stderr
-    image = nibabel.load(out / "001_t1-sag_sr.nii.gz")
+    assert "series 5: DICOM slices are unevenly spaced" in result.stderr
+    image = nibabel.load(out / "001_MR_sr.nii.gz")
     ours, theirs = outer_corners(image.affine, image.shape), outer_corners(expected_affine(), (16, 16, 8))
     np.testing.assert_allclose(ours, theirs, atol=1e-3)
 
