@@ -12,7 +12,7 @@ import pytest
 import torch
 from bundle_copies import save_weights
 from PIL import Image
-from typed_commands import GOOD, THICK, one_voxel, make_volume, oblique_affine, refused
+from typed_commands import GOOD, THICK, make_volume, oblique_affine, one_voxel, refused
 
 from medsr_monai.metrics import psnr
 from medsr_monai.networks import InceptionFeatures, SegmentationUNet

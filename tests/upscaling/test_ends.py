@@ -75,8 +75,12 @@ def test_a_full_disk_is_told_and_nothing_is_left(medsr_process, bundle, tmp_path
 
 
 QUICK = """
+import io
+from PIL import Image
 from medsr_monai.upscaling.quality import QualityCheck
-QualityCheck.png = lambda *arguments: b"picture"
+png = io.BytesIO()
+Image.new("L", (8, 8)).save(png, "png")
+QualityCheck.png = lambda *arguments: png.getvalue()
 """
 """Drawing takes longer than all else together, and here only the file counts."""
 
