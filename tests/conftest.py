@@ -1,5 +1,6 @@
 """What all tests share."""
 
+import functools
 import logging
 import os
 from pathlib import Path
@@ -13,9 +14,11 @@ if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, share)))
 
 LONG = (
-    *("test_bad_input.py", "test_cli.py", "test_readme.py", "weights/test_vendoring.py", "test_install.py"),
-    *("test_cluster.py", "bundles/test_training.py", "data/dicom/test_series.py", "evaluation/test_tables.py"),
-    *("upscaling/test_cohort.py", "upscaling/test_memory.py", "networks/test_contract.py"),
+    *("test_install.py", "test_readme.py", "upscaling/test_memory.py", "bundles/test_finetuning.py"),
+    *("bundles/test_bundles.py", "weights/test_vendoring.py", "networks/test_contract.py", "bundles/test_lgsr.py"),
+    *("test_machines.py", "upscaling/test_cohort.py", "data/dicom/test_series.py", "bundles/test_comparison.py"),
+    *("commands/test_upscale.py", "commands/test_benchmark.py", "upscaling/test_ends.py", "data/test_bad_volumes.py"),
+    *("test_cluster.py", "test_cli.py", "bundles/test_training.py", "evaluation/test_tables.py"),
 )
 """Files that take longest come first, so that no process is left alone with one in the end."""
 
@@ -86,6 +89,21 @@ def warm():
 def warm_python(warm):
     """The path of such a Python; beside it lie such a `medsr` and `torchrun`."""
     return warm.folder / "python"
+
+
+@pytest.fixture(scope="session")
+def processes(warm, tmp_path_factory):
+    """Processes of `medsr` that may be limited and killed."""
+    from processes import Processes
+
+    return Processes(warm, tmp_path_factory.mktemp("processes"))
+
+
+@pytest.fixture
+def medsr_process(processes, tmp_path, monkeypatch):
+    """Run `medsr` in a process whose working folder, and the test's, is ``tmp_path``."""
+    monkeypatch.chdir(tmp_path)
+    return functools.partial(processes.run, folder=tmp_path)
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 """Damaged files of every kind that is read: one line says so, or they are read; nothing else comes out of a reader.
 
 A fixed seed makes the same files each time: few by default, 10,000 of each kind with ``-m slow``. Volumes and DICOM
-series have their own tests (test_bad_input.py, data/dicom), since what is read of them has to be right, too.
+series have their own tests (data/test_mutated_headers.py, data/dicom), since what is read has to be right, too.
 """
 
 import copy

@@ -18,14 +18,15 @@ ROOT = Path(__file__).parents[1]
 COMMANDS = [line.removeprefix(INSTALL) for line in lines(FRONT_PAGE) if TESTS not in line]
 NOWHERE = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"), "http://127.0.0.1:9")
 ONE_PROCESS = """
-import json, sys
-from medsr_monai.cli import main
-for arguments in json.loads(sys.argv[1]):
+import json, runpy, sys
+for module, *arguments in json.loads(sys.argv[1]):
+    sys.argv = [module, *arguments]
     try:
-        main(arguments)
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
     except SystemExit as end:
         assert not end.code, arguments
 """
+"""Several commands after one import."""
 
 
 def run(*arguments, cwd):
@@ -67,7 +68,7 @@ def beside_dependencies(wheel, folder):
 
 
 def prove(python, folder, alone):
-    """README's commands in a folder that is not the checkout, each in a process of its own, or those of medsr in one.
+    """README's commands in a folder that is not the checkout, each in a process of its own, or all in one.
 
     Its bundles are where `medsr models` says; a link of README's name leads there.
     """
@@ -83,12 +84,13 @@ def prove(python, folder, alone):
     write_volume(folder / "scan.nii.gz", (32, 34, 4), (1, 1, 1.2), 0)
     write_study(folder / "study")
     words = [shlex.split(command) for command in COMMANDS]
-    if not alone:
-        run(python, "-c", ONE_PROCESS, json.dumps([w[1:] for w in words if w[0] == "medsr"]), cwd=folder)
-        words = [w for w in words if w[0] != "medsr"]
-    assert words and all(w[0] in ("medsr", "python") for w in words)
-    for one in words:
-        run(python.parent / one[0], *one[1:], cwd=folder)
+    assert words and all(w[0] == "medsr" or w[:2] == ["python", "-m"] for w in words)
+    if alone:
+        for one in words:
+            run(python.parent / one[0], *one[1:], cwd=folder)
+    else:
+        modules = [["medsr_monai", *w[1:]] if w[0] == "medsr" else w[2:] for w in words]
+        run(python, "-c", ONE_PROCESS, json.dumps(modules), cwd=folder)
     made = "demo_out/demo.png finer.nii.gz sr.nii.gz thin.nii.gz derived runs/models/model.pt"
     assert all((folder / name).exists() for name in made.split())
 

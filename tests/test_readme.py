@@ -7,7 +7,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import nibabel as nib
@@ -34,7 +33,7 @@ SLOW = {
     "python -m monai.bundle run training --config_file \"['bundles/rdst_e_thick/configs/train.json',"
     "'bundles/rdst_e_thick/configs/adapt.json']\" --bundle_root bundles/rdst_e_thick --dataset_dir path/to/protocol "
     "--output_dir runs/adapted --steps 50 --minutes None": pytest.mark.slow,
-    # 18 networks, each in a process of its own; tests/test_cli.py counts those of the paper without this command
+    # 18 networks, each in a process of its own; tests/commands/test_benchmark.py counts those of the paper itself
     "medsr benchmark --networks all --size 40x32 --runs 0": pytest.mark.slow,
 }
 # options of other programs, and those that every command has
@@ -155,8 +154,8 @@ def test_the_front_page_is_short_and_names_every_guide():
 
 @pytest.mark.parametrize("guide, command", COMMANDS)
 def test_command(guide, command, folder, warm_python):
-    """The first as a user starts it, the others in processes that need not import all anew."""
-    programs = Path(sys.executable if command.startswith(INSTALL) else warm_python).parent
+    """In processes that need not import all anew; test_install.py has those of the front page as a user starts them."""
+    programs = warm_python.parent
     command = command.removeprefix(INSTALL)
     if command == TESTS:
         pytest.skip("this is it")

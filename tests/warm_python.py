@@ -7,14 +7,17 @@ one that has done so. What it forks is a process like any other: it may be kille
 from __future__ import annotations
 
 import atexit
+import contextlib
 import fcntl
 import functools
 import gc
+import importlib
 import io
 import itertools
 import json
 import multiprocessing.spawn
 import os
+import pkgutil
 import runpy
 import select
 import shlex
@@ -26,6 +29,7 @@ import sys
 import tempfile
 import threading
 import traceback
+import warnings
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -69,20 +73,16 @@ def serve(folder: str) -> None:
     import torch
 
     torch.set_num_threads(1)
-    import matplotlib.pyplot  # noqa: F401
     import monai.bundle  # noqa: F401
     import torch.distributed.run
     import torch.utils.tensorboard
 
-    import medsr_monai.cli
     import medsr_monai.command_line
-    import medsr_monai.data
     import medsr_monai.handlers
-    import medsr_monai.inferers
-    import medsr_monai.networks
     import medsr_monai.recipes  # noqa: F401
 
     remember_names()
+    rehearse(folder)
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(f"{folder}/socket")
     listener.listen(64)
@@ -96,6 +96,29 @@ def serve(folder: str) -> None:
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             return attend(caller, folder)
         caller.close()
+
+
+def rehearse(folder: str) -> None:
+    """Import every command, and upscale a small volume: what is imported, registered or drawn first then is there."""
+    import fire.core  # noqa: F401
+    import nibabel
+    import numpy
+    from bundle_copies import tiny_bundle
+
+    from medsr_monai import commands
+    from medsr_monai.upscaling.cohort import upscale_files
+    from medsr_monai.upscaling.upscaler import Options
+
+    for module in pkgutil.iter_modules(commands.__path__, f"{commands.__name__}."):
+        importlib.import_module(module.name)
+    place = Path(folder) / "rehearsal"
+    values = numpy.random.default_rng(0).random((12, 10, 3), numpy.float32)
+    bundle = tiny_bundle(place / "tiny")
+    nibabel.save(nibabel.Nifti1Image(values, numpy.diag([1, 1, 4, 1])), place / "a.nii.gz")
+    with contextlib.redirect_stdout(None), warnings.catch_warnings(action="ignore"):
+        upscale_files(str(place / "a.nii.gz"), str(place / "out.nii.gz"), Options(bundle=str(bundle), device="cpu"))
+    shutil.rmtree(place)
+    assert threading.active_count() == 1, "a forked process has no other threads"
 
 
 def remember_names() -> None:
@@ -143,6 +166,8 @@ def work(folder: str, arguments: list[str], place: str, environment: dict[str, s
     multiprocessing.spawn.set_executable(f"{folder}/python")
     torch.set_num_threads(int(environment.get("OMP_NUM_THREADS", 1)))
     sys.path[0:1] = [place, *filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))]
+    with contextlib.suppress(ModuleNotFoundError):
+        importlib.import_module("sitecustomize")  # as every Python begins
     if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     option, what, *rest = arguments

@@ -80,15 +80,17 @@ def packed(tmp_path_factory):
     """Every bundle packed self-contained, unpacked: the shipped weights, or else random ones."""
     root = tmp_path_factory.mktemp("packed")
     folders = {}
-    for bundle in BUNDLES:
-        weights = None
-        if examine(bundle / "models" / "model.pt").file is None:
-            weights = str(random_weights(bundle, root / f"{bundle.name}.pt"))
-        package(str(bundle), str(root), weights=weights)
-        zipfile.ZipFile(root / f"{bundle.name}_v{VERSION[bundle.name]}.zip").extractall(root / "elsewhere")
-        folders[bundle.name] = root / "elsewhere" / bundle.name
-    package("rdst_e", str(root / "thin"), thin=True)
-    zipfile.ZipFile(root / "thin" / f"rdst_e_v{VERSION['rdst_e']}.zip").extractall(root / "thin")
+    with pytest.MonkeyPatch.context() as patch:  # most modules are the same in all bundles
+        patch.setattr("medsr_monai.weights.package.renamed_source", functools.cache(vendoring.renamed_source))
+        for bundle in BUNDLES:
+            weights = None
+            if examine(bundle / "models" / "model.pt").file is None:
+                weights = str(random_weights(bundle, root / f"{bundle.name}.pt"))
+            package(str(bundle), str(root), weights=weights)
+            zipfile.ZipFile(root / f"{bundle.name}_v{VERSION[bundle.name]}.zip").extractall(root / "elsewhere")
+            folders[bundle.name] = root / "elsewhere" / bundle.name
+        package("rdst_e", str(root / "thin"), thin=True)
+        zipfile.ZipFile(root / "thin" / f"rdst_e_v{VERSION['rdst_e']}.zip").extractall(root / "thin")
     return folders | {"thin": root / "thin" / "rdst_e"}
 
 
@@ -116,7 +118,8 @@ def elsewhere(tmp_path_factory):
     return folder / "bin" / "python"
 
 
-# MONAI is imported once; then every job is what `python -m monai.bundle` does, in a process and a folder of its own
+# MONAI is imported once; then every job is one or two of what `python -m monai.bundle` does, in a process and a folder
+# of its own
 JOBS = """
 import json, os, runpy, sys, traceback
 try:
@@ -127,7 +130,7 @@ else:
     sys.exit("this package is there")
 import torch
 import monai.bundle, monai.engines, monai.handlers
-for name, folder, arguments in json.load(open("jobs.json")):
+for name, folder, *runs in json.load(open("jobs.json")):
     child = os.fork()
     if not child:
         code = 1
@@ -136,11 +139,12 @@ for name, folder, arguments in json.load(open("jobs.json")):
             os.dup2(out, 1), os.dup2(out, 2)
             os.chdir(folder)
             sys.path.insert(0, folder)
-            sys.argv = ["monai.bundle", *arguments]
-            runpy.run_module("monai.bundle", run_name="__main__", alter_sys=True)
+            for arguments in runs:
+                sys.argv = ["monai.bundle", *arguments]
+                runpy.run_module("monai.bundle", run_name="__main__", alter_sys=True)
             code = 0
         except SystemExit as end:
-            code = end.code or 0
+            code = end.code or 1
         except BaseException:
             traceback.print_exc()
         finally:
@@ -163,13 +167,14 @@ def results(packed, elsewhere, volumes, training_volumes, tmp_path_factory):
         }
         options |= FEW_SAMPLES.get(name, {})
         arguments = [f"--{key}={value}" for key, value in options.items()]
-        jobs.append((name, str(folder), ["run", "--config_file", "configs/inference.json", *arguments]))
+        runs = [["run", "--config_file", "configs/inference.json", *arguments]]
         if name not in ("thin", "transmrsr_prior"):
             checks = ["--bundle_root", ".", "--meta_file", "configs/metadata.json"]
             checks += ["--config_file", "configs/inference.json", "--network_def#truncation=none"][
                 : None if name == "transmrsr" else 2
             ]
-            jobs.append((f"{name}-in-out", str(folder), ["verify_net_in_out", "network_def", *checks]))
+            runs.insert(0, ["verify_net_in_out", "network_def", *checks])
+        jobs.append((name, str(folder), *runs))
     options = {"bundle_root": ".", "dataset_dir": training_volumes, "device": "$torch.device('cpu')", "epochs": 1}
     options |= {"patch_size": 32, "batch_size": 4, "val_slices": 1, "weights": "models/model.pt"}
     options |= {"ckpt_dir": out / "training", "output_dir": out / "training", "plane": "axial"}
@@ -191,8 +196,7 @@ def test_a_package_gives_what_the_installed_bundle_gives(bundle, packed, results
     out, codes = results
     log = (out / f"{bundle.name}.log").read_text()
     assert codes[bundle.name] == "0", log[-3000:]
-    if f"{bundle.name}-in-out" in codes:
-        assert codes[f"{bundle.name}-in-out"] == "0", (out / f"{bundle.name}-in-out.log").read_text()[-3000:]
+    assert ("data shape of network is verified with no error" in log) == (bundle.name != "transmrsr_prior")
     flow = ConfigWorkflow(
         str(bundle / "configs" / "inference.json"),
         workflow_type="infer",
