@@ -91,6 +91,16 @@ def warm_python(warm):
     return warm.folder / "python"
 
 
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Quality pictures are empty: to draw them takes longer than all else of a small volume."""
+    from matplotlib.figure import Figure
+
+    from medsr_monai.upscaling.quality import QualityCheck
+
+    monkeypatch.setattr(QualityCheck, "draw", lambda *arguments: Figure(figsize=(1, 1), dpi=10))
+
+
 @pytest.fixture(scope="session")
 def processes(warm, tmp_path_factory):
     """Processes of `medsr` that may be limited and killed."""

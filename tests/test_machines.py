@@ -31,7 +31,9 @@ for name in ("SIGUSR1", "SIGUSR2", "SIGHUP", "SIGKILL", "SIGALRM", "SIGPIPE", "a
 """What Python has not on Windows, taken away when any process starts."""
 EACH = """
 import json, multiprocessing, sys
+from multiprocessing import resource_tracker
 from medsr_monai.cli import main
+resource_tracker.ensure_running()
 multiprocessing.set_executable(sys.argv[1])
 for line in sys.argv[2:]:
     try:

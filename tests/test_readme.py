@@ -1,6 +1,7 @@
 """README and the guides of the rooms: commands run as they are written, in order; links, options and paths exist."""
 
 import configparser
+import functools
 import inspect
 import json
 import os
@@ -13,9 +14,11 @@ import nibabel as nib
 import numpy as np
 import pydicom
 import pytest
+from matplotlib.image import imread
 from PIL import Image
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 from scipy.ndimage import gaussian_filter
+from typed_commands import assert_same_corners, refused
 
 from medsr_monai.cli import COMMANDS as MEDSR
 
@@ -33,6 +36,8 @@ SLOW = {
     "python -m monai.bundle run training --config_file \"['bundles/rdst_e_thick/configs/train.json',"
     "'bundles/rdst_e_thick/configs/adapt.json']\" --bundle_root bundles/rdst_e_thick --dataset_dir path/to/protocol "
     "--output_dir runs/adapted --steps 50 --minutes None": pytest.mark.slow,
+    # what the front page has, to another file
+    "medsr upscale demo_out/thick.nii.gz chosen.nii.gz": pytest.mark.slow,
     # 18 networks, each in a process of its own; tests/commands/test_benchmark.py counts those of the paper itself
     "medsr benchmark --networks all --size 40x32 --runs 0": pytest.mark.slow,
 }
@@ -152,18 +157,44 @@ def test_the_front_page_is_short_and_names_every_guide():
         assert f"]({name_of(path)})" in text, path
 
 
+@pytest.fixture(scope="module")
+def run(folder, warm_python):
+    """Run a command in that folder, once, in a process that need not import all anew."""
+    path = f"{warm_python.parent}{os.pathsep}{os.environ['PATH']}"
+    options = {"shell": True, "cwd": folder, "capture_output": True, "text": True, "timeout": 600}
+    return functools.cache(lambda line: subprocess.run(line, env=os.environ | {"PATH": path}, **options))
+
+
 @pytest.mark.parametrize("guide, command", COMMANDS)
-def test_command(guide, command, folder, warm_python):
-    """In processes that need not import all anew; test_install.py has those of the front page as a user starts them."""
-    programs = warm_python.parent
+def test_command(guide, command, run):
+    """Those of the front page are run as a user starts them in test_install.py."""
     command = command.removeprefix(INSTALL)
     if command == TESTS:
         pytest.skip("this is it")
-    path = f"{programs}{os.pathsep}{os.environ['PATH']}"
-    done = subprocess.run(
-        command, shell=True, cwd=folder, env=os.environ | {"PATH": path}, capture_output=True, text=True, timeout=600
-    )
+    done = run(command)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+
+
+def test_demo(run, folder):
+    """The shipped weights are better than B-splines at both, by what README says; thick slices are the main thing."""
+    done, place = run("medsr demo"), folder / "demo_out"
+    assert (done.returncode, done.stderr) == (0, "")
+    written = {p.name.removesuffix(".nii.gz") for p in place.iterdir()}
+    cases = {case + ending for case in ("thick", "coarse") for ending in ("", "_spline", "_sr")}
+    assert written == cases | {"reference", "demo.png"}
+    psnr = {(case, method): float(value) for case, method, value in
+            re.findall(r"^(\w+), (B-spline|medsr upscale) ?\S*: PSNR ([\d.]+) dB", done.stdout, re.M)}  # fmt: skip
+    for case, gain in (("thick", 2.0), ("coarse", 0.2)):
+        assert psnr[case, "medsr upscale"] > psnr[case, "B-spline"] + gain
+        assert_same_corners(place / "reference.nii.gz", place / f"{case}_sr.nii.gz")
+        assert_same_corners(place / "reference.nii.gz", place / f"{case}.nii.gz")
+    assert nib.load(place / "thick.nii.gz").header.get_zooms() == (1, 4, 1)
+    picture = imread(place / "demo.png")
+    assert min(picture.shape[:2]) > 1000 and np.ptp(picture[..., :3]) > 0.9
+    before = {p.name: p.stat().st_mtime_ns for p in place.iterdir()}
+    again = run("medsr demo ")
+    refused((again.returncode, again.stdout, again.stderr), "demo_out/.*: exists.*--overwrite")
+    assert before == {p.name: p.stat().st_mtime_ns for p in place.iterdir()}
 
 
 @pytest.mark.parametrize("code", SNIPPETS)

@@ -31,6 +31,8 @@ from typed_commands import (
 from medsr_monai.networks import EDSR
 from medsr_monai.upscaling.bundles import BundleRunner
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 PLANES = ("sagittal", "coronal", "axial")
 
 

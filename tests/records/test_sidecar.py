@@ -24,6 +24,8 @@ import medsr_monai
 from medsr_monai.records import sidecar as provenance
 from medsr_monai.upscaling.bundles import BundleRunner
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 ROOT = Path(__file__).parents[2]
 NAME = "DOE^JANE"
 

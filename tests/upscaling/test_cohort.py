@@ -32,6 +32,8 @@ from medsr_monai.upscaling.quality import QualityCheck
 from medsr_monai.upscaling.sharing import Ranks, share_out
 from medsr_monai.upscaling.status import StatusTable, exit_code, summary_line
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 ROOT = Path(__file__).parents[2]
 NAMES = ("a", "b", "sub-1/c")
 
