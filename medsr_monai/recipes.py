@@ -165,6 +165,7 @@ def training_patches(
     fwhm: float | Sequence[float] | None = None,
     structure: float = 0.0,
     reference: bool = False,
+    flips: bool = True,
 ) -> PatchBatches:
     """Cut random high-resolution patches ``label`` of 2D slices, with their degraded versions ``image``.
 
@@ -179,12 +180,18 @@ def training_patches(
         structure: patches of little contrast are drawn anew, see :class:`medsr_monai.transforms.PatchBatches`.
         reference: cut the same patch out of ``reference``, a sharp slice of another contrast, for a network that it
             guides.
+        flips: mirror and turn patches at random; the RDST paper does not.
     """
     widths, levels = _range(fwhm), _range(noise_std)
     degrade = RandDegraded("label", "image", factors=scale, method=method, fwhm=widths, noise_std=levels)
     keys = ("label", "reference") if reference else "label"
     return PatchBatches(
-        keys, patch_size, poses=8, intensity_factor=intensity_factor, pairs=degrade, structure=structure
+        keys,
+        patch_size,
+        poses=8 if flips else 1,
+        intensity_factor=intensity_factor,
+        pairs=degrade,
+        structure=structure,
     )
 
 
@@ -287,23 +294,27 @@ def thick_slice_patches(
     fwhm: float | Sequence[float] | None = None,
     noise_std: float | Sequence[float] = (0.0, 0.0),
     reference: bool = False,
+    turns: bool = False,
 ) -> PatchBatches:
     """Cut random patches ``label`` of 2D slices, with what thick slices show of them on the same grid, ``image``.
 
     Whole slices are degraded and interpolated, then patches are cut out, so that a patch has the phases and the borders
-    that it would have in a slice. They are mirrored along both axes and never turned: the thick axis stays along the
-    columns (see :class:`medsr_monai.transforms.RandThickSliced`).
+    that it would have in a slice. They are mirrored along both axes and, unless ``turns``, never turned: the thick axis
+    stays along the columns (see :class:`medsr_monai.transforms.RandThickSliced`).
 
     Args:
         factor, thick_axis, method, fwhm, noise_std: see :class:`medsr_monai.transforms.RandThickSliced`.
         patch_size: the size of a patch; smaller slices get zeros, the scaled intensity of air, on both sides.
         intensity_factor, reference: see :func:`training_patches`.
+        turns: transpose half of the (square) patches, as the authors of TransMRSR do.
     """
     thick = RandThickSliced(
         factor=factor, thick_axis=thick_axis, method=method, fwhm=_range(fwhm), noise_std=_range(noise_std)
     )
     keys = ("label", "reference") if reference else "label"
-    return PatchBatches(keys, patch_size, padding="constant", poses=4, intensity_factor=intensity_factor, pairs=thick)
+    return PatchBatches(
+        keys, patch_size, padding="constant", poses=8 if turns else 4, intensity_factor=intensity_factor, pairs=thick
+    )
 
 
 def thick_slice_pairs(
