@@ -211,7 +211,7 @@ class Quarters(nn.Module):
 
 
 def test_dice_by_the_names_of_the_papers(tmp_path):
-    """Unions of labels: a perfect tumour whose sub-labels are wrong. By hand, two slices of one patient, one of another."""
+    """Unions of labels: a perfect tumour with wrong sub-labels. By hand, two slices of one patient, one of another."""
     evaluation = SliceEvaluation(0, unet=Quarters(), dice_regions="brats")
     slices = [("a1", "a", (0, 1, 2, 3), (0, 3, 1, 2)), ("a2", "a", (0, 0, 2, 0), (0, 2, 2, 0))]
     slices += [("b1", "b", (0, 0, 2, 2), (2, 2, 0, 0))]
