@@ -25,8 +25,8 @@ class SliceDataset(Dataset):
 
     An item is the dictionary that ``transform`` makes of ``{"label": [C, H, W], "case": str, "plane": str,
     "slice": int, "modality": str, "axes": (str, str), "towards": str, "spacing": (float, float)}``; the modality is
-    what the item of ``data`` states, else "unknown" (and a ``subject`` that it states comes too), the axes are the world
-    axes (AXES) that rows and columns run along; ``towards`` are two letters of RLAPSI for where they lead, and
+    what the item of ``data`` states, else "unknown" (and a ``subject`` that it states comes too), the axes are the
+    world axes (AXES) that rows and columns run along; ``towards`` are two letters of RLAPSI for where they lead, and
     ``spacing`` the pixels' edges in mm, both as the slice lies in the volume, whatever a transform does. Random
     transforms are seeded by
     (seed, item number, pass), so an item of a pass is the same whatever was drawn before, in any worker, in any
