@@ -42,7 +42,7 @@ SLOW = {
     "medsr benchmark --networks all --size 40x32 --runs 0": pytest.mark.slow,
 }
 # options of other programs, and those that every command has
-ELSEWHERE = {"bundle_root", "config_file", "nodes", "max_restarts", "verbose", "help"}
+ELSEWHERE = {"dist", "bundle_root", "config_file", "nodes", "max_restarts", "verbose", "help"}
 
 
 def name_of(path):
@@ -216,7 +216,7 @@ def test_results_are_there(folder):
     assert nib.load(folder / "thin.nii.gz").shape == (40, 40, 8)
     assert Image.open(folder / "image_sr.png").size == (144, 160)
     assert len(list((folder / "derived").glob("*/*.dcm"))) == 50  # 1 mm of 5 mm, two series
-    assert {p.name for p in (folder / "sr").glob("*.nii.gz")} == {"003_thin_sr.nii.gz", "004_thin_sr.nii.gz"}
+    assert {p.name for p in (folder / "sr").glob("*.nii.gz")} == {"003_CT_sr.nii.gz", "004_CT_sr.nii.gz"}
     assert len(list((folder / "runs" / "sr").glob("*_sr.nii.gz"))) == 2
     assert {p.name for p in (folder / "runs" / "scans").iterdir()} >= {"index.html", "status.csv", "status.json"}
     for name in ("models", "models2"):
