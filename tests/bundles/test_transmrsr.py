@@ -384,6 +384,24 @@ def test_degradation_varies_as_the_configuration_says(files, tmp_path):
     assert all(3 <= width <= 5 for width in widths) and len(set(widths)) == len(widths)
 
 
+def test_the_papers_schedule_and_augmentation(files, tmp_path):
+    """Halved after every 30 epochs of fewer than the paper's 100; patches are turned, too; x8 is a value."""
+    flow = workflow(files, tmp_path, ["paper_schedule"], epochs=100, factor=8)
+    steps = len(get(flow, "train#dataloader"))
+    assert steps == 2 and get(flow, "learning_rate") == 1e-4
+    assert sorted(get(flow, "lr_scheduler").milestones.elements()) == [30 * steps, 60 * steps, 90 * steps]
+    dataset = get(flow, "train#dataset")
+    draws = [dataset.transform.set_random_state(n)._drawn(dataset._slice(0))[1] for n in range(20)]
+    assert {draw.pose[2] for draw in draws} == {True, False}
+    plain = get(workflow(files, tmp_path), "train#dataset").transform
+    assert not any(plain.set_random_state(n)._drawn(dataset._slice(0))[1].pose[2] for n in range(20))
+    flow = workflow(files, tmp_path, ["paper_schedule"], epochs=3, halve_every=1, factor=8)
+    seen, trainer, optimizer = [], get(flow, "train#trainer"), get(flow, "optimizer")
+    trainer.add_event_handler(Events.EPOCH_STARTED, lambda _: seen.append(optimizer.param_groups[0]["lr"]))
+    flow.run()
+    assert seen == pytest.approx([1e-4, 5e-5, 2.5e-5])
+
+
 def test_early_stopping_asks_for_a_gain(files, tmp_path):
     """Validation scores by hand: gains of 0.04 count when they add up to more than 0.05."""
     scores = iter([20.0, 20.04, 20.08, 20.09, 20.1, 20.11, 30.0])

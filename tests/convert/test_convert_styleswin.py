@@ -13,15 +13,12 @@ from medsr_monai.networks.blocks.filters import haar
 from medsr_monai.networks.blocks.style import sinusoidal_position_encoding
 
 HERE = Path(__file__).parents[1] / "golden"
-SHARED = Path(__file__).parents[3] / "shared" / "golden"
 
 both_discriminators = pytest.mark.parametrize("name", ["styleswin_disc_small", "styleswin_disc_sn_small"])
 
 
 def read(path):
     """Arrays of a golden in float64, and the authors' state dict."""
-    if not path.exists():
-        pytest.skip(f"{path} is not part of the repository")
     with np.load(path) as arrays:
         arrays = {name: torch.from_numpy(arrays[name]) for name in arrays.files if name != "config"}
     state = {name[3:]: value for name, value in arrays.items() if name.startswith("sd/")}
@@ -108,7 +105,7 @@ def test_hyper_parameters_are_read_off():
 @both_discriminators
 def test_discriminator_golden(name):
     """Output for three batch sizes, gradient of the images, and the mean of its sum of squares (R1)."""
-    arrays, state = read(SHARED / f"{name}.npz")
+    arrays, state = read(HERE / f"{name}.npz")
     network = load_official(state, "styleswin_discriminator").double()
     assert network.arguments["spectral_normalization"] is ("sn" in name)
     assert network.size == 32 and network.channels[:2] + network.channels[3:] == [24, 20, 12]
@@ -125,7 +122,7 @@ def test_discriminator_golden(name):
 
 @both_discriminators
 def test_discriminator_golden_would_notice(name, monkeypatch):
-    arrays, state = read(SHARED / f"{name}.npz")
+    arrays, state = read(HERE / f"{name}.npz")
     kept = "medsr_monai.networks.discriminators.haar"
     monkeypatch.setattr(kept, lambda x: haar(x.transpose(2, 3)).transpose(2, 3))
     with torch.no_grad(), pytest.raises(AssertionError, match="not close"):
@@ -142,7 +139,7 @@ def test_training_checkpoint_with_its_options(tmp_path):
     assert torch.equal(network.decoder.constant, state["input.input"])
     del checkpoint["g_ema"]
     assert not load_official(checkpoint, "styleswin").decoder.constant.any()
-    discriminator = read(SHARED / "styleswin_disc_small.npz")[1]
+    discriminator = read(HERE / "styleswin_disc_small.npz")[1]
     again = load_official({**checkpoint, "d": discriminator}, "styleswin_discriminator")
     assert torch.equal(again.final_linear[2].bias, discriminator["final_linear.1.bias"])
 
