@@ -147,6 +147,6 @@ def test_patches_with_structure():
         patches = recipe.batch([{"label": image}] * 40, range(40), "cpu")
         return sum(bool(patch["label"].std() > 0) for patch in patches)
 
-    assert found(0.5) > 35 > 15 > found(0)
+    assert found(0.5) > 24 > 12 > found(0)  # 32 and 7 are expected
     with pytest.raises(ValueError, match="structure is -1"):
         training_patches(4, 32, structure=-1)
