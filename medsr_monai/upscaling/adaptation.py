@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 
-from medsr_monai.networks.arguments import NetworkArguments
 from medsr_monai.records.figures import training_groups
 from medsr_monai.records.sidecar import INTENDED_USE, file_record, recorded, versions
 from medsr_monai.records.training_data import TrainingData
@@ -153,6 +152,8 @@ class KeepAdapted:
 
     def __call__(self, guard: Any) -> None:
         """Judge what a :class:`medsr_monai.handlers.HeldOutGuard` has kept."""
+        from medsr_monai.networks.arguments import NetworkArguments  # exported networks are run without networks
+
         record = self._record() | guard.record()
         content, reason = None, "the error on held-out slices did not fall"
         if guard.kept is not None:
