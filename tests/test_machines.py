@@ -30,18 +30,15 @@ for name in ("SIGUSR1", "SIGUSR2", "SIGHUP", "SIGKILL", "SIGALRM", "SIGPIPE", "a
 """
 """What Python has not on Windows, taken away when any process starts."""
 EACH = """
-import json, multiprocessing, sys
-from multiprocessing import resource_tracker
+import json, sys
 from medsr_monai.cli import main
-resource_tracker.ensure_running()
-multiprocessing.set_executable(sys.argv[1])
-for line in sys.argv[2:]:
+for line in sys.argv[1:]:
     try:
         main(json.loads(line))
     except SystemExit as end:
         assert not end.code, line
 """
-"""Several commands after one import. What they spawn is forked from what has imported, and has it taken away then."""
+"""Several commands after one import."""
 
 
 def volume(path, seed, edges=(1, 1, 4)):
@@ -53,7 +50,7 @@ def volume(path, seed, edges=(1, 1, 4)):
     nib.save(nib.Nifti1Image(voxels, np.diag([*edges, 1.0])), path)
 
 
-def test_upscale_without_what_posix_alone_has(warm_python, tmp_path):
+def test_upscale_without_what_posix_alone_has(tmp_path):
     """A folder in two processes, which are spawned; then a volume, for which the bundle is chosen."""
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "sitecustomize.py").write_text(ELSEWHERE)
@@ -70,14 +67,13 @@ def test_upscale_without_what_posix_alone_has(warm_python, tmp_path):
         ["upscale", "in", "out", "--bundle", str(folder), "--jobs", "2"],
         ["upscale", "in/0.nii.gz", "chosen.nii.gz", "--max-memory", "8GiB"],
     )
-    command = [sys.executable, "-c", EACH, warm_python, *map(json.dumps, lines)]
+    command = [sys.executable, "-c", EACH, *map(json.dumps, lines)]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     assert {p.name for p in (tmp_path / "out").glob("*.nii.gz")} == {f"{number}_sr.nii.gz" for number in range(3)}
     assert "bundle rdst_e_thick, since" in done.stdout
-    for python in (sys.executable, warm_python):
-        probe = [python, "-c", "import os; os.fork"]
-        assert subprocess.run(probe, env=environment, capture_output=True).returncode == 1  # it was taken away
+    probe = [sys.executable, "-c", "import os; os.fork"]
+    assert subprocess.run(probe, env=environment, capture_output=True).returncode == 1  # it was taken away
 
 
 def test_where_the_system_does_not_tell_the_memory(monkeypatch, tmp_path):
