@@ -44,6 +44,7 @@ def load_volume(
     pictures: bool = True,
     luma: bool = True,
     nan_value: float | None = None,
+    reference_key: str | None = None,
     obeyed: Iterable[str] = (),
     models: str | None = None,
 ) -> Compose:
@@ -64,6 +65,8 @@ def load_volume(
         luma: keep only the luma of a colour picture, see :class:`medsr_monai.transforms.SplitLumad`; False gives its
             three channels, each with its own range.
         nan_value: what replaces NaN, see :class:`medsr_monai.data.LoadVolumed`.
+        reference_key: the key of a second contrast that is read and scaled likewise, with a range of its own; None for
+            none.
         obeyed, models: what requests to MONAI Label may set, and where weights lie, see
             :class:`medsr_monai.data.CheckRequest`; without ``models`` requests are not checked.
     """
@@ -71,7 +74,11 @@ def load_volume(
     split = [SplitLumad(key)] if luma else []
     load = LoadVolumed(key, frame=frame, pictures=pictures, nan_value=nan_value)
     check = [] if models is None else [CheckRequest(obeyed, models)]
-    return Compose([*check, load, *split, ScaleVolumed(key, mode=intensity), *labels])
+    steps = [load, *split, ScaleVolumed(key, mode=intensity)]
+    if reference_key is not None:
+        other = load_volume(reference_key, intensity, frame, pictures=pictures, luma=luma, nan_value=nan_value)
+        steps += other.transforms
+    return Compose([*check, *steps, *labels])
 
 
 def inference_postprocessing(
@@ -157,6 +164,8 @@ def training_patches(
     noise_std: float | Sequence[float] = (0.0, 0.0),
     fwhm: float | Sequence[float] | None = None,
     structure: float = 0.0,
+    reference: bool = False,
+    flips: bool = True,
 ) -> PatchBatches:
     """Cut random high-resolution patches ``label`` of 2D slices, with their degraded versions ``image``.
 
@@ -169,11 +178,20 @@ def training_patches(
         noise_std: one level, or the range of levels, of the low-resolution noise, as a fraction of the intensity range.
         fwhm: one width, or the range of widths, of the method "gaussian" in high-resolution pixels; None for the scale.
         structure: patches of little contrast are drawn anew, see :class:`medsr_monai.transforms.PatchBatches`.
+        reference: cut the same patch out of ``reference``, a sharp slice of another contrast, for a network that it
+            guides.
+        flips: mirror and turn patches at random; the RDST paper does not.
     """
     widths, levels = _range(fwhm), _range(noise_std)
     degrade = RandDegraded("label", "image", factors=scale, method=method, fwhm=widths, noise_std=levels)
+    keys = ("label", "reference") if reference else "label"
     return PatchBatches(
-        "label", patch_size, poses=8, intensity_factor=intensity_factor, pairs=degrade, structure=structure
+        keys,
+        patch_size,
+        poses=8 if flips else 1,
+        intensity_factor=intensity_factor,
+        pairs=degrade,
+        structure=structure,
     )
 
 
@@ -197,7 +215,7 @@ def slice_pairs(
 ) -> Compose | dict[str, Compose]:
     """Give whole slices ``label``, cropped to a multiple of ``scale``, with their degraded versions ``image``.
 
-    Where a slice has a label map (``segmentation``), it is cropped with it.
+    Where a slice has a label map (``segmentation``) or another contrast (``reference``), these are cropped with it.
 
     Args:
         scale: the factor for both axes of a slice, or one for each.
@@ -241,7 +259,7 @@ def _under_conditions(
 
     def made(degradation: Method, fwhm: object, noise_std: object) -> Compose:
         degrade = pair(method=degradation, fwhm=_range(fwhm), noise_std=_range(noise_std))
-        return Compose([degrade, _crop_segmentation])
+        return Compose([degrade, _crop_others])
 
     if conditions is None:
         return made(**settings)
@@ -259,11 +277,11 @@ def _under_conditions(
     return recipes
 
 
-def _crop_segmentation(item: Mapping[Hashable, torch.Tensor]) -> dict[Hashable, torch.Tensor]:
+def _crop_others(item: Mapping[Hashable, torch.Tensor]) -> dict[Hashable, torch.Tensor]:
     d = dict(item)
-    if "segmentation" in d:
-        rows, columns = d["label"].shape[1:]
-        d["segmentation"] = d["segmentation"][:, :rows, :columns]
+    rows, columns = d["label"].shape[1:]
+    for key in {"segmentation", "reference"} & d.keys():
+        d[key] = d[key][:, :rows, :columns]
     return d
 
 
@@ -275,23 +293,27 @@ def thick_slice_patches(
     intensity_factor: float = 0.0,
     fwhm: float | Sequence[float] | None = None,
     noise_std: float | Sequence[float] = (0.0, 0.0),
+    reference: bool = False,
+    turns: bool = False,
 ) -> PatchBatches:
     """Cut random patches ``label`` of 2D slices, with what thick slices show of them on the same grid, ``image``.
 
     Whole slices are degraded and interpolated, then patches are cut out, so that a patch has the phases and the borders
-    that it would have in a slice. They are mirrored along both axes and never turned: the thick axis stays along the
-    columns (see :class:`medsr_monai.transforms.RandThickSliced`).
+    that it would have in a slice. They are mirrored along both axes and, unless ``turns``, never turned: the thick axis
+    stays along the columns (see :class:`medsr_monai.transforms.RandThickSliced`).
 
     Args:
         factor, thick_axis, method, fwhm, noise_std: see :class:`medsr_monai.transforms.RandThickSliced`.
         patch_size: the size of a patch; smaller slices get zeros, the scaled intensity of air, on both sides.
-        intensity_factor: see :func:`training_patches`.
+        intensity_factor, reference: see :func:`training_patches`.
+        turns: transpose half of the (square) patches, as the authors of TransMRSR do.
     """
     thick = RandThickSliced(
         factor=factor, thick_axis=thick_axis, method=method, fwhm=_range(fwhm), noise_std=_range(noise_std)
     )
+    keys = ("label", "reference") if reference else "label"
     return PatchBatches(
-        "label", patch_size, padding="constant", poses=4, intensity_factor=intensity_factor, pairs=thick
+        keys, patch_size, padding="constant", poses=8 if turns else 4, intensity_factor=intensity_factor, pairs=thick
     )
 
 

@@ -21,6 +21,7 @@ def evaluate(
     unet: str | None = None,
     labels: str | None = None,
     label_map: str | None = None,
+    regions: str | None = None,
     output: str | None = None,
     device: str = "auto",
 ) -> None:
@@ -52,6 +53,8 @@ def evaluate(
         labels: a label map in the reference's grid, or a folder of them. By default the U-Net's segmentation of the
             references is the truth.
         label_map: labels to replace, as JSON such as '{"255": 1}'.
+        regions: Dice by a paper's names, of each slice and of each patient. Give oasis, brats, acdc or covid_ct for
+            their labels, or labels whose union counts as JSON such as '{"Dice-WT": [1, 2, 3]}'.
         output: a folder for slices.csv, summary.csv, summary.md and summary.json.
         device: where these networks run, such as cpu or cuda:0. auto takes a GPU where there is one.
     """
@@ -59,7 +62,7 @@ def evaluate(
         check_input(path)
     options = {"plane": plane, "border": border, "frame": frame, "csv": csv, "overwrite": overwrite, "device": device}
     options |= {"intensity": intensity, "inception": inception, "unet": unet, "labels": labels, "output": output}
-    replaced = _label_map(label_map)
+    replaced, options["regions"] = _label_map(label_map), _regions(regions)
     from medsr_monai.evaluation.evaluate import evaluate as evaluate_volumes
     from medsr_monai.metrics import json_text, markdown_table
 
@@ -77,6 +80,16 @@ def _label_map(text: str | None) -> dict[str, int]:
         return {str(int(old)): int(new) for old, new in value.items()}
     except (AttributeError, TypeError, ValueError) as error:
         raise ValueError(f"label_map is {text!r}, expected JSON such as '{{\"255\": 1}}'") from error
+
+
+def _regions(text: str | None) -> str | dict[str, list] | None:
+    """A data set's name as it is, JSON as what it says."""
+    if text is None or not text.lstrip().startswith("{"):
+        return text
+    try:
+        return jsonlib.loads(text)
+    except ValueError as error:
+        raise ValueError(f"regions is {text!r}, expected JSON such as '{{\"Dice-WT\": [1, 2, 3]}}'") from error
 
 
 def sentence(summary: dict) -> str:

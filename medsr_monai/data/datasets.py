@@ -25,9 +25,10 @@ class SliceDataset(Dataset):
 
     An item is the dictionary that ``transform`` makes of ``{"label": [C, H, W], "case": str, "plane": str,
     "slice": int, "modality": str, "axes": (str, str), "towards": str, "spacing": (float, float)}``; the modality is
-    what the item of ``data`` states, else "unknown", the axes are the world axes (AXES) that rows and columns run
-    along; ``towards`` are two letters of RLAPSI for where they lead, and ``spacing`` the pixels' edges in mm, both as
-    the slice lies in the volume, whatever a transform does. Random transforms are seeded by
+    what the item of ``data`` states, else "unknown" (and a ``subject`` that it states comes too), the axes are the
+    world axes (AXES) that rows and columns run along; ``towards`` are two letters of RLAPSI for where they lead, and
+    ``spacing`` the pixels' edges in mm, both as the slice lies in the volume, whatever a transform does. Random
+    transforms are seeded by
     (seed, item number, pass), so an item of a pass is the same whatever was drawn before, in any worker, in any
     process: a resumed training sees what an uninterrupted one sees.
 
@@ -55,6 +56,8 @@ class SliceDataset(Dataset):
         slices_per_volume: how many usable slices are taken per plane of a volume, evenly spread; None takes all.
         keys: volumes and what their slices are called. By default the image is the high-resolution truth; for
             segmentation take ``{"image": "image", "label": "label"}``, with ``label`` in the grid of ``image``.
+        reference: the key of a sharp volume of another contrast in the grid of ``image``, whose slices are called
+            ``reference`` in the items; None for none.
         seed: the seed of the random transforms.
         num_workers: threads that read the volumes.
         device: where a transform that makes whole batches (:class:`medsr_monai.transforms.PatchBatches`) makes them,
@@ -80,6 +83,7 @@ class SliceDataset(Dataset):
         min_std: float = 0.25,
         slices_per_volume: int | None = None,
         keys: Mapping[str, str] | None = None,
+        reference: str | None = None,
         seed: int = 0,
         num_workers: int = 1,
         device: torch.device | str = "cpu",
@@ -95,6 +99,7 @@ class SliceDataset(Dataset):
             self.by_degradation = {name: _composed(one) for name, one in transform.items()}
         self.seed = seed
         self.keys = {"image": "label"} if keys is None else dict(keys)
+        self.keys |= {} if reference is None else {reference: "reference"}
         for number, item in enumerate(data):
             if missing := [key for key in self.keys if key not in item and "image" in item]:
                 raise ValueError(f"{self.case(number)}: its item has no {missing[0]!r}, which is read of every item")
@@ -223,6 +228,8 @@ class SliceDataset(Dataset):
             "modality": self.stated(number, "modality"),
         }
         others = [a for a in range(3) if a != axis]
+        if "subject" in self.data[number]:
+            item["subject"] = self.stated(number, "subject")
         item["axes"] = tuple(self.axes[number][a] for a in others)
         letters, edges = self.grids[number]
         item["towards"] = "".join(letters[a] for a in others)

@@ -58,6 +58,7 @@ def evaluate(
     unet: str | os.PathLike | None = None,
     labels: Volume | None = None,
     label_map: Mapping[str, int] | None = None,
+    regions: str | Mapping[str, list] | None = None,
     output: str | os.PathLike | None = None,
     device: str = "auto",
 ) -> Evaluated:
@@ -84,6 +85,8 @@ def evaluate(
         labels: label map, or the path of a folder of them, in the references' grids; by default the U-Net's predictions
             on the references are the truth.
         label_map: labels to be replaced, and what by, such as ``{"255": 1}``.
+        regions: Dice by a paper's names: oasis, brats, acdc or covid_ct, or labels by name such as
+            ``{"Dice-WT": [1, 2, 3]}``, see :func:`medsr_monai.metrics.named_regions`.
         output: folder for slices.csv, summary.csv, summary.md and summary.json, made if missing.
         device: where the networks run: auto, cpu or cuda:0.
 
@@ -92,7 +95,7 @@ def evaluate(
     """
     if border < 0:
         raise MedsrError(f"border is {border}, expected 0 or more pixels")
-    if unet is None and (labels is not None or label_map):
+    if unet is None and (labels is not None or label_map or regions):
         raise MedsrError("labels are compared with what a U-Net makes of the results: give --unet too")
     volumes = {"pred": pred, "ref": ref} | ({} if labels is None else {"label": labels})
     paths = [one for one in volumes.values() if isinstance(one, (str, os.PathLike))]
@@ -110,7 +113,7 @@ def evaluate(
             "inception": None if inception is None else load_inception_features(inception).to(place),
             "unet": None if unet is None else load_network(unet).to(place),
         }
-        evaluation, whole = SliceEvaluation(border, **networks), {}
+        evaluation, whole = SliceEvaluation(border, dice_regions=regions, **networks), {}
         for case in cases:
             whole[case["case"]] = _add(evaluation, case, plane, frame, intensity, label_map or {})
         pooled = evaluation.pooled()

@@ -63,7 +63,7 @@ class ReportSlices:
             (H, W) that return [C, H, W], such as :func:`medsr_monai.transforms.resample`.
         factor: with scale 1, by how much the input was interpolated along the item's ``thick_axis``, one of its
             ``axes``, for the figures of sharpness; None takes ``scale``.
-        padded_size, foreground, group_by: see :class:`medsr_monai.metrics.SliceEvaluation`.
+        padded_size, foreground, group_by, dice_regions: see :class:`medsr_monai.metrics.SliceEvaluation`.
         failures: number of volumes and planes for which ``failures.png`` shows the slice whose PSNR is lowest beside
             that of the best interpolation, see :class:`medsr_monai.metrics.WorstSlices`; 0 draws no picture. With
             several degradations there is a picture for each, ``failures_1.png`` and so on, in the order of the tables.
@@ -88,6 +88,7 @@ class ReportSlices:
         foreground: float | None = None,
         group_by: Sequence[str] = ("case", "plane"),
         failures: int = 0,
+        dice_regions: str | Mapping[str, Sequence] | None = None,
     ) -> None:
         self.interpolations = dict(interpolations or {})
         if method in (HIGH_RESOLUTION, interpolation, *self.interpolations):
@@ -107,6 +108,7 @@ class ReportSlices:
             group_by=group_by,
             inception=inception,
             unet=unet,
+            dice_regions=dice_regions,
             method=method,
             interpolations=(interpolation, *self.interpolations),
         )
@@ -135,7 +137,8 @@ class ReportSlices:
             modality = item.get("modality", UNKNOWN)
             named = {} if modality == UNKNOWN else {"modality": modality}
             degraded = {DEGRADATION: item[DEGRADATION]} if DEGRADATION in item else {}
-            key = degraded | _key(item, self.evaluation.group_by) | named
+            patient = {"subject": item["subject"]} if self.evaluation.dice_regions and "subject" in item else {}
+            key = degraded | patient | _key(item, self.evaluation.group_by) | named
             self.evaluation.add(key, label, preds, item.get(SEGMENTATION), self._factors(item))
             self._compare(key, item, image, label, preds)
 

@@ -29,10 +29,12 @@ class StartMovingAverage:
 
     Args:
         ema: the handler of the moving average, attached under ignite's name ``ema_momentum``.
+        off: take no average: after every step its weights are those of the network.
     """
 
-    def __init__(self, ema: EMAHandler) -> None:
+    def __init__(self, ema: EMAHandler, off: bool = False) -> None:
         self.ema = ema
+        self.off = off
 
     def attach(self, engine: Engine) -> None:
         """Copy the weights at the engine's start, and set the momentum before every step."""
@@ -44,4 +46,5 @@ class StartMovingAverage:
 
     def warm_up(self, engine: Engine) -> None:
         """Set the momentum of this step's update, which ignite does at the step's end."""
-        engine.state.ema_momentum = warm_momentum(self.ema.momentum, engine.state.iteration)
+        averaged = warm_momentum(self.ema.momentum, engine.state.iteration)
+        engine.state.ema_momentum = 1.0 if self.off else averaged

@@ -31,6 +31,15 @@ from .image import (
 from .noise import estimate_noise
 from .picture import PlaneRow, Story, busiest_crop, comparison_grid, comparison_picture, quality_grid
 from .report import group_rows, json_text, json_values, markdown_table, summarise_rows, write_rows
-from .segmentation import PooledDice, count_pixels, dice_of_slice, pooled_dice, regions
+from .segmentation import (
+    DICE_REGIONS,
+    PooledDice,
+    count_pixels,
+    dice_of_regions,
+    dice_of_slice,
+    named_regions,
+    pooled_dice,
+    regions,
+)
 from .sharpness import high_frequency_figures
 from .spectrum import AxisSpectrum, axis_spectrum

@@ -100,12 +100,18 @@ def _forward(network: nn.Module, shape: Sequence[int]) -> None:
     """Run a network on zeros, with attention as separate products and softmax, which every counter knows."""
     parameter = next(network.parameters(), torch.empty(0))
     x = torch.zeros(tuple(shape), device=parameter.device, dtype=parameter.dtype)
+    # the counter of torch wants a gradient function of views of weights that a module is given, and there is none here
+    trained = [one for one in network.parameters() if one.requires_grad]
     merging = [module for module in network.modules() if getattr(module, "merges_layers", False)]
     for module in merging:
         module.merges_layers = False
+    for one in trained:
+        one.requires_grad_(False)
     try:
         with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
             network(x)
     finally:
         for module in merging:
             module.merges_layers = True
+        for one in trained:
+            one.requires_grad_(True)

@@ -14,7 +14,14 @@ from torch import Tensor, nn
 from medsr_monai.metrics.fid import fid, inception_features
 from medsr_monai.metrics.image import padded_psnr, padded_ssim, psnr, ssim
 from medsr_monai.metrics.report import group_rows, json_values, markdown_table, summarise_rows, write_rows
-from medsr_monai.metrics.segmentation import dice_of_slice, pooled_dice, regions
+from medsr_monai.metrics.segmentation import (
+    average,
+    dice_of_regions,
+    dice_of_slice,
+    named_regions,
+    pooled_dice,
+    regions,
+)
 from medsr_monai.metrics.sharpness import high_frequency_figures
 
 __all__ = ["EVALUATION_FILES", "HIGH_RESOLUTION", "SliceEvaluation", "image_figures"]
@@ -105,6 +112,11 @@ class SliceEvaluation:
       of each method and of the reference ("HR"), against the label map or, if there is none, against its own prediction
       on the reference; ``dice_against`` says which. There are mean and standard deviation over slices, and
       ``dice_1_pooled`` and so on with the pixels of all slices summed;
+    - with ``dice_regions`` the Dice by a paper's names, such as ``Dice-WT``, and their mean ``Dice-Avg``, see
+      :func:`medsr_monai.metrics.dice_of_regions`: mean and standard deviation over slices; ``Dice-WT_pooled`` and so on
+      with the pixels of all slices summed; and ``Dice-WT_patients`` and so on, mean and standard deviation over
+      patients (the key ``subject``, else ``case``) with the pixels of each one's slices summed, leaving out those in
+      whom the region is not;
     - ``psnr_foreground``, in the summaries: the PSNR of the ``foreground`` pixels of all slices together.
 
     Networks are used in eval mode, on their own device.
@@ -114,6 +126,7 @@ class SliceEvaluation:
         group_by: keys of a slice that make a row of the summary, besides the method.
         inception: network of the FID, see :func:`medsr_monai.metrics.inception_features`; None leaves it out.
         unet: network of the Dice, slices [B, C, H, W] -> logits [B, classes, H, W]; None leaves it out.
+        dice_regions: see :func:`medsr_monai.metrics.named_regions`, whose errors it raises; None for no names.
         method, interpolations: names of rows. The summary rows of the method count, as ``below_bicubic`` and so on,
             the slices on which its PSNR is below that of each interpolation; None does not count.
     """
@@ -127,6 +140,7 @@ class SliceEvaluation:
         group_by: Sequence[str] = ("case", "plane"),
         inception: nn.Module | None = None,
         unet: nn.Module | None = None,
+        dice_regions: str | Mapping[str, Sequence] | None = None,
         method: str | None = None,
         interpolations: Sequence[str] = (),
     ) -> None:
@@ -138,6 +152,9 @@ class SliceEvaluation:
         self.group_by = tuple(group_by)
         self.inception = None if inception is None else inception.eval()
         self.unet = None if unet is None else unet.eval()
+        self.dice_regions = named_regions(dice_regions)
+        if self.dice_regions and unet is None:
+            raise ValueError("regions of the Dice are named, but there is no U-Net to segment them: give one")
         self.rows: list[dict] = []
         self.features: dict[tuple[str | None, str], list[Tensor]] = {}
 
@@ -186,6 +203,9 @@ class SliceEvaluation:
         classes = logits.shape[1]
         if classes < 2:
             raise ValueError(f"the U-Net has {classes} class, expected 2 or more, background included")
+        for name, unions in self.dice_regions.items():
+            if beyond := sorted(label for union in unions for label in union if label >= classes):
+                raise ValueError(f"region {name!r} has the label {beyond[0]}, the U-Net has 0 to {classes - 1}")
         against = PREDICTION if segmentation is None else LABELS
         if self.rows and self.rows[0]["dice_against"] != against:
             raise ValueError(f"{_name(key)}: label maps of some slices only, give one for each or for none")
@@ -199,6 +219,8 @@ class SliceEvaluation:
                 f'label_map such as {{"{others[-1]}": 1}}, or another U-Net'
             )
         rows = {m: dice_of_slice(pred, target, classes) for m, pred in zip(images, preds, strict=True)}
+        for row, pred in zip(rows.values(), preds, strict=True):
+            row |= dice_of_regions(pred, target, self.dice_regions)
         return {method: {"dice_against": against, **row} for method, row in rows.items()}
 
     def state(self) -> tuple[list[dict], dict[tuple[str | None, str], list[Tensor]]]:
@@ -243,7 +265,7 @@ class SliceEvaluation:
         return rows
 
     def _summary(self, group_by: tuple[str, ...]) -> list[dict]:
-        other = {"case", "plane", "slice", "method", "modality", DEGRADATION, *self.group_by}
+        other = {"case", "subject", "plane", "slice", "method", "modality", DEGRADATION, *self.group_by}
         other |= {"dice_against", *FOREGROUND}
         values = [n for n in self.rows[0] if n not in other and not n.startswith(("both_", "pred_", "label_"))]
         out = summarise_rows(self.rows, group_by, values)
@@ -251,12 +273,33 @@ class SliceEvaluation:
             if self.foreground is not None and entry["method"] != HIGH_RESOLUTION:
                 entry["psnr_foreground"] = _foreground_psnr(rows)
             if self.unet is not None:
-                classes = sum(name.startswith("both_") for name in rows[0])
+                classes = sum(name.startswith("both_") for name in rows[0]) - len(self.dice_regions)
                 entry |= {f"dice_{name}_pooled": pooled_dice(rows, name) for name in regions(classes)}
-                entry["dice_against"] = rows[0]["dice_against"]
+                entry |= self._named_dice(rows) | {"dice_against": rows[0]["dice_against"]}
             if entry["method"] == self.method:
                 entry |= {f"below_{other}": self._below(rows, other) for other in self.interpolations}
         return out
+
+    def _named_dice(self, rows: Sequence[Mapping]) -> dict[str, float | None]:
+        """Return the Dice of the named regions with the pixels of all rows summed, and of each patient's."""
+        if not self.dice_regions:
+            return {}
+        pooled = {f"{name}_pooled": pooled_dice(rows, name) for name in self.dice_regions}
+        pooled |= average(pooled, self.dice_regions, "_pooled")
+        patients: dict[str, list[Mapping]] = {}
+        for row in rows:
+            patients.setdefault(row.get("subject", row["case"]), []).append(row)
+        table = []
+        for own in patients.values():
+            dice = {name: pooled_dice(own, name) for name in self.dice_regions}
+            table.append({name: None if math.isnan(value) else value for name, value in dice.items()})
+            present = {name: value for name, value in dice.items() if not math.isnan(value)}
+            table[-1] |= average(present, present)
+        [summary] = summarise_rows(table, (), list(dict.fromkeys(name for row in table for name in row)))
+        named = [name for name in summary if name != "slices" and not name.endswith("_std")]
+        columns = {f"{name}_patients": summary[name] for name in named}
+        columns |= {f"{name}_patients_std": summary[f"{name}_std"] for name in named}
+        return pooled | columns
 
     def _below(self, rows: Sequence[Mapping], other: str) -> int:
         """Count the slices on which another method has a higher PSNR than these rows."""

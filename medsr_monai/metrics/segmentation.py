@@ -3,14 +3,37 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
 from monai.metrics import CumulativeIterationMetric, compute_dice
 from monai.networks import one_hot
+from monai.utils import ensure_tuple
 
-__all__ = ["PooledDice", "count_pixels", "dice_of_slice", "pooled_dice", "regions"]
+__all__ = [
+    "DICE_REGIONS",
+    "PooledDice",
+    "count_pixels",
+    "dice_of_regions",
+    "dice_of_slice",
+    "named_regions",
+    "pooled_dice",
+    "regions",
+]
+
+DICE_REGIONS: dict[str, dict[str, list]] = {
+    "oasis": {"Dice-T": [[1], [2], [3]], "Dice-G": [2], "Dice-W": [3], "Dice-CSF": [1]},
+    "brats": {"Dice-WT": [1, 2, 3], "Dice-ET": [3], "Dice-TC": [1, 3]},
+    "acdc": {"Dice-T": [[1], [2], [3]], "Dice-LV": [3], "Dice-RV": [1], "Dice-MC": [2]},
+    "covid_ct": {"Dice-T": [[1], [2], [3]], "Dice-LL": [1], "Dice-RL": [2], "Dice-Lesion": [3]},
+}
+"""The regions of the RDST paper (arXiv 2302.11184) by data set, with the labels of :mod:`medsr_monai.data`'s recipes.
+
+The TransMRSR paper's (arXiv 2306.06669) are those of "oasis" without Dice-T.
+"""
+AVERAGE, WHOLE = "Dice-Avg", "Dice-T"
+"""The mean of all named regions, and the region of a whole map, which it leaves out."""
 
 
 def count_pixels(pred: torch.Tensor, label: torch.Tensor, classes: int) -> torch.Tensor:
@@ -62,12 +85,76 @@ def dice_of_slice(pred: torch.Tensor, label: torch.Tensor, classes: int) -> dict
     return row
 
 
+def named_regions(named: str | Mapping[str, Sequence] | None) -> dict[str, list[list[int]]]:
+    """Return the unions of labels of each named region.
+
+    Args:
+        named: a data set of `DICE_REGIONS`; or regions by name, each a list of labels, whose union counts, such as
+            ``{"Dice-WT": [1, 2, 3]}``, or a list of such lists, whose pixels are pooled as in the RDST paper's Dice-T;
+            None for no region.
+
+    Raises:
+        ValueError: an unknown data set, an empty region or one that is named as the average, or no labels above 0.
+    """
+    if isinstance(named, str):
+        if named not in DICE_REGIONS:
+            raise ValueError(
+                f"regions are {named!r}, expected one of {', '.join(DICE_REGIONS)}, or labels by name such as "
+                '{"Dice-WT": [1, 2, 3]}'
+            )
+        named = DICE_REGIONS[named]
+    found = {}
+    for name, labels in dict(named or {}).items():
+        unions = labels if isinstance(labels, (list, tuple)) and labels else [labels]
+        unions = unions if isinstance(unions[0], (list, tuple)) else [unions]
+        values = [label for union in unions for label in ensure_tuple(union)]
+        if name == AVERAGE or not values or any(type(label) is not int or label < 1 for label in values):
+            raise ValueError(
+                f"region {name!r} has the labels {labels!r}: expected a list of labels above 0 such as [1, 3], under "
+                f"another name than {AVERAGE}"
+            )
+        found[str(name)] = [list(ensure_tuple(union)) for union in unions]
+    return found
+
+
+def dice_of_regions(
+    pred: torch.Tensor, label: torch.Tensor, named: Mapping[str, Sequence[Sequence[int]]]
+) -> dict[str, float | int]:
+    """Return the Dice of one slice for regions by name (`named_regions`), their mean, and the pixels that make them.
+
+    A region that is in neither label map has 1, and one that is in only one of them 0.
+
+    Args:
+        pred, label: label maps [1, H, W].
+        named: unions of labels by name.
+
+    Returns:
+        Each Dice under its name and ``Dice-Avg``, the mean of all but Dice-T, and, in pixels, ``both_<name>``,
+        ``pred_<name>`` and ``label_<name>``.
+    """
+    row: dict[str, float | int] = {}
+    for name, unions in named.items():
+        counts = [0, 0, 0]
+        for union in unions:
+            p, y = (torch.isin(torch.as_tensor(m).long(), torch.tensor(union, device=m.device)) for m in (pred, label))
+            counts = [count + int(mask.sum()) for count, mask in zip(counts, (p & y, p, y), strict=True)]
+        row |= {name: _dice(*counts, empty=1.0)}
+        row |= {f"{part}_{name}": count for part, count in zip(("both", "pred", "label"), counts, strict=True)}
+    return row | average(row, named)
+
+
+def average(row: Mapping, named: Sequence[str], suffix: str = "") -> dict[str, float]:
+    """Return the mean of the Dice of all named regions that a row has, but Dice-T, which is the whole map."""
+    values = [row[f"{name}{suffix}"] for name in named if name != WHOLE]
+    return {f"{AVERAGE}{suffix}": sum(values) / len(values)} if values else {}
+
+
 def pooled_dice(rows: Sequence[dict], region: str) -> float:
     """Return the Dice of a region with the pixels of all slices summed; NaN if no label map has the region.
 
     Args:
         rows: what :func:`dice_of_slice` returned for each slice.
-        region: a class, or "all" for the RDST paper's Dice-T.
+        region: a class, "all" for the RDST paper's Dice-T, or the name of a region of `dice_of_regions`.
     """
     return _dice(*(sum(row[f"{name}_{region}"] for row in rows) for name in ("both", "pred", "label")), empty=math.nan)
 

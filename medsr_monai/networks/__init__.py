@@ -24,6 +24,7 @@ from medsr_monai.networks.comparison import (
 from medsr_monai.networks.discriminators import StyleSwinDiscriminator
 from medsr_monai.networks.fast_rdst import RDST
 from medsr_monai.networks.inception import InceptionFeatures, load_inception_features
+from medsr_monai.networks.initialization import initialize_weights
 from medsr_monai.networks.lgsr import LGSR
 from medsr_monai.networks.segmentation_unet import SegmentationUNet
 from medsr_monai.networks.srgan_discriminator import SRGANDiscriminator
@@ -56,6 +57,7 @@ __all__ = [
     "TransMRSR",
     "VGG19Features",
     "build_network",
+    "initialize_weights",
     "load_inception_features",
     "load_vgg19_features",
     "records_arguments",

@@ -170,6 +170,8 @@ class PatchBatches(Randomizable, Transform):
             patches[key] = patch.to(self.dtypes.get(key, patch.dtype))
         if self.pairs is not None and not self.thick:
             pair = self.pairs.pairs(patches[self.pairs.key], degradations)
+            rows, columns = pair[0].shape[2:]
+            patches = {key: patch[..., :rows, :columns] for key, patch in patches.items()}
             patches |= dict(zip((self.pairs.key, self.pairs.image_key), pair, strict=True))
         if self.pairs is not None:
             patches[self.pairs.psf_key] = to_device(torch.stack(spreads), device)

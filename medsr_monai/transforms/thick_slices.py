@@ -18,7 +18,7 @@ from medsr_monai.transforms.windows import cut_windows, to_device
 
 __all__ = ["RandThickSliced", "TurnBackd"]
 
-SEGMENTATION, TURNED = "segmentation", "turned"
+SEGMENTATION, REFERENCE, TURNED = "segmentation", "reference", "turned"
 
 
 class RandThickSliced(RandDegraded):
@@ -31,8 +31,9 @@ class RandThickSliced(RandDegraded):
     so ``image`` lies on ``label``. Both are plain tensors. An item is a batch of one, see :meth:`windows`.
 
     The name of the thick axis is written to ``thick_axis``, and to ``turned`` whether the slice was turned (see
-    :class:`TurnBackd`). A label map, ``segmentation``, is turned and cropped with the slice. What was drawn lies in
-    ``params`` and ``axis`` (0 for rows); calling with ``randomize=False`` replays it.
+    :class:`TurnBackd`). A label map, ``segmentation``, and a sharp slice of another contrast, ``reference``, are turned
+    and cropped with the slice. What was drawn lies in ``params`` and ``axis`` (0 for rows); calling with
+    ``randomize=False`` replays it.
 
     Args:
         keys: the high-resolution slice (one key), [C, H, W].
@@ -94,7 +95,7 @@ class RandThickSliced(RandDegraded):
         width = d[self.key].shape[axis + 1]
         if width < self.factor:
             raise ValueError(f"a slice of {width} pixels is smaller than the factor {self.factor}: use a smaller one")
-        for key in {self.key, SEGMENTATION} & d.keys():
+        for key in {self.key, SEGMENTATION, REFERENCE} & d.keys():
             image = convert_to_tensor(d[key])
             d[key] = (image if axis else image.mT)[..., : width // self.factor * self.factor].contiguous()
         return d | {"axes": (axes[1 - axis], axes[axis]), "thick_axis": axes[axis], TURNED: axis == 0}
@@ -159,7 +160,7 @@ class TurnBackd(MapTransform):
         keys: slices [C, H, W].
     """
 
-    def __init__(self, keys: KeysCollection = ("image", "label", "pred", SEGMENTATION)) -> None:
+    def __init__(self, keys: KeysCollection = ("image", "label", "pred", SEGMENTATION, REFERENCE)) -> None:
         super().__init__(keys, allow_missing_keys=True)
 
     def __call__(self, data: Mapping[Hashable, object]) -> dict[Hashable, object]:

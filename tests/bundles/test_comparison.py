@@ -10,10 +10,11 @@ import pytest
 import torch
 from monai.bundle import ConfigParser, ConfigWorkflow
 
-from medsr_monai.networks import COMPARISON
+from medsr_monai.networks import COMPARISON, GFPGAN, NetworkArguments
 from medsr_monai.transforms import outer_corners
 
 BUNDLE = Path(__file__).parents[2] / "bundles" / "comparison"
+THICK = "../../transmrsr/configs"
 OVERLAYS = sorted(p.stem for p in BUNDLE.glob("configs/networks/*.json"))
 RESIDUAL_GROUPS = dict(channels=8, num_groups=1, num_blocks=1, reduction=1)
 SWIN = dict(embed_dim=12, depths=[2], num_heads=[3], window_size=4, drop_path_rate=0.0)
@@ -108,18 +109,110 @@ def test_the_default_is_edsr_lite():
 
 
 @each_overlay
-def test_training_and_inference(volumes, tmp_path, name):
+def test_training_evaluation_and_inference(volumes, tmp_path, name):
     overlay = f"networks/{name}"
     before, last = train(volumes, tmp_path, ["train", overlay], name)
     after = last["state"]["model"]
     assert last["network"]["_target_"] == content(overlay)["network_def"]["_target_"]
     assert before.keys() == after.keys() and any(not torch.equal(before[key], after[key]) for key in before)
+    rows = evaluate(volumes, tmp_path, ["train", overlay, "evaluate"], name)
+    assert list(rows) == ["bicubic", "spline", "network"] and np.isfinite(rows["network"]["psnr"])
+    assert rows["network"]["parameters"] > 0
     workflow(volumes, tmp_path, ["inference", overlay], name, "infer").run()
     for file in sorted(volumes.iterdir()):
         image, pred = nib.load(file), nib.load(tmp_path / "out" / f"{file.name.split('.')[0]}_sr.nii.gz")
         assert pred.shape == (160, 144, 3) and np.isfinite(pred.get_fdata()).all()
         moved = outer_corners(pred.affine, pred.shape) - outer_corners(image.affine, image.shape)
         assert np.abs(moved).max() < 1e-3
+
+
+def evaluate(volumes, out, files, name, **more):
+    """The rows of the summary over all slices by method."""
+    more = {"val_slices": 1, "failures": 0, "run_id": "evaluating"} | more
+    workflow(volumes, out, files, name, **more).run()
+    return {row["method"]: row for row in json.loads((out / "out" / "summary.json").read_text())["pooled"]}
+
+
+@each_overlay
+def test_through_plane_with_the_data_degradation_and_schedule_of_transmrsr(volumes, tmp_path, name):
+    files = [f"{THICK}/train", f"networks/{name}"]
+    before, last = train(volumes, tmp_path, files, name, **{"train#dataset#slices_per_volume": 1}, min_size=32)
+    after = last["state"]["model"]
+    assert last["network"]["_target_"] == content(files[1])["network_def"]["_target_"]
+    assert last["network"]["scale"] == 1 and any(not torch.equal(before[key], after[key]) for key in before)
+    rows = evaluate(volumes, tmp_path, [*files, f"{THICK}/evaluate"], name)
+    assert list(rows) == ["spline", "network"] and rows["network"]["macs"] > 0
+    assert all(np.isfinite(row["psnr"]) and np.isfinite(row["ssim_padded"]) for row in rows.values())
+
+
+def test_a_prior_is_not_for_every_network(volumes, tmp_path):
+    with pytest.raises(RuntimeError) as error:
+        train(volumes, tmp_path, [f"{THICK}/train", "networks/RDN"], "RDN", prior="prior.pt", min_size=32)
+    assert str(error.value.__cause__.__cause__ or error.value.__cause__) == (
+        "prior.pt: RDN is built around no prior: leave --prior out"
+    )
+
+
+@pytest.mark.skipif(importlib.util.find_spec("spandrel") is None, reason="spandrel is not installed")
+def test_gfpgan_starts_from_a_prior_of_its_own(volumes, tmp_path):
+    torch.manual_seed(7)
+    prior = GFPGAN(1, 1, 1, **SMALL["GFPGAN"])
+    content = {"network": NetworkArguments(prior).state_dict(), "model": prior.state_dict()}
+    torch.save(content, tmp_path / "prior.pt")
+    files = [f"{THICK}/train", "networks/GFPGAN"]
+    more = {"prior": str(tmp_path / "prior.pt"), "patch_size": 32, "batch_size": 3, "min_size": 32, "val_slices": 1}
+    flow = workflow(volumes, tmp_path, files, "GFPGAN", max_steps=1, **more)
+    network, seen = flow.parser.get_parsed_content("network_def"), []
+    network.register_forward_pre_hook(lambda one, _: seen.append({k: v.clone() for k, v in one.state_dict().items()}))
+    flow.run()
+    same = {name for name, value in prior.state_dict().items() if torch.equal(value, seen[0][name])}
+    decoder = {name for name in prior.state_dict() if name.startswith("network.stylegan_decoder.")}
+    assert decoder <= same and "network.conv_body_first.weight" not in same
+    with pytest.raises(ValueError, match=r"^The prior does not fit, \d+ tensors differ: network.stylegan_decoder"):
+        GFPGAN(1, 1, 1, **SMALL["GFPGAN"] | {"image_size": 16}).load_prior(prior.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("train_file", "evaluate_file", "second"),
+    [
+        ("train", "evaluate", "second_contrast"),
+        (f"{THICK}/train", f"{THICK}/evaluate", f"{THICK}/second_contrast"),
+    ],
+    ids=["in-plane", "through-plane"],
+)
+def test_minet_is_guided_by_a_second_contrast(volumes, tmp_path, train_file, evaluate_file, second):
+    """One that is linear in the first, so that its patches have to be the labels."""
+    items = []
+    for file in sorted(volumes.glob("*.nii.gz")):
+        image = nib.load(file)
+        other = tmp_path / f"other_{file.name}"
+        nib.save(nib.Nifti1Image(7 + 3 * np.asarray(image.dataobj), image.affine), other)
+        items.append({"image": str(file), "reference": str(other)})
+    datalist = tmp_path / "datalist.json"
+    datalist.write_text(json.dumps({"training": items[:2], "validation": items[2:]}))
+    files, seen = [train_file, "networks/MINet", second], []
+    more = {"datalist": str(datalist), "patch_size": 32, "batch_size": 3, "val_slices": 1}
+    more |= {} if second == "second_contrast" else {"min_size": 32}
+    flow = workflow(volumes, tmp_path, files, "MINet", max_steps=2, **more)
+    network = flow.parser.get_parsed_content("network_def")
+
+    def keep(one, args):
+        if one.training:
+            batch = flow.parser.get_parsed_content("train#trainer").state.batch
+            seen.append((batch["label"], batch["reference"], args[1]))
+
+    network.register_forward_pre_hook(keep)
+    flow.run()
+    assert len(seen) == 2
+    for label, reference, given in seen:
+        torch.testing.assert_close(reference, label, rtol=0, atol=1e-5)
+        torch.testing.assert_close(given, reference)
+    evaluated = [*files, evaluate_file]
+    guided = evaluate(volumes, tmp_path, evaluated, "MINet", datalist=str(datalist))["network"]
+    alone = evaluate(volumes, tmp_path, [train_file, files[1], evaluate_file], "MINet", datalist=str(datalist))[
+        "network"
+    ]
+    assert guided["psnr"] != alone["psnr"] and np.isfinite(guided["psnr"])
 
 
 def test_evaluation_and_fine_tuning_follow_the_overlay(volumes, tmp_path):

@@ -12,7 +12,7 @@ from bundle_copies import save_weights
 from ignite.engine import Events
 from monai.bundle import ConfigWorkflow
 
-from medsr_monai.networks import SegmentationUNet, VGG19Features, build_network
+from medsr_monai.networks import SegmentationUNet, VGG19Features, build_network, initialize_weights
 from medsr_monai.weights.load import load_network
 
 BUNDLES = Path(__file__).parents[2] / "bundles"
@@ -182,6 +182,110 @@ def test_loss_is_what_its_name_says(files, tmp_path, overlay):
             term = (prior(a.repeat(1, 3, 1, 1)) - prior(b.repeat(1, 3, 1, 1))).square().mean()
         assert term > 0
         torch.testing.assert_close(loss(a, b), (a - b).abs().mean() + 10 * term)
+
+
+@pytest.mark.parametrize("layers", [[1], [2], [3], [4], [5], [1, 2, 3, 4, 5]], ids=str)
+def test_every_layer_and_their_sum_is_a_value_of_one_overlay(files, tmp_path, layers):
+    flow = workflow(files, tmp_path, "finetune_e1", **{"loss#perceptual#encoder": layers})
+    loss, prior = get(flow, "loss"), get(flow, "prior")
+    a, b = torch.rand(2, 2, 1, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        features = [prior.encoder(image) for image in (a, b)]
+        term = sum((features[0][k] - features[1][k]).abs().mean() for k in layers)
+        torch.testing.assert_close(loss(a, b), (a - b).abs().mean() + 10 * term)
+
+
+def two_stages(files, out, overlays, **more):
+    settings = options(files, out, overlays[-1], **more)
+    settings = {
+        k: v for k, v in settings.items() if k not in ("batch_size", "max_steps", "network_def#bicubic_residual")
+    }
+    settings |= {"weights": None} if overlays == ("paper_stage1",) else {}
+    names = [str(CONFIGS / f"{name}.json") for name in ("train", *overlays)]
+    flow = ConfigWorkflow(names, workflow_type="train", logging_file=False, **settings | more)
+    flow.initialize()
+    return flow
+
+
+def test_the_papers_first_stage(files, tmp_path):
+    """Length, rate and batch of the overlay; the run is short. Its network keeps nothing of ours."""
+    config = two_stages(files, tmp_path, ("paper_stage1",)).parser
+    assert [config[n] for n in ("max_steps", "learning_rate", "batch_size", "patch_size")] == [100000, 2e-4, 32, 32]
+    assert json.loads((CONFIGS / "train.json").read_text())["patch_size"] == 96
+    assert "lr_scheduler" not in config
+    flow = two_stages(files, tmp_path, ("paper_stage1",), max_steps=6, batch_size=4)
+    network, trainer, optimizer = get(flow, "network_def"), get(flow, "train#trainer"), get(flow, "optimizer")
+    assert network.arguments["bicubic_residual"] is False and network.last.weight.abs().max() > 0
+    dataset, steps = get(flow, "train#dataset"), []
+    patches = [dataset[i] for i in range(6)]
+    whole = [dataset._slice(i)["label"] for i in range(6)]
+    for patch, image in zip(patches, whole, strict=True):  # as it lies in the slice, and as bright
+        windows = image[0].unfold(0, 32, 1).unfold(1, 32, 1)
+        assert (windows == patch["label"][0]).flatten(2).all(2).any()
+    evaluator = get(flow, "validate#evaluator")
+
+    def falling(engine):
+        engine.state.metrics["val_psnr"] = -float(len(steps))
+
+    evaluator.add_event_handler(Events.COMPLETED, falling)
+    trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda _: steps.append(optimizer.param_groups[0]["lr"]))
+    flow.run()
+    assert steps == [2e-4] * 6
+    folder = tmp_path / "models" / "paper_stage1"
+    kept = torch.load(folder / "model.pt", weights_only=True)["model"]
+    state = torch.load(folder / "last.pt", weights_only=True)["state"]
+    assert_same(kept, network.state_dict())  # the last one, though the first was better, and no average
+    assert_same(state["ema"], state["model"])
+
+
+def test_the_papers_second_stage_goes_on_from_its_first(files, tmp_path):
+    overlays = ("paper_stage1", "finetune_hrl")
+    flow = two_stages(files, tmp_path, overlays, max_steps=2, batch_size=4)
+    full = two_stages(files, tmp_path, overlays)
+    assert [full.parser[n] for n in ("max_steps", "learning_rate", "batch_size")] == [20000, 1e-4, 32]
+    assert sorted(get(full, "lr_scheduler").milestones.elements()) == [10000, 15000, 17500]
+    flow.run()
+    kept = torch.load(tmp_path / "models" / "finetune_hrl" / "model.pt", weights_only=True)["model"]
+    assert_same(kept, get(flow, "network_def").state_dict())
+
+
+def test_the_initialization_of_the_papers_sentence(files, tmp_path):
+    as_code = get(two_stages(files, tmp_path, ("paper_stage1",)), "network")
+    sentence = get(two_stages(files, tmp_path, ("paper_stage1",), initialization="kaiming_uniform"), "network")
+    for name, linear in sentence.named_modules():
+        if isinstance(linear, torch.nn.Linear):
+            bound = (6 / linear.in_features) ** 0.5
+            assert 0.8 * bound < linear.weight.abs().max() <= bound
+            assert as_code.get_submodule(name).weight.std() < 0.03
+    with pytest.raises(Exception, match="initialization is 'xavier', expected one of code, kaiming_uniform"):
+        initialize_weights(sentence, "xavier")
+
+
+@pytest.mark.parametrize("bundle", ["rdst", "rdst_e", "comparison"])
+def test_the_first_stage_is_the_same_for_all(bundle):
+    ours, other = (json.loads((BUNDLES / b / "configs/paper_stage1.json").read_text()) for b in ("rdst", bundle))
+    ours.pop("network_def#bicubic_residual")
+    assert other.pop("network_def#bicubic_residual", False) is False and ours == other
+    handlers = json.loads((BUNDLES / bundle / "configs" / "train.json").read_text())["train"]["handlers"]
+    assert handlers[4]["_target_"] == "medsr_monai.handlers.StartMovingAverage"
+
+
+@pytest.mark.parametrize("bundle", ["rdst", "rdst_e"])
+def test_global_feature_fusion_trains_and_infers(files, tmp_path, bundle):
+    configs = BUNDLES / bundle / "configs"
+    more = {k: v for k, v in options(files, tmp_path, "gff").items() if k != "weights"} | {"max_steps": 1}
+    names = [str(configs / f"{name}.json") for name in ("train", "gff")]
+    flow = ConfigWorkflow(names, workflow_type="train", logging_file=False, **more)
+    flow.initialize()
+    flow.run()
+    content = torch.load(tmp_path / "models" / "gff" / "model.pt", weights_only=True)
+    assert content["network"]["global_feature_fusion"] and "global_fusion.1.weight" in content["model"]
+    own = ("bundle_root", "dataset_dir", "plane", "device", *TINY)
+    names = [str(configs / f"{name}.json") for name in ("inference", "gff")]
+    flow = ConfigWorkflow(names, workflow_type="infer", logging_file=False, **{name: more[name] for name in own})
+    flow.initialize()
+    flow.run()
+    assert nib.load(tmp_path / "eval" / "gff" / "case0_sr.nii.gz").shape == (192, 192, 6)
 
 
 def test_another_networks_weights_and_prior(files, tmp_path):

@@ -161,7 +161,7 @@ def test_resume_is_exact_and_needs_no_prior(files, tmp_path):
 
 
 @pytest.mark.parametrize("overlay", ABLATIONS)
-def test_ablations_isolate_one_thing(files, tmp_path, overlay):
+def test_ablations_isolate_one_thing_and_are_evaluated(files, tmp_path, overlay):
     drop = ("prior",) if overlay == "ablation_no_prior" else ()
     flow = workflow(files, tmp_path, [overlay], drop=drop)
     full, network = TransMRSR(**SMALL).arguments, get(flow, "network_def")
@@ -190,6 +190,11 @@ def test_ablations_isolate_one_thing(files, tmp_path, overlay):
         "model.pt",
         "model.pt.json",
     }
+    flow = workflow(files, tmp_path, [overlay, "evaluate"], "evaluating", drop=("prior",))
+    flow.run()
+    pooled = json.loads((tmp_path / "eval" / overlay / "summary.json").read_text())["pooled"]
+    assert [row["method"] for row in pooled] == ["spline", "network"]
+    assert pooled[1]["parameters"] == sum(p.numel() for p in network.parameters()) and pooled[1]["macs"] > 0
 
 
 def psnr(a, b):

@@ -193,12 +193,19 @@ def test_dice_of_the_reference_is_that_of_the_bundle_seg_unet(evaluated, files, 
 
 def test_another_list_and_the_u_nets_own_truth(files, tmp_path):
     own = options(files, tmp_path, evaluate_list="test", unet_path=str(files / "unet.pt"), label_key=None)
+    own["dice_regions"] = {"Dice-WT": [1]}
     workflow(own).run()
     summary = json.loads((tmp_path / "eval" / "summary.json").read_text())
     hr, *_, network = summary["pooled"]
     cases = {row["case"].split("/")[-1] for row in summary["groups"]}
     assert summary["slices"] == 2 and cases == {"image4", "image5"}
     assert hr["dice_against"] == "prediction on HR" and hr["dice_1_pooled"] == 1 > network["dice_1_pooled"]
+    for kind in ("", "_std", "_pooled"):
+        assert (
+            network[f"Dice-WT{kind}"] == network[f"Dice-Avg{kind}"] == pytest.approx(network[f"dice_1{kind}"], abs=1e-6)
+        )
+    patients = [row["Dice-WT_pooled"] for row in summary["groups"] if row["method"] == "network"]
+    assert network["Dice-WT_patients"] == pytest.approx(np.mean(patients)) and network["Dice-WT_patients_std"] > 0
     assert "fid" not in network and summary["border"] == 4
     assert not list((tmp_path / "eval").glob("events*"))
 

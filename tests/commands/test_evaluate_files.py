@@ -122,7 +122,7 @@ def test_evaluate_with_a_u_net_and_inception(medsr, pictures):
     torch.save(InceptionFeatures().inception.state_dict(), "inception.pth")
     code, out, err = medsr(
         "evaluate", "sr", "hr", "--unet", "unet.pt", "--labels", "masks", "--label_map", '{"255": 1}',
-        "--inception", "inception.pth", "--json", "--device", "cpu",
+        "--inception", "inception.pth", "--json", "--device", "cpu", "--regions", '{"Dice-T": [1]}',
     )  # fmt: skip
     assert (code, err) == (0, "")
     hr, pred = json.loads(out)
@@ -136,6 +136,7 @@ def test_evaluate_with_a_u_net_and_inception(medsr, pictures):
             counts[row] += 2 * int((found & mask).sum()), int(found.sum() + mask.sum())
     # the classes of a few pixels hang by a rounding error
     assert [row["dice_1_pooled"] for row in (hr, pred)] == pytest.approx(list(counts[:, 0] / counts[:, 1]), abs=0.01)
+    assert pred["Dice-T_pooled"] == pred["dice_1_pooled"] and pred["Dice-T_patients"] > 0
     assert 0 < pred["dice_1_pooled"] != hr["dice_1_pooled"] < 1
     code, out, _ = medsr("evaluate", "sr/a_sr.png", "hr/a.png", "--unet", "unet.pt", "--device", "cpu")
     assert code == 0 and "| prediction on HR |" in out and "| HR | 1 | - | - | - | - | 1.0000 (0.0000) |" in out
@@ -150,6 +151,8 @@ def test_evaluate_with_a_u_net_and_inception(medsr, pictures):
         (["--labels", "masks"], "give --unet too"),
         (["--unet", "unet.pt", "--labels", "absent"], "absent: no such file or folder"),
         (["--unet", "unet.pt", "--labels", "masks"], 'labels 255, the U-Net has 0 to 1.*"255": 1'),
+        (["--unet", "unet.pt", "--regions", "{"], "regions is '{', expected JSON such as"),
+        (["--unet", "unet.pt", "--regions", "ixi"], "regions are 'ixi', expected one of oasis, brats"),
         (["--unet", "unet.pt", "--label_map", "255:1"], "label_map is '255:1', expected JSON"),
         (["--unet", "hr/a.png"], "hr/a.png: not a PyTorch weights file"),
         (["--inception", "unet.pt"], "unet.pt: not the weights of torchvision's Inception-v3"),

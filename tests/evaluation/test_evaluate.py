@@ -62,6 +62,7 @@ def test_files_are_written_where_they_are_asked_for(medsr, pair):
         ({"border": -1}, "border is -1"),
         ({"plane": "x"}, "pred.nii.gz: plane is 'x'"),
         ({"label_map": {"255": 1}}, "give --unet too"),
+        ({"regions": "brats"}, "give --unet too"),
         ({"inception": "absent.pth"}, "absent.pth: no such file"),
         ({"device": "cuda:99"}, "not available here"),
         ({"frame": 1}, "ref.nii.gz: frame 1 asked for"),

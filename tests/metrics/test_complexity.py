@@ -104,6 +104,25 @@ def test_no_hook_stays_behind():
     assert count_macs_as_published(network, (3, 4)) == 48
 
 
+def test_a_layer_that_is_given_weights_themselves():
+    """As the decoder of TransMRSR without encoder features, whose first layer sees the learned constant."""
+
+    class Network(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.constant = nn.Parameter(torch.ones(1, 4))
+            self.frozen = nn.Parameter(torch.ones(1), requires_grad=False)
+            self.linear = nn.Linear(4, 3)
+
+        def forward(self, x):
+            return self.linear(self.constant.expand(len(x), -1)) + x.mean() * self.frozen
+
+    network = Network().eval()
+    assert count_macs(network, (1, 4)) == 12 and count_macs_as_published(network, (1, 4)) == 12
+    trained = [name for name, weight in network.named_parameters() if weight.requires_grad]
+    assert trained == ["constant", "linear.weight", "linear.bias"]
+
+
 def test_a_network_without_weights():
     assert count_parameters(NETWORKS["Bicubic"]()) == 0
     assert count_macs(NETWORKS["Bicubic"](), (1, 1, 4, 4)) == 0

@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import re
 
 import numpy as np
 import pytest
@@ -10,7 +11,9 @@ import torch
 from skimage.metrics import structural_similarity
 from torch import nn
 
+from medsr_monai.data.public_datasets import PUBLIC_DATASETS
 from medsr_monai.metrics import (
+    DICE_REGIONS,
     SliceEvaluation,
     count_macs,
     count_macs_as_published,
@@ -192,6 +195,97 @@ def test_dice_by_hand(tmp_path):
     text, by_volume = markdown.split("By volume and plane: mean (standard deviation)\n\n")
     assert "| a | axial | HR | 2 |" in by_volume and "| label map |" in text and "| 12.35 |" in text
     assert f"| {hr['dice_1']:.4f} ({hr['dice_1_std']:.4f}) |" in text
+
+
+def labelled(*labels):
+    """A slice of 8x16 pixels, a quarter of it of each label, as intensities that Quarters reads, and as a label map."""
+    values = torch.tensor(labels).repeat_interleave(4)
+    return (values / 4).expand(1, 8, 16).clone(), values.expand(1, 8, 16).clone()
+
+
+class Quarters(nn.Module):
+    """Class 4 x of intensity x."""
+
+    def forward(self, x):
+        return nn.functional.one_hot((4 * x[:, 0]).round().long(), 4).permute(0, 3, 1, 2).float()
+
+
+def test_dice_by_the_names_of_the_papers(tmp_path):
+    """Unions of labels: a perfect tumour with wrong sub-labels. By hand, two slices of one patient, one of another."""
+    evaluation = SliceEvaluation(0, unet=Quarters(), dice_regions="brats")
+    slices = [("a1", "a", (0, 1, 2, 3), (0, 3, 1, 2)), ("a2", "a", (0, 0, 2, 0), (0, 2, 2, 0))]
+    slices += [("b1", "b", (0, 0, 2, 2), (2, 2, 0, 0))]
+    for number, (case, subject, truth, pred) in enumerate(slices):
+        (label, segmentation), (image, _) = labelled(*truth), labelled(*pred)
+        evaluation.add(keys(case, number) | {"subject": subject}, label, {"sr": image}, segmentation)
+    first, second, third = [row for row in evaluation.rows if row["method"] == "sr"]
+    assert (first["Dice-WT"], first["Dice-TC"], first["Dice-ET"]) == (1, 0.5, 0)
+    assert first["dice_all"] == 0 and first["Dice-Avg"] == pytest.approx(0.5)
+    assert second["Dice-WT"] == pytest.approx(2 / 3) and (second["Dice-TC"], second["Dice-ET"]) == (1, 1)
+    assert third["Dice-WT"] == 0
+    [hr, sr] = evaluation.pooled()
+    assert hr["method"] == "HR" and hr["Dice-WT"] == hr["Dice-Avg"] == hr["Dice-WT_patients"] == 1
+    assert sr["Dice-WT"] == pytest.approx((1 + 2 / 3 + 0) / 3) and sr["Dice-WT_std"] == pytest.approx(
+        np.std([1, 2 / 3, 0])
+    )
+    # of patient a 4 of 4 + 5 quarters, of patient b none of 2 + 2; patient b has neither core nor enhancing tumour
+    assert sr["Dice-WT_patients"] == pytest.approx(8 / 9 / 2) and sr["Dice-WT_patients_std"] == pytest.approx(8 / 9 / 2)
+    assert sr["Dice-WT_pooled"] == pytest.approx(8 / 13)
+    assert (sr["Dice-TC_patients"], sr["Dice-ET_patients"], sr["Dice-TC_patients_std"]) == (0.5, 0, 0)
+    assert sr["Dice-Avg_patients"] == pytest.approx(((8 / 9 + 0.5 + 0) / 3 + 0) / 2)
+    evaluation.write(tmp_path, evaluation.pooled())
+    header = (tmp_path / "slices.csv").read_text().splitlines()[0].split(",")
+    assert {"Dice-WT", "Dice-ET", "Dice-TC", "Dice-Avg", "both_Dice-WT", "subject"} <= set(header)
+    assert "| Dice-WT | Dice-ET | Dice-TC | Dice-Avg |" in (tmp_path / "summary.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("name", "columns"),
+    [
+        ("oasis", ["Dice-T", "Dice-G", "Dice-W", "Dice-CSF"]),
+        ("acdc", ["Dice-T", "Dice-LV", "Dice-RV", "Dice-MC"]),
+        ("covid_ct", ["Dice-T", "Dice-LL", "Dice-RL", "Dice-Lesion"]),
+    ],
+)
+def test_regions_are_those_of_the_recipes_of_data(name, columns):
+    words = {"G": "GM", "W": "WM", "LV": "left ventricle", "RV": "right ventricle", "MC": "myocardium"}
+    words |= {"CSF": "CSF", "LL": "left lung", "RL": "right lung", "Lesion": "infection"}
+    assert list(DICE_REGIONS[name]) == columns
+    for column in columns[1:]:
+        [label] = DICE_REGIONS[name][column]
+        assert PUBLIC_DATASETS[name].labels[label] == words[column.removeprefix("Dice-")]
+    evaluation = SliceEvaluation(0, unet=Quarters(), dice_regions=name)
+    (label, segmentation), (image, _) = labelled(0, 1, 2, 3), labelled(0, 1, 2, 2)
+    evaluation.add(keys("a", 0), label, {"sr": image}, segmentation)
+    row = evaluation.rows[1]
+    by_label = {1: 1, 2: 2 / 3, 3: 0}
+    for column in columns[1:]:
+        assert row[column] == pytest.approx(by_label[DICE_REGIONS[name][column][0]])
+    assert row["Dice-T"] == row["dice_all"] == pytest.approx(4 / 6)  # pixels of the classes pooled, 1 if a union
+    assert row["Dice-Avg"] == pytest.approx((1 + 2 / 3) / 3)
+
+
+@pytest.mark.parametrize(
+    ("named", "message"),
+    [
+        ("ixi", "regions are 'ixi', expected one of oasis, brats"),
+        ({"Dice-WT": []}, "region 'Dice-WT' has the labels"),
+        ({"Dice-WT": [0]}, "expected a list of labels above 0"),
+        ({"Dice-Avg": [1]}, "under another name than Dice-Avg"),
+    ],
+)
+def test_regions_that_are_none(named, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        SliceEvaluation(unet=Quarters(), dice_regions=named)
+
+
+def test_regions_want_a_network_with_their_labels():
+    with pytest.raises(ValueError, match="there is no U-Net to segment them"):
+        SliceEvaluation(dice_regions="brats")
+    label, segmentation = labelled(0, 1, 2, 3)
+    evaluation = SliceEvaluation(0, unet=Quarters(), dice_regions={"lesion": [1, 7]})
+    with pytest.raises(ValueError, match="region 'lesion' has the label 7, the U-Net has 0 to 3"):
+        evaluation.add(keys("a", 0), label, {"sr": label}, segmentation)
 
 
 def test_dice_against_the_prediction_on_the_reference():

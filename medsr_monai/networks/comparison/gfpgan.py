@@ -6,7 +6,7 @@ lists. It is installed with the extra `compare` and imported when a network is b
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from monai.inferers import sliding_window_inference
 from torch import Tensor, nn
@@ -96,6 +96,32 @@ class GFPGAN(nn.Module):
         self.network.toRGB = nn.ModuleList()
         if not shared_style:
             self.network.stylegan_decoder.style_mlp = nn.Identity()  # not used
+
+    def load_prior(self, prior: Mapping[str, Tensor], centroids: None = None, *, freeze: bool = False) -> None:
+        """Take over the StyleGAN2 decoder of another GFP-GAN, whose U-Net has no place here.
+
+        Args:
+            prior: state dict of a `GFPGAN` with the same size and widths.
+            centroids: GFP-GAN does not truncate, so there are none.
+            freeze: keep the decoder as it is in training, as the authors of GFP-GAN do.
+
+        Raises:
+            ValueError: tensors do not fit; one line names the first of them, and nothing is changed.
+        """
+        prefix = "network.stylegan_decoder."
+        theirs = {n.removeprefix(prefix): value for n, value in prior.items() if n.startswith(prefix)}
+        ours = self.network.stylegan_decoder.state_dict()
+        shapes = [{name: tuple(value.shape) for name, value in one.items()} for one in (theirs, ours)]
+        if differing := sorted(name for name in ours.keys() | theirs.keys() if len({s.get(name) for s in shapes}) > 1):
+            name = differing[0]
+            raise ValueError(
+                f"The prior does not fit, {len(differing)} tensors differ: {prefix}{name} is "
+                f"{shapes[0].get(name, 'absent')} in the prior and {shapes[1].get(name, 'absent')} here. Expected the "
+                "state dict of a GFPGAN with this network's image_size, channel_multiplier, narrow and num_mlp."
+            )
+        self.network.stylegan_decoder.load_state_dict(theirs)
+        if freeze:
+            self.network.stylegan_decoder.requires_grad_(False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Super-resolve [B, in_channels, H, W] -> [B, out_channels, H * rows, W * columns]."""
