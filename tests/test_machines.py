@@ -29,6 +29,16 @@ for name in ("SIGUSR1", "SIGUSR2", "SIGHUP", "SIGKILL", "SIGALRM", "SIGPIPE", "a
     delattr(signal, name)
 """
 """What Python has not on Windows, taken away when any process starts."""
+EACH = """
+import json, sys
+from medsr_monai.cli import main
+for line in sys.argv[1:]:
+    try:
+        main(json.loads(line))
+    except SystemExit as end:
+        assert not end.code, line
+"""
+"""Several commands after one import."""
 
 
 def volume(path, seed, edges=(1, 1, 4)):
@@ -53,15 +63,15 @@ def test_upscale_without_what_posix_alone_has(tmp_path):
         "USERNAME": "me",
     }
 
-    def run(*words):
-        command = [sys.executable, "-m", "medsr_monai", "upscale", *words]
-        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr[-2000:]
-        return done.stdout
-
-    run("in", "out", "--bundle", str(folder), "--jobs", "2")
+    lines = (
+        ["upscale", "in", "out", "--bundle", str(folder), "--jobs", "2"],
+        ["upscale", "in/0.nii.gz", "chosen.nii.gz", "--max-memory", "8GiB"],
+    )
+    command = [sys.executable, "-c", EACH, *map(json.dumps, lines)]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
     assert {p.name for p in (tmp_path / "out").glob("*.nii.gz")} == {f"{number}_sr.nii.gz" for number in range(3)}
-    assert "bundle rdst_e_thick, since" in run("in/0.nii.gz", "chosen.nii.gz", "--max-memory", "8GiB")
+    assert "bundle rdst_e_thick, since" in done.stdout
     probe = [sys.executable, "-c", "import os; os.fork"]
     assert subprocess.run(probe, env=environment, capture_output=True).returncode == 1  # it was taken away
 

@@ -166,8 +166,6 @@ def work(folder: str, arguments: list[str], place: str, environment: dict[str, s
     multiprocessing.spawn.set_executable(f"{folder}/python")
     torch.set_num_threads(int(environment.get("OMP_NUM_THREADS", 1)))
     sys.path[0:1] = [place, *filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))]
-    with contextlib.suppress(ModuleNotFoundError):
-        importlib.import_module("sitecustomize")  # as every Python begins
     if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     option, what, *rest = arguments

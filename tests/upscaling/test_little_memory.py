@@ -57,11 +57,13 @@ def test_a_process_whose_memory_is_limited(medsr_process, bundle, tmp_path):
     options = ("--bundle", bundle, "--overwrite", "--nopicture", "--slice_batch", 64)
     run = functools.partial(medsr_process, "upscale", "a.nii.gz", "out.nii", *options)
     expected = upscaled(medsr_process, bundle, "a.nii.gz")
-    # How much is too little depends on torch. 64 slices take some 100 MiB more than all else, so that a step of 40 is
-    # not too large. Uncompressed, since the threads that compress need room, too.
-    results = (run(limits={"DATA": megabytes << 20}) for megabytes in range(300, 20, -40))
-    result = next(r for r in results if r.err)
-    assert result.code == 0, result
+    # how much is too little depends on torch; uncompressed, since the threads that compress need room, too
+    least, most, result = 20, 300, None
+    while result is None or not result.err or result.code:
+        assert most - least > 2, result
+        megabytes = (least + most) // 2
+        result = run(limits={"DATA": megabytes << 20})
+        least, most = (megabytes, most) if result.err else (least, megabytes)
     assert result.err.startswith("medsr: out of memory: going on with 32 slices at a time\n"), result
     np.testing.assert_allclose(nib.load("out.nii").get_fdata(), expected, atol=1e-3)
     Path("out.nii").unlink()
