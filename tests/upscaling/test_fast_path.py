@@ -34,8 +34,9 @@ def sidecar(path):
 def test_precision_is_the_same_as_in_monai_bundle_run_and_is_recorded(medsr):
     for precision in ("float32", "bfloat16"):
         done = medsr(
-            "upscale", "in/a.nii.gz", f"{precision}.nii.gz", "--precision", precision, "--plane", "axial", "--nopicture"
-        )
+            "upscale", "in/a.nii.gz", f"{precision}.nii.gz", "--precision", precision, "--bundle", "rdst_e",
+            "--plane", "axial", "--nopicture",
+        )  # fmt: skip
         assert done[0] == 0, done[2]
         folder = bundle_folder("rdst_e")
         workflow = ConfigWorkflow(
@@ -52,7 +53,8 @@ def test_precision_is_the_same_as_in_monai_bundle_run_and_is_recorded(medsr):
         workflow.initialize()
         workflow.run()
         one, other = (nib.load(p).get_fdata() for p in (f"{precision}.nii.gz", f"{precision}/a_sr.nii.gz"))
-        assert np.array_equal(one, other)
+        # some processors' kernels for bfloat16 do not give the same bits twice
+        assert np.abs(one - other).max() <= (0 if precision == "float32" else 1e-3 * np.ptp(one))
     assert sidecar("bfloat16.json")["Options"]["precision"] == "bfloat16"
     assert "precision" not in sidecar("float32.json")["Options"]
     whole, half = (nib.load(f"{name}.nii.gz").get_fdata() for name in ("float32", "bfloat16"))
@@ -81,7 +83,7 @@ def test_compiling_is_recorded_and_asked_of_the_inferer(medsr, monkeypatch):
         (["--slice-batch", "0"], "slice_batch is 0, expected auto or at least 1"),
         (["--slice-batch", "many"], "slice_batch is many, expected auto or at least 1"),
         (
-            ["--weights", "net.ts", "--compile", "--trust-code"],
+            ["--bundle", "rdst_e", "--weights", "net.ts", "--compile", "--trust-code"],
             "a network exported as torchscript is run as it is: leave --compile",
         ),
     ],
@@ -98,7 +100,7 @@ def test_options_by_device():
     assert Options().overrides("cpu") == Options(precision="float32").overrides("cpu") == {"frame": None}
     assert Options(compile=True).overrides("cuda:0") == {"frame": None, "precision": "float16", "compile": True}
     assert Options(precision="float32").overrides("cuda:0") == {"frame": None, "precision": "float32"}
-    assert Options(weights="model.onnx").overrides("cuda:0") == {"frame": None, "precision": "float32"}
+    assert Options("rdst_e", weights="model.onnx").overrides("cuda:0") == {"frame": None, "precision": "float32"}
     assert Options(precision="float32").recorded("cuda:0") == {"frame": None}
     assert Options(precision="float16").recorded("cpu") == {"frame": None, "precision": "float16"}
     bound = Options(enforce_consistency=True, noise=2.0).recorded("cpu")
