@@ -42,8 +42,12 @@ def names_of_monai():
 
 @pytest.fixture(autouse=True)
 def log_level():
-    """`medsr` sets the level of this package's log for its process, which here goes on with other tests."""
+    """`medsr` and bundles set up the log for their process, which here goes on with other tests."""
     logging.getLogger("medsr_monai").setLevel(logging.NOTSET)
+    yield
+    for handler in logging.getLogger().handlers[:]:
+        if type(handler) is logging.StreamHandler:  # of a stream that ends with the test
+            logging.getLogger().removeHandler(handler)
 
 
 @pytest.fixture

@@ -53,8 +53,8 @@ def evaluate(
         labels: a label map in the reference's grid, or a folder of them. By default the U-Net's segmentation of the
             references is the truth.
         label_map: labels to replace, as JSON such as '{"255": 1}'.
-        regions: Dice by a paper's names, of each slice and of each patient. Give oasis, brats, acdc or covid_ct for
-            their labels, or labels whose union counts as JSON such as '{"Dice-WT": [1, 2, 3]}'.
+        regions: Dice by a paper's names, of each slice and of each patient. Give oasis, brats, acdc or covid_ct, or
+            names with the labels whose union counts, as JSON.
         output: a folder for slices.csv, summary.csv, summary.md and summary.json.
         device: where these networks run, such as cpu or cuda:0. auto takes a GPU where there is one.
     """
