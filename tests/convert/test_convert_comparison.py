@@ -61,7 +61,7 @@ def test_golden_swinir(name):
     arrays, state = read(SHARED / f"{name}.npz")
     network = load_official(state, "swinir")
     assert not network.training and not network.network.training  # no dropped paths
-    assert deviation(network, arrays) == deviation(network, arrays, "_b") == 0
+    assert max(deviation(network, arrays), deviation(network, arrays, "_b")) <= 1e-12  # float64; processors differ
     # Its state dict has no tensor that depends on the size of training images.
     assert network.state_dict().keys() == dict(network.named_parameters()).keys()
 
