@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import sys
 import time
@@ -138,9 +137,8 @@ class HeldOutGuard:
         self.stale += 1
         if value > max(self.after, self.before + self.min_gain - 1e-12):
             self.after, self.stale, self.steps_kept = value, 0, self.steps_done
-            self.kept = {
-                name: copy.deepcopy(tensor.detach()).cpu() for name, tensor in self.best_network.state_dict().items()
-            }
+            state = self.best_network.state_dict()
+            self.kept = {name: tensor.detach().clone().cpu() for name, tensor in state.items()}
 
     def _judged(self) -> float:
         began = time.monotonic()

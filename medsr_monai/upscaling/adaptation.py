@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from medsr_monai.atomic import check_output
 from medsr_monai.records.figures import training_groups
 from medsr_monai.records.sidecar import INTENDED_USE, file_record, recorded, versions
 from medsr_monai.records.training_data import TrainingData
@@ -24,7 +25,16 @@ from medsr_monai.upscaling.bundles import BundleRunner, bundle_folders
 from medsr_monai.upscaling.own_slices import OwnSlices
 from medsr_monai.upscaling.point_spread import FoundPointSpread
 
-__all__ = ["Adaptation", "Adapted", "KeepAdapted", "check_adaptable", "fit", "load_adapted", "save_adapted"]
+__all__ = [
+    "Adaptation",
+    "Adapted",
+    "KeepAdapted",
+    "check_adaptable",
+    "fit",
+    "load_adapted",
+    "save_adapted",
+    "without_data",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -143,23 +153,23 @@ class KeepAdapted:
         self.pairs = pairs
         self.dataset = dataset
         self.path = path
-        self.overwrite = overwrite
         if path is not None:
-            from medsr_monai.atomic import check_output
-
             check_output(Path(path), overwrite)
         self.result: Adapted | None = None
 
     def __call__(self, guard: Any) -> None:
         """Judge what a :class:`medsr_monai.handlers.HeldOutGuard` has kept."""
-        from medsr_monai.networks.arguments import NetworkArguments  # exported networks are run without networks
+        # exported networks are run without networks
+        from medsr_monai.networks.arguments import NetworkArguments
+        from medsr_monai.weights.load import load_weights
 
         record = self._record() | guard.record()
         content, reason = None, "the error on held-out slices did not fall"
         if guard.kept is not None:
             device = next(self.network.parameters()).device
             network = copy.deepcopy(self.network).to(device).eval()
-            before = self.own.residual(self._first(network))
+            load_weights(network, self.weights)
+            before = self.own.residual(network)
             network.load_state_dict(guard.kept)
             after = self.own.residual(network)
             record["Consistency"] = {"Before": before, "After": after}
@@ -177,12 +187,6 @@ class KeepAdapted:
         logger.info("%s", self.result.sentence)
         if self.path is not None and content is not None:
             save_adapted(self.result, self.path)
-
-    def _first(self, network: torch.nn.Module) -> torch.nn.Module:
-        from medsr_monai.weights.load import load_weights
-
-        load_weights(network, self.weights)
-        return network
 
     def _record(self) -> dict[str, Any]:
         return {
@@ -242,7 +246,7 @@ def fit(
         "seed": adaptation.seed,
         "guard#progress": progress,
     }
-    parser.update({name: value for name, value in (given | overrides).items()})
+    parser.update(given | overrides)
     parser.parse()
     parser.get_parsed_content("training")
     return parser.get_parsed_content("keep").result
@@ -300,4 +304,9 @@ def load_adapted(path: str | Path) -> Adapted:
     record = content.get("adapted")
     if not isinstance(record, Mapping) or "Data" not in record:
         raise ValueError(f"{path}: not weights that `medsr adapt` wrote")
-    return Adapted(dict(content), {name: value for name, value in record.items() if name != "Data"}, "")
+    return Adapted(dict(content), without_data(record), "")
+
+
+def without_data(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Give what adapted weights say of themselves, without the figures of the scans that inputs are compared with."""
+    return {name: value for name, value in record.items() if name != "Data"}

@@ -171,9 +171,10 @@ def upscale_files(
         raise ValueError(
             "--max-memory does not bound a training: fit weights by `medsr adapt`, and give them as --weights"
         )
-    if adaptation is not None and adaptation.to == "protocol" and options.bundle == AUTO_BUNDLE:
+    by_protocol = adaptation is not None and adaptation.to == "protocol"
+    if by_protocol and options.bundle == AUTO_BUNDLE:
         raise ValueError("--adapt protocol fits one bundle to all scans: name it, such as --bundle rdst_e_thick")
-    if adaptation is not None and adaptation.to == "protocol" and (folder is None or ranks.size > 1):
+    if by_protocol and (folder is None or ranks.size > 1):
         instead = "say --adapt for one scan" if folder is None else "fit by `medsr adapt` first, and give --weights"
         raise ValueError(f"--adapt protocol is for the scans of a folder, in processes of one machine: {instead}")
     job = Job(cases, Path(source), folder, chosen, picture, dicom, overwrite, adaptation)

@@ -15,7 +15,7 @@ from medsr_monai.data import volume_name
 from medsr_monai.data.read import read_grid
 from medsr_monai.errors import line_of, naming
 from medsr_monai.records.figures import contrast_of
-from medsr_monai.records.sidecar import read_sidecar, source_record
+from medsr_monai.records.sidecar import read_sidecar, sha256, source_record
 from medsr_monai.transforms import spacing
 from medsr_monai.upscaling.adaptation import Adaptation, check_adaptable, fit, save_adapted
 from medsr_monai.upscaling.bundles import BundleRunner, choose_device
@@ -51,15 +51,25 @@ class _Marks:
         return all(abs(a - b) <= TOLERANCE * max(a, b) for (_, a), (_, b) in pairs)
 
 
-def protocols_of(cases: Sequence[Case]) -> list[list[Case]]:
+def protocols_of(cases: Sequence[Case], damaged: bool = False) -> list[list[Case]]:
     """Sort scans by protocol: the same manufacturer, sequence, contrast, matrix and spacing of the slices.
 
     They are taken from the DICOM header, or from the BIDS sidecar beside a NIfTI file; without one the grid and the
     contrast that the file's name tells have to do.
+
+    Args:
+        cases: the scans.
+        damaged: leave out scans whose grid cannot be read, which somebody else tells.
     """
     found: list[tuple[_Marks, list[Case]]] = []
     for case in cases:
-        marks = _marks(case)
+        try:
+            marks = _marks(case)
+        except Exception as error:  # whatever lies in a damaged file
+            if not damaged:
+                raise
+            logger.info("%s: no protocol: %s", case.source, line_of(error))
+            continue
         group = next((members for known, members in found if known.fits(marks)), None)
         if group is None:
             found.append((marks, [case]))
@@ -166,11 +176,11 @@ def fit_protocols(
         The weights of each output; those of protocols where none were better, or nothing could be learnt, are missing.
     """
     made: dict[Path, Path] = {}
-    readable = [case for case in cases if _is_readable(case)]
-    for number, group in enumerate(protocols_of(readable), start=1):
+    parent = sha256(runner.weights)
+    for number, group in enumerate(protocols_of(cases, damaged=True), start=1):
         taken = _spread(group)
         inputs = [source_record(case.source, case.files) for case in taken]
-        key = [source_record(runner.weights, [runner.weights])["SHA256"], *(one["SHA256"] for one in inputs)]
+        key = [parent, *(one["SHA256"] for one in inputs)]
         key += [str(adaptation.recorded()), options.psf, options.thick_axis]
         file = folder / FOLDER / f"{hashlib.sha256(' '.join(key).encode()).hexdigest()[:16]}.pt"
         name = f"protocol {number} ({len(group)} scans, such as {Path(group[0].source).name})"
@@ -189,13 +199,3 @@ def fit_protocols(
             save_adapted(adapted, file)
         made |= {case.output: file for case in group}
     return made
-
-
-def _is_readable(case: Case) -> bool:
-    """Whether a scan's grid can be read; what cannot is told when its turn comes."""
-    try:
-        _marks(case)
-    except Exception as error:  # whatever lies in a damaged file
-        logger.info("%s: no protocol: %s", case.source, line_of(error))
-        return False
-    return True

@@ -33,7 +33,7 @@ from medsr_monai.records.sidecar import (
     versions,
 )
 from medsr_monai.transforms import PLANES, format_edges, parse_point_spread
-from medsr_monai.upscaling.adaptation import Adaptation, Adapted, check_adaptable, fit, load_adapted
+from medsr_monai.upscaling.adaptation import Adaptation, Adapted, check_adaptable, fit, load_adapted, without_data
 from medsr_monai.upscaling.bundles import AUTO_BUNDLE, BundleRunner, bundle_folder, choose_device
 from medsr_monai.upscaling.cases import Case, header_of
 from medsr_monai.upscaling.choice import Choice, Narrowing, Scan, choose, scan_of, scan_of_volume
@@ -264,7 +264,7 @@ class Upscaler(Options):
         self.trained_on = TrainedOn(self.runner, bundle["Weights"])
         if self.adaptation is not None:
             check_adaptable(self.runner, self.trust_code)
-            if not getattr(self.runner.network, "psf_channels", 0):
+            if not self._is_told:
                 self.inferer.slices.psf = UNKNOWN
         self._adapted: Adapted | None = None
         self._shipped: dict[str, torch.Tensor] | None = None
@@ -319,11 +319,11 @@ class Upscaler(Options):
             if self.max_memory is not None:
                 raise ValueError("max_memory is for files, which medsr upscale makes slab by slab: leave it out")
             lap = Laps()
-            case = Case(os.fspath(volume), Path()) if isinstance(volume, (str, os.PathLike)) else None
+            case = _case_of(volume)
             with naming(NAME if case is None else case.source), Warnings(self.warnings) as warnings:
                 chosen = self.frame if frame is None else frame
                 image = to_volume(volume, chosen, pictures=self.pictures, nan_value=self.nan_value)
-                inputs = [_digest(image) if case is None else source_record(case.source, case.files)]
+                inputs = [_source_of(case, image)]
                 one, choice = self, None
                 if self.bundle == AUTO_BUNDLE:
                     one, choice = self._chosen(scan_of_volume(image, case))
@@ -371,10 +371,10 @@ class Upscaler(Options):
                 return {}
             scans = []
             for volume in volumes:
-                case = Case(os.fspath(volume), Path()) if isinstance(volume, (str, os.PathLike)) else None
+                case = _case_of(volume)
                 with naming(NAME if case is None else case.source):
                     image = to_volume(volume, self.frame, nan_value=self.nan_value)
-                    digest = (_digest(image) if case is None else source_record(case.source, case.files))["SHA256"]
+                    digest = _source_of(case, image)["SHA256"]
                     header = {} if case is None else header_of(case)
                     image = self.runner.read(image)["image"]
                     scans.append({"image": image, "header": header, "sha256": digest, "name": name_of(volume)})
@@ -401,7 +401,7 @@ class Upscaler(Options):
         content = None if adapted is None else adapted.content
         self.runner.network.load_state_dict(self._shipped if content is None else content["model"])
         self.inferer.prepare(self.runner.network, self.runner["device"])
-        if not getattr(self.runner.network, "psf_channels", 0):  # what is stated was for the training
+        if not self._is_told:  # what is stated was for the training
             self.inferer.slices.psf = self.psf if adapted is None and self.adaptation is None else UNKNOWN
         self._adapted = adapted
         self.record["Adaptation"] = self._claimed_adaptation() if adapted is None else adapted.summary
@@ -419,7 +419,7 @@ class Upscaler(Options):
     def _claimed_adaptation(self) -> dict[str, Any] | None:
         """What the weights' file says of its adaptation; None if it says nothing."""
         said = self.runner.adapted
-        return said and {"Claimed": True} | {name: value for name, value in said.items() if name != "Data"}
+        return said and {"Claimed": True} | without_data(said)
 
     def write(
         self,
@@ -537,13 +537,13 @@ class Upscaler(Options):
 
         None where it is given, or the network is not told: nothing is computed then.
         """
-        slices, told = self.inferer.slices, bool(getattr(self.runner.network, "psf_channels", 0))
-        if self.psf != AUTO or not (told or self._scan):
+        slices = self.inferer.slices
+        if self.psf != AUTO or not (self._is_told or self._scan):
             yield None
             return
         axes = self.runner.plan(image.affine, image.shape[1:]).enlarged_axes
         found = find_point_spread(image, axes, None if case is None else header_of(case))
-        if not told:
+        if not self._is_told:
             yield found
             return
         slices.psf = found.point_spread or UNKNOWN
@@ -576,6 +576,11 @@ class Upscaler(Options):
             yield
         finally:
             self._use(None)
+
+    @property
+    def _is_told(self) -> bool:
+        """Whether the network can be told a point spread."""
+        return bool(getattr(self.runner.network, "psf_channels", 0))
 
     @property
     def _scan(self) -> bool:
@@ -623,6 +628,16 @@ class Pair(tuple):
 def _sources(inputs: list[dict]) -> dict[str, Any]:
     """What a sidecar says of its inputs."""
     return {"Sources": [one["Name"] for one in inputs], "Inputs": inputs}
+
+
+def _case_of(volume: Any) -> Case | None:
+    """The case of a path; None for volumes in memory."""
+    return Case(os.fspath(volume), Path()) if isinstance(volume, (str, os.PathLike)) else None
+
+
+def _source_of(case: Case | None, image: MetaTensor) -> dict[str, Any]:
+    """The entry of an input in a sidecar."""
+    return _digest(image) if case is None else source_record(case.source, case.files)
 
 
 def _digest(image: MetaTensor) -> dict[str, Any]:
