@@ -23,7 +23,7 @@ from medsr_monai.upscaling.kinds import to_volume
 from medsr_monai.upscaling.trained_on import Known, known_of, same_part, series_of
 from medsr_monai.weights.stated import MAIN_WEIGHTS, METADATA, examine
 
-__all__ = ["Choice", "Narrowing", "Scan", "choose", "scan_of", "scan_of_volume"]
+__all__ = ["Candidate", "Choice", "Narrowing", "Scan", "candidates", "choose", "scan_of", "scan_of_volume"]
 
 GAINS = "docs/gains.json"
 """A bundle's measured gains by kind of scan, from the tables of its card; one without this file is never chosen."""
@@ -249,19 +249,28 @@ def _known(case: Case) -> Known:
     return dataclasses.replace(known, modality="MR") if known.contrast and not known.modality else known
 
 
-def choose(scan: Scan, narrowing: Narrowing = Narrowing()) -> Choice:
+def candidates() -> list[Candidate]:
+    """Give the installed bundles that may be chosen, whose weights are read to check them."""
+    return [Candidate.of(name, folder) for name, folder in bundle_folders().items() if (folder / GAINS).is_file()]
+
+
+def choose(scan: Scan, narrowing: Narrowing = Narrowing(), among: Sequence[Candidate] | None = None) -> Choice:
     """Choose the bundle for an input.
 
     For slices at least 1.5 times as thick as their pixels one for thick slices, for other volumes one of the
     smallest scale that there is, for 2D images one that was trained on such; among these the one with the highest gain
     that was measured on scans of this kind or, where none was, the one that was trained on the least unlike ones.
 
+    Args:
+        scan: the input.
+        narrowing: options that leave some bundles only.
+        among: :func:`candidates` that were found before; None finds them.
+
     Raises:
         ValueError: there is no bundle for it; one line.
     """
     direction, reason = _direction(scan, narrowing)
-    found = (Candidate.of(name, folder) for name, folder in bundle_folders().items() if (folder / GAINS).is_file())
-    fitting = [one for one in found if one.direction == direction]
+    fitting = [one for one in (candidates() if among is None else among) if one.direction == direction]
     if scan.picture and direction == IN_PLANE:
         fitting = [one for one in fitting if any(group.images for group in one.groups)]
     fitting = [one for one in fitting if one.usable] or fitting

@@ -10,6 +10,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ from medsr_monai.transforms import PLANES, format_edges, parse_point_spread
 from medsr_monai.upscaling.adaptation import Adaptation, Adapted, check_adaptable, fit, load_adapted, without_data
 from medsr_monai.upscaling.bundles import AUTO_BUNDLE, BundleRunner, bundle_folder, choose_device
 from medsr_monai.upscaling.cases import Case, header_of
-from medsr_monai.upscaling.choice import Choice, Narrowing, Scan, choose, scan_of, scan_of_volume
+from medsr_monai.upscaling.choice import Candidate, Choice, Narrowing, Scan, candidates, choose, scan_of, scan_of_volume
 from medsr_monai.upscaling.dicom_output import source_headers
 from medsr_monai.upscaling.kinds import NAME, like, name_of, to_volume
 from medsr_monai.upscaling.memory import Memory, Way, parse_size
@@ -294,8 +295,13 @@ class Upscaler(Options):
         with naming(case.source):
             return self._chosen(scan_of(case, self.frame, self.pictures))
 
+    @cached_property
+    def _candidates(self) -> list[Candidate]:
+        """The bundles that auto chooses from, whose weights are hashed once, not for every case."""
+        return candidates()
+
     def _chosen(self, scan: Scan) -> tuple[Upscaler, Choice]:
-        choice = choose(scan, self.narrowing)
+        choice = choose(scan, self.narrowing, self._candidates)
         if choice.bundle not in self._of_bundles:
             options = {one.name: getattr(self, one.name) for one in fields(self)}
             self._of_bundles[choice.bundle] = Upscaler(**options | {"bundle": choice.bundle, "scale": None})
